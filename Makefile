@@ -1,0 +1,55 @@
+# Every target makes .venv from the pinned constraints, or reuses it. Needs only Python 3.11-3.13 and make.
+#   make demo PYTHON=python3.12              another interpreter
+#   make demo TORCH="torch==2.14.1"          another torch; flags may follow, such as --index-url <a CUDA build's index>
+
+TORCH ?= torch==2.13.0
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
+
+VENV := .venv
+BIN := $(VENV)/bin
+# pytest-xdist workers; each runs torch on one thread
+WORKERS ?= 2
+
+# A stamp carries the torch requirement in its name, so that another choice installs again.
+TORCH_STAMP := $(VENV)/.torch-$(shell printf '%s' '$(TORCH)' | cksum | cut -d' ' -f1)
+RUN_STAMP := $(TORCH_STAMP).run
+TEST_STAMP := $(TORCH_STAMP).test
+
+.PHONY: demo test check clean
+.DEFAULT_GOAL := demo
+
+demo: $(RUN_STAMP)
+	$(BIN)/python train.py
+	$(BIN)/python evaluate.py nla=runs/world/nla
+	@echo "The pair: runs/world/nla   Figures and samples: runs/world/evaluation   Try: $(BIN)/nla explain runs/world/nla \"your own sentence\""
+
+test: check
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+check: $(TEST_STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "No Python 3.11-3.13 with venv found: install one (Debian: apt install python3-venv) or name it, e.g. make demo PYTHON=/path/to/python3.12"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(TORCH_STAMP): | $(BIN)/python
+	rm -f $(VENV)/.torch-*
+	$(BIN)/python -m pip install $(TORCH)
+	touch $@
+
+# The constraints with torch as it was just installed: the pin holds for the default alone.
+$(RUN_STAMP): $(TORCH_STAMP) constraints.txt pyproject.toml
+	{ grep -v '^torch==' constraints.txt; $(BIN)/python -m pip freeze | grep '^torch=='; } > $(VENV)/constraints.txt
+	$(BIN)/python -m pip install -c $(VENV)/constraints.txt -e .
+	touch $@
+
+$(TEST_STAMP): $(RUN_STAMP)
+	$(BIN)/python -m pip install -c $(VENV)/constraints.txt -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache
