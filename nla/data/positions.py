@@ -1,0 +1,48 @@
+"""Choices that hang on names, not on order: the same in every process, shard and run."""
+
+import hashlib
+import random
+from collections.abc import Sequence
+
+
+def keyed_seed(*parts: object) -> int:
+    """A 63-bit seed from the parts' text; Python's own hash() differs from process to process."""
+    joined = "\0".join(str(part) for part in parts).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(joined, digest_size=8).digest(), "big") >> 1
+
+
+def keyed_fraction(*parts: object) -> float:
+    """A number in [0, 1), uniform over the parts' text."""
+    return (keyed_seed(*parts) >> 10) / 2**53
+
+
+def draw_positions(eligible: Sequence[int], count: int, seed: int, document_id: str) -> list[int]:
+    """`count` different positions out of `eligible`, ascending, by an RNG keyed by (seed, document id)."""
+    return sorted(random.Random(keyed_seed("position", seed, document_id)).sample(list(eligible), count))
+
+
+def eligible_positions(
+    offsets: Sequence[tuple[int, int]], special: Sequence[bool], min_context: int, limit: int | None = None
+) -> list[int]:
+    """Token indices that may be read.
+
+    Left out are special tokens, tokens with fewer than `min_context` ordinary tokens to their left, and tokens that end
+    inside a character (byte-level tokenizers split rare ones), for which no exact text context exists.
+
+    Args:
+        offsets: characters [begin, end) of each token.
+        special: whether the tokenizer added the token (BOS, EOS).
+        limit: look at the first `limit` tokens only.
+    """
+    found, context = [], 0
+    last = len(offsets) if limit is None else min(limit, len(offsets))
+    for index in range(last):
+        begin, end = offsets[index]
+        if special[index] or end <= begin:
+            continue
+        following = index + 1
+        splits_character = following < len(offsets) and not special[following] and offsets[following][0] < end
+        if context >= min_context and not splits_character:
+            found.append(index)
+        context += 1
+    return found
