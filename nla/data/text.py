@@ -22,9 +22,9 @@ TABLES = (".parquet", ".jsonl")
 class TextSource:
     """Documents under a path, split by document.
 
-    A document's side is a keyed hash of its id (file name within the folder, or `id_column`), so that it depends neither
-    on the other documents nor on the run's seed. Exact copies of a text are dropped: a copy under another name could
-    land on the other side.
+    A document's side is a keyed hash of its id (file name within the folder, or `id_column`), so that it depends
+    neither on the other documents nor on the run's seed. Exact copies of a text are dropped: a copy under another name
+    could land on the other side.
 
     Args:
         path: a folder (every file in it, tables included), or one file.
@@ -58,7 +58,7 @@ class TextSource:
         self._fallback: Extractive | None = None
         _check_fractions(fractions)
         if not self.path.exists():
-            raise DataError(f"data.path={path}: no such file or folder; give a folder of UTF-8 files, .parquet or .jsonl")
+            raise DataError(f"data.path={path}: no such file or folder; give a folder of UTF-8 files, Parquet or JSONL")
         self._splits: dict[str, list[Document]] = {split: [] for split in SPLITS}
         for kept, document in enumerate(self._documents()):
             if max_documents is not None and kept >= max_documents:
@@ -91,8 +91,6 @@ class TextSource:
             fault = self._fault(document.text)
             if fault is None and document.text in seen:
                 fault = "copy of another document"
-            if fault is None and self.columns["explanation"] is not None and not (document.explanation or "").strip():
-                fault = "no explanation"
             if fault is not None:
                 self.skipped[fault] += 1
                 continue
@@ -147,7 +145,7 @@ class TextSource:
                 id=f"{name}:{number}",
                 text=row[text],
                 origin=None if key is None else str(row[key]),
-                explanation=given.strip() if isinstance(given, str) else None,
+                explanation=(given.strip() or None) if isinstance(given, str) else None,
             )
 
     def _fault(self, text: str) -> str | None:
@@ -205,7 +203,8 @@ def _side(fraction: float, fractions: dict[str, float]) -> str:
         reached += fractions.get(split, 0.0)
         if fraction < reached:
             return split
-    return next(split for split in reversed(SPLITS) if fractions.get(split, 0.0) > 0)  # the sum fell short of 1 by rounding
+    # the sum fell short of 1 by rounding
+    return next(split for split in reversed(SPLITS) if fractions.get(split, 0.0) > 0)
 
 
 def _check_fractions(fractions: dict[str, float]) -> None:
