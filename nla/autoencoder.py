@@ -1,0 +1,284 @@
+"""The pair with its prompts and scales: what one trains, saves, publishes, and uses in a notebook."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nla import release
+from nla.backbone import add_lora, body, check_layer, load_model, load_tokenizer, truncated, width
+from nla.errors import DataError, ReleaseError
+from nla.objectives import Scale, cosine, orthogonal_error, reconstruction_error, resolve_scale
+from nla.prompts import Templates, build_verbalizer_prompt, find_marker
+from nla.reconstructor import Reconstructor
+from nla.release import Metadata
+from nla.types import Score
+from nla.verbalizer import Verbalizer
+
+HALVES = ("verbalizer", "reconstructor")
+
+
+class NLA(nn.Module):
+    """Verbalizer and reconstructor for the activations of `base_model` after block `layer`."""
+
+    def __init__(
+        self,
+        verbalizer: Verbalizer,
+        reconstructor: Reconstructor,
+        *,
+        base_model: str,
+        layer: int,
+        mse_scale: Scale,
+        templates: Templates,
+        stage: str | None = None,
+    ):
+        super().__init__()
+        self.verbalizer = verbalizer
+        self.reconstructor = reconstructor
+        self.base_model = base_model
+        self.layer = layer
+        self.mse_scale = mse_scale
+        self.templates = templates
+        self.stage = stage
+        self.eval()
+
+    @property
+    def injection_scale(self) -> Scale:
+        return self.verbalizer.injection_scale
+
+    @property
+    def d_model(self) -> int:
+        return self.verbalizer.d_model
+
+    @property
+    def device(self) -> torch.device:
+        return self.reconstructor.head.weight.device
+
+    @classmethod
+    def from_target(
+        cls,
+        model_id: str,
+        layer: int,
+        templates: Templates,
+        marker: str | None = None,
+        injection_scale: str | float | None = "sqrt_d_model",
+        mse_scale: str | float | None = "sqrt_d_model",
+        adapter: dict[str, Any] | None = None,
+        dtype: str = "float32",
+        revision: str | None = None,
+    ) -> "NLA":
+        """An untrained pair: both halves start as copies of the target.
+
+        `marker=None` searches for one; `adapter` (rank, alpha, dropout) trains a LoRA on each half's own copy, None
+        trains all weights. Raises ModelError, ConfigError (layer, scales, templates), InjectionError (marker).
+        """
+        model = load_model(model_id, dtype, revision)
+        check_layer(model, layer)
+        tokenizer = load_tokenizer(model_id, revision)
+        marker = find_marker(tokenizer) if marker is None else marker
+        prompt = build_verbalizer_prompt(tokenizer, templates.verbalizer, marker)
+        if adapter is not None:
+            add_lora(model, **adapter)
+        scale = resolve_scale(injection_scale, width(model))
+        return cls(
+            Verbalizer(model, tokenizer, prompt, scale, templates.reconstructor),
+            Reconstructor.from_target(model_id, layer, templates.reconstructor, dtype, revision, adapter),
+            base_model=str(model_id),
+            layer=layer,
+            mse_scale=resolve_scale(mse_scale, width(model)),
+            templates=templates,
+        )
+
+    @torch.no_grad()
+    def explain(
+        self,
+        activation: Float[Tensor, "batch d_model"],
+        samples: int = 1,
+        temperature: float = 1.0,
+        max_new_tokens: int = 150,
+        seed: int = 0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        batch_size: int = 32,
+        backend: str = "engine",
+    ) -> list[list[str | None]]:
+        """`samples` explanations of each activation, `[batch][samples]`; None where malformed or cut off.
+
+        Temperature 0 is greedy. The texts depend on the seed and a row's index, not on `batch_size`.
+        """
+        explanations: list[list[str | None]] = []
+        for start in range(0, len(activation), batch_size):
+            texts = self.verbalizer.sample(
+                activation[start : start + batch_size].to(self.device),
+                samples,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                top_k=top_k,
+                seed=seed,
+                first_row=start * samples,
+                backend=backend,
+            ).explanation
+            explanations += [texts[i : i + samples] for i in range(0, len(texts), samples)]
+        return explanations
+
+    def reconstruct(self, texts: Sequence[str], batch_size: int = 64) -> Float[Tensor, "sample d_model"]:
+        """The reconstructor's predictions, of arbitrary norm."""
+        return self.reconstructor.reconstruct(texts, batch_size)
+
+    def score(self, activation: Float[Tensor, "batch d_model"], texts: Sequence[str | None]) -> Score:
+        """Error (at `mse_scale`) and cosine of each text's reconstruction; None scores as an orthogonal vector."""
+        if len(texts) != len(activation):
+            raise DataError(f"{len(texts)} texts for {len(activation)} activations: give one text for each")
+        truth = activation.to(self.device).float()
+        prediction = self.reconstruct([text or "" for text in texts])
+        formed = torch.tensor([text is not None for text in texts], dtype=torch.bool, device=self.device)
+        error = reconstruction_error(prediction, truth, self.mse_scale)
+        return Score(
+            error=torch.where(formed, error, orthogonal_error(truth, self.mse_scale)),
+            cosine=torch.where(formed, cosine(prediction, truth), 0.0),
+        )
+
+    def save_pretrained(
+        self, folder: str | Path, stage: str | None = None, training: dict[str, Any] | None = None
+    ) -> None:
+        """Write `folder/verbalizer` and `folder/reconstructor` in the released format; adapters are merged.
+
+        Both are written beside the folder first and then moved, so that a kill never leaves half a pair.
+        """
+        folder = Path(folder)
+        scratch = folder.with_name(f".{folder.name}.part")
+        shutil.rmtree(scratch, ignore_errors=True)
+        for half, role in zip(HALVES, ("av", "ar"), strict=True):
+            part = scratch / half
+            part.mkdir(parents=True)
+            if half == "verbalizer":
+                release.save_causal_lm(self.verbalizer.model, part)
+            else:
+                release.save_reconstructor(self.reconstructor.body, self.reconstructor.head, part)
+            getattr(self, half).tokenizer.save_pretrained(part)
+            release.write_metadata(part, self._metadata(role, stage or self.stage, training))
+        folder.mkdir(parents=True, exist_ok=True)
+        for half in HALVES:
+            shutil.rmtree(folder / half, ignore_errors=True)
+            os.replace(scratch / half, folder / half)
+        scratch.rmdir()
+
+    def _metadata(self, role: str, stage: str | None, training: dict[str, Any] | None) -> Metadata:
+        prompt = self.verbalizer.prompt
+        return Metadata(
+            role=role,
+            base_model=self.base_model,
+            d_model=self.d_model,
+            layer=self.layer,
+            injection_scale=self.injection_scale,
+            mse_scale=self.mse_scale,
+            templates={"av": self.templates.verbalizer, "ar": self.templates.reconstructor},
+            tokens={
+                "injection_char": prompt.marker,
+                "injection_token_id": prompt.marker_id,
+                "injection_left_neighbor_id": prompt.left_id,
+                "injection_right_neighbor_id": prompt.right_id,
+                "critic_suffix_ids": list(self.reconstructor.suffix_ids),
+            },
+            stage=stage,
+            training=training,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path | None = None,
+        *,
+        verbalizer: str | Path | None = None,
+        reconstructor: str | Path | None = None,
+        dtype: str = "float32",
+        revision: str | None = None,
+        adapter: dict[str, Any] | None = None,
+    ) -> "NLA":
+        """Load a pair: one folder (or hub repository) holding both halves, or the two halves by name.
+
+        Raises ReleaseError for missing files, pickles, contradictions, and tokens that drifted. `adapter` puts a fresh
+        LoRA on each loaded half.
+        """
+        if folder is not None:
+            root = release.fetch(folder, revision)
+            first, second = root / HALVES[0], root / HALVES[1]
+        elif verbalizer is not None and reconstructor is not None:
+            first, second = release.fetch(verbalizer, revision), release.fetch(reconstructor, revision)
+        else:
+            raise ReleaseError("give either one folder, or both verbalizer= and reconstructor=")
+        about_av, about_ar = release.read_metadata(first), release.read_metadata(second)
+        templates = _agreed(first, about_av, second, about_ar)
+        return cls(
+            _load_verbalizer(first, about_av, templates, dtype, adapter),
+            _load_reconstructor(second, about_ar, templates, dtype, adapter),
+            base_model=about_av.base_model,
+            layer=about_ar.layer,
+            mse_scale=about_ar.mse_scale,
+            templates=templates,
+            stage=about_ar.stage or about_av.stage,
+        )
+
+
+def _agreed(first: Path, av: Metadata, second: Path, ar: Metadata) -> Templates:
+    if (av.role, ar.role) != ("av", "ar"):
+        raise ReleaseError(f"{first} has role {av.role!r} and {second} {ar.role!r}: expected av and ar, in this order")
+    for key in ("d_model", "layer"):
+        if getattr(av, key) != getattr(ar, key):
+            raise ReleaseError(
+                f"{first} has {key} {getattr(av, key)}, {second} {getattr(ar, key)}: the two halves are not a pair"
+            )
+    for folder, about in ((first, av), (second, ar)):
+        if about.role not in about.templates:
+            raise ReleaseError(f"{folder / release.METADATA}: prompt_templates.{about.role} is missing")
+    return Templates(av.templates["av"], ar.templates["ar"])
+
+
+def _load_verbalizer(
+    folder: Path, about: Metadata, templates: Templates, dtype: str, adapter: dict[str, Any] | None
+) -> Verbalizer:
+    path = folder / release.METADATA
+    if isinstance(about.injection_scale, str):
+        raise ReleaseError(f"{path}: extraction.injection_scale is missing: it cannot be guessed")
+    marker = about.tokens.get("injection_char")
+    if not isinstance(marker, str):
+        raise ReleaseError(f"{path}: tokens.injection_char is {marker!r}, expected the marker character")
+    model, tokenizer = release.load_causal_lm(folder, dtype), load_tokenizer(folder)
+    if width(model) != about.d_model:
+        raise ReleaseError(f"{path}: d_model is {about.d_model}, the model beside it has {width(model)}")
+    prompt = build_verbalizer_prompt(tokenizer, templates.verbalizer, marker)
+    release.check_token(folder, about.tokens, "injection_token_id", prompt.marker_id)
+    release.check_token(folder, about.tokens, "injection_left_neighbor_id", prompt.left_id)
+    release.check_token(folder, about.tokens, "injection_right_neighbor_id", prompt.right_id)
+    if adapter is not None:
+        add_lora(model, **adapter)
+    return Verbalizer(model, tokenizer, prompt, about.injection_scale, templates.reconstructor)
+
+
+def _load_reconstructor(
+    folder: Path, about: Metadata, templates: Templates, dtype: str, adapter: dict[str, Any] | None
+) -> Reconstructor:
+    model, head = release.load_reconstructor(folder, about, dtype)
+    decoder = body(model)
+    if decoder.config.num_hidden_layers != about.layer + 1 or width(model) != about.d_model:
+        raise ReleaseError(
+            f"{folder}: config.json has {decoder.config.num_hidden_layers} blocks of width {width(model)}, "
+            f"layer {about.layer} of width {about.d_model} needs {about.layer + 1}"
+        )
+    decoder = truncated(decoder, about.layer)
+    if adapter is not None:
+        add_lora(decoder, **adapter)
+    reconstructor = Reconstructor(decoder, load_tokenizer(folder), templates.reconstructor)
+    recorded = about.tokens.get("critic_suffix_ids")
+    if recorded:
+        live = reconstructor.tokenize(["x"])[0][0].tolist()[-len(recorded) :]
+        release.check_token(folder, about.tokens, "critic_suffix_ids", live)
+    with torch.no_grad():
+        reconstructor.head.weight.copy_(head)
+    return reconstructor

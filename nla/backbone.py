@@ -1,0 +1,236 @@
+"""Hugging Face causal language models: load, find the decoder body, cut it at a layer, adapt it with LoRA.
+
+Layer convention: `layer = l` is the output of block l, counted from 0, that is `hidden_states[l + 1]` before the final
+norm. No remote code, no pickled weights.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as hf_logging
+
+from nla.errors import ConfigError, ModelError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+BLOCKS = ("layers", "h")  # the two names under which decoder bodies keep their blocks
+FINAL_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm")
+PACKAGED = Path(__file__).parent / "packaged"
+
+
+def resolve(model_id: str | Path) -> str | Path:
+    """Where a model id's files are: a packaged target's folder, else the id itself (a folder or a hub id)."""
+    name = str(model_id)
+    if name.isidentifier() and (PACKAGED / name).is_dir():
+        return PACKAGED / name
+    return model_id
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and load reports from transformers: a reconstructor lacks norm and lm_head by design."""
+    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(verbosity)
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
+def load_model(model_id: str | Path, dtype: str = "float32", revision: str | None = None) -> PreTrainedModel:
+    """A causal LM in evaluation mode. Raises ModelError; refuses pickled weights and code that comes with a model."""
+    model, info = load_model_with_info(model_id, dtype, revision)
+    if info["missing_keys"]:
+        raise ModelError(
+            f"model {str(model_id)!r}: {len(info['missing_keys'])} weights are missing, such as "
+            f"{sorted(info['missing_keys'])[0]}: the files are incomplete"
+        )
+    return model
+
+
+def load_model_with_info(
+    model_id: str | Path, dtype: str = "float32", revision: str | None = None
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """As `load_model`, with transformers' report of missing and unexpected weights."""
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
+    try:
+        with quiet():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                resolve(model_id),
+                dtype=DTYPES[dtype],
+                revision=revision,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError, RuntimeError... for a wrong id
+        raise ModelError(
+            f"model {str(model_id)!r} cannot be loaded as a causal language model with safetensors weights "
+            f"({_first_line(error)}): give a packaged id, a folder or a hub id"
+        ) from error
+    return model.eval(), info
+
+
+def load_tokenizer(model_id: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The model's tokenizer. Raises ModelError."""
+    try:
+        return AutoTokenizer.from_pretrained(resolve(model_id), revision=revision, trust_remote_code=False)
+    except Exception as error:
+        raise ModelError(
+            f"no tokenizer can be loaded for {str(model_id)!r} ({_first_line(error)}): "
+            "the folder or hub repository must hold tokenizer.json"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def body(model: nn.Module) -> PreTrainedModel:
+    """The decoder body, through LM heads, multimodal wrappers and PEFT wrappers. Raises ModelError if there is none."""
+    candidate: Any = model
+    for _ in range(4):
+        if _blocks_name(candidate):
+            return candidate
+        if hasattr(candidate, "get_base_model"):
+            candidate = candidate.get_base_model()
+        elif hasattr(candidate, "get_decoder"):
+            candidate = candidate.get_decoder()
+    raise ModelError(f"{type(model).__name__}: no decoder blocks found under {' or '.join(BLOCKS)}")
+
+
+def _blocks_name(module: nn.Module) -> str | None:
+    return next((name for name in BLOCKS if isinstance(getattr(module, name, None), nn.ModuleList)), None)
+
+
+def blocks(decoder: nn.Module) -> nn.ModuleList:
+    """The blocks of a decoder body, in order."""
+    name = _blocks_name(decoder)
+    if name is None:
+        raise ModelError(f"{type(decoder).__name__} is not a decoder body")
+    return getattr(decoder, name)
+
+
+def depth(model: nn.Module) -> int:
+    return len(blocks(body(model)))
+
+
+def width(model: nn.Module) -> int:
+    return int(body(model).config.hidden_size)
+
+
+def check_layer(model: nn.Module, layer: int) -> None:
+    """Raises ConfigError unless `layer` names a block."""
+    count = depth(model)
+    if not 0 <= layer < count:
+        raise ConfigError(
+            f"layer.index={layer}: this model has {count} blocks, so the layer is 0 to {count - 1} "
+            "(counted from 0, the output of that block)"
+        )
+
+
+def truncated(decoder: PreTrainedModel, layer: int) -> PreTrainedModel:
+    """A view of the body that ends after block `layer`, sharing every parameter with it.
+
+    Its last hidden state is the raw residual stream after that block: final norm replaced by the identity. The
+    original stays intact; the view costs no memory. `layer = -1` keeps no block.
+    """
+    view = copy.copy(decoder)
+    view._modules = dict(decoder._modules)  # copy.copy shares the dict itself
+    name = _blocks_name(decoder)
+    if name is None:
+        raise ModelError(f"{type(decoder).__name__} is not a decoder body")
+    view._modules[name] = nn.ModuleList(list(blocks(decoder))[: layer + 1])
+    for norm in FINAL_NORMS:
+        if norm in view._modules:
+            view._modules[norm] = nn.Identity()
+    config = copy.deepcopy(decoder.config)
+    if getattr(config, "layer_types", None):
+        config.layer_types = list(config.layer_types)[: layer + 1]
+    config.num_hidden_layers = layer + 1
+    view.config = config
+    return view
+
+
+def embed(decoder: PreTrainedModel, tokens: Int[Tensor, "*rows time"]) -> Float[Tensor, "*rows time d_model"]:
+    """Token embeddings as `inputs_embeds` takes them (Gemma scales them by sqrt(d) inside the embedding module)."""
+    return decoder.get_input_embeddings()(tokens)
+
+
+@torch.no_grad()
+def input_gain(decoder: PreTrainedModel) -> float:
+    """The factor between `inputs_embeds` and what block 0 sees: 1 nearly everywhere.
+
+    Some architectures (Granite; Gemma in older transformers) multiply inside the body's forward. Measured with a view
+    of no blocks as f(1) - f(0), so that GPT-2's added positions drop out.
+    """
+    weight = decoder.get_input_embeddings().weight
+    if weight.is_meta:
+        return 1.0
+    view = truncated(decoder, -1)
+    was_training = decoder.training
+    decoder.eval()
+    try:
+        probe = torch.zeros(2, 1, decoder.config.hidden_size, dtype=weight.dtype, device=weight.device)
+        probe[1] = 1
+        seen = view(inputs_embeds=probe, use_cache=False).last_hidden_state.float()
+    finally:
+        decoder.train(was_training)
+    gain = float((seen[1] - seen[0]).mean())
+    return 1.0 if abs(gain - 1) < 0.02 else gain
+
+
+def head_logits(model: PreTrainedModel, hidden: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows vocab"]:
+    """Raw logits in fp32 from the body's last hidden state, with the scaling or soft cap of the architecture."""
+    config = model.config.get_text_config(decoder=True)
+    logits = model.get_output_embeddings()(hidden).float()
+    logits = logits * (getattr(config, "logit_scale", None) or 1.0)  # Cohere
+    logits = logits / (getattr(config, "logits_scaling", None) or 1.0)  # Granite
+    cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Every id that ends generation by the model's own account."""
+    listed = getattr(model.generation_config, "eos_token_id", None)
+    ids = set(listed if isinstance(listed, (list, tuple)) else [listed])
+    return {int(i) for i in ids | {tokenizer.eos_token_id} if i is not None}
+
+
+def add_lora(model: PreTrainedModel, rank: int, alpha: float, dropout: float = 0.0) -> PreTrainedModel:
+    """Low-rank adapters on all linear layers, in place; everything else is frozen (attention alone underfits)."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear", bias="none")  # pyright: ignore[reportArgumentType]
+    inject_adapter_in_model(config, model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+    return model
+
+
+def has_lora(model: nn.Module) -> bool:
+    return any("lora_" in name for name, _ in model.named_parameters())
+
+
+@torch.no_grad()
+def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict as a plain model would have it: adapters merged into their base weights, names unchanged."""
+    state = {}
+    for name, tensor in model.state_dict().items():
+        if "lora_" in name:
+            continue
+        if name.endswith(".base_layer.weight"):
+            layer = model.get_submodule(name.removesuffix(".base_layer.weight"))
+            tensor = tensor + layer.get_delta_weight("default").to(tensor)  # pyright: ignore[reportCallIssue]
+        state[name.replace(".base_layer.", ".")] = tensor
+    return state

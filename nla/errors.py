@@ -1,0 +1,28 @@
+"""Errors for a person: one line that says what is wrong, with which value, by which rule, and what to do about it.
+
+The console commands print the message without a traceback and end with status 2.
+"""
+
+
+class NLAError(Exception):
+    """Base of every error that a person can cause and mend."""
+
+
+class ConfigError(NLAError):
+    """A setting that is unknown, of the wrong type, or outside its range."""
+
+
+class DataError(NLAError):
+    """Text, positions or stored activations that cannot be used."""
+
+
+class ModelError(NLAError):
+    """A model or tokenizer that cannot be loaded or does not fit."""
+
+
+class ReleaseError(NLAError):
+    """A saved pair whose files or metadata are missing, contradictory or unsafe."""
+
+
+class InjectionError(NLAError):
+    """The activation would not reach the verbalizer's prompt at the one place meant for it."""

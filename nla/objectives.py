@@ -1,0 +1,238 @@
+"""The method's maths as pure functions on tensors. fp32 throughout; FVE in fp64.
+
+Source: Fraser-Taliente, Kantamneni, Ong et al., "Natural Language Autoencoders", Transformer Circuits, 2026, and the
+code released with it. Policy-gradient names: PPO (Schulman 2017), GRPO (Shao 2024), Dr. GRPO (Liu 2025),
+RLOO (Ahmadian 2024); KL estimators k1, k2, k3: Schulman, "Approximating KL divergence", 2020.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from nla.errors import ConfigError
+
+Scale = float | None
+RewardKind = Literal["neg_error", "neg_log_error"]
+AdvantageKind = Literal["standardized", "centered", "leave_one_out"]
+LengthKind = Literal["sample_mean", "token_mean", "constant"]
+KLKind = Literal["k3", "k2"]
+
+LOG_FLOOR = 1e-8  # smallest error that enters a logarithm
+
+
+def resolve_scale(scale: str | float | int | None, d_model: int) -> Scale:
+    """`sqrt_d_model` -> sqrt(d), a number -> itself, None -> None (raw vectors). Anything else: ConfigError."""
+    if scale is None:
+        return None
+    if scale == "sqrt_d_model":
+        return math.sqrt(d_model)
+    if isinstance(scale, (int, float)) and not isinstance(scale, bool) and math.isfinite(scale) and scale > 0:
+        return float(scale)
+    raise ConfigError(f"scale {scale!r}: expected a positive number, null (raw vectors) or 'sqrt_d_model'")
+
+
+def normalize(
+    vector: Float[Tensor, "*rows d_model"], scale: Scale, eps: float = 1e-12
+) -> Float[Tensor, "*rows d_model"]:
+    """`scale * v / sqrt(|v|^2 + eps)`, computed in at least fp32; `scale=None` gives the vector itself.
+
+    eps stands inside the root: a clamp outside it gives NaN gradients at tiny norms.
+    """
+    vector = vector if vector.dtype == torch.float64 else vector.float()
+    if scale is None:
+        return vector
+    return vector * (scale * torch.rsqrt(vector.square().sum(-1, keepdim=True) + eps))
+
+
+def reconstruction_error(
+    prediction: Float[Tensor, "sample d_model"], activation: Float[Tensor, "sample d_model"], scale: Scale
+) -> Float[Tensor, " sample"]:
+    """`mean_d (normalize(prediction) - normalize(activation))^2`; at scale sqrt(d) this is `2 (1 - cos)`, in [0, 4]."""
+    return (normalize(prediction, scale) - normalize(activation, scale)).square().mean(-1)
+
+
+def orthogonal_error(activation: Float[Tensor, "sample d_model"], scale: Scale) -> Float[Tensor, " sample"]:
+    """The error of an orthogonal prediction of equal norm: `2 s^2 / d`, or `2 mean_d h^2` for raw vectors."""
+    return 2 * normalize(activation, scale).square().mean(-1)
+
+
+def cosine(
+    prediction: Float[Tensor, "sample d_model"], activation: Float[Tensor, "sample d_model"]
+) -> Float[Tensor, " sample"]:
+    """Cosine of prediction and activation."""
+    return (normalize(prediction, 1.0) * normalize(activation, 1.0)).sum(-1)
+
+
+def reward(
+    error: Float[Tensor, " sample"],
+    well_formed: Bool[Tensor, " sample"],
+    orthogonal: Float[Tensor, " sample"],
+    kind: RewardKind = "neg_error",
+) -> Float[Tensor, " sample"]:
+    """`-error` or `-log error`; a malformed or cut-off explanation earns what an orthogonal prediction would.
+
+    Carries no gradient. Leaving malformed samples out instead has collapsed policies within 25 steps.
+    """
+    counted = torch.where(well_formed, error, orthogonal).detach().float()
+    if kind == "neg_error":
+        return -counted
+    if kind == "neg_log_error":
+        return -counted.clamp_min(LOG_FLOOR).log()
+    raise ConfigError(f"reward kind {kind!r}: expected 'neg_error' or 'neg_log_error'")
+
+
+def group_advantages(
+    reward: Float[Tensor, " sample"], group: int, kind: AdvantageKind = "standardized", eps: float = 1e-4
+) -> Float[Tensor, " sample"]:
+    """Rewards against their own group (contiguous samples of one activation).
+
+    standardized `(r - mean) / (std + eps)` with the n-1 standard deviation (GRPO); centered `r - mean` (Dr. GRPO);
+    leave_one_out `r - mean of the others` (RLOO). A group of equal rewards gives 0. A non-finite reward gets 0 and is
+    left out of its group's statistics.
+    """
+    if group < 1 or len(reward) % group:
+        raise ConfigError(f"group {group} does not divide the {len(reward)} samples of the rollout")
+    rows = reward.detach().float().view(-1, group)
+    finite = rows.isfinite()
+    rows = torch.where(finite, rows, 0.0)
+    count = finite.sum(1, keepdim=True)
+    centered = torch.where(finite, rows - rows.sum(1, keepdim=True) / count.clamp_min(1), 0.0)
+    spread = centered.amax(1, keepdim=True) - centered.amin(1, keepdim=True)
+    if kind == "standardized":
+        std = (centered.square().sum(1, keepdim=True) / (count - 1).clamp_min(1)).sqrt()
+        advantage = centered / (std + eps)
+    elif kind == "centered":
+        advantage = centered
+    elif kind == "leave_one_out":
+        advantage = centered * count / (count - 1).clamp_min(1)
+    else:
+        raise ConfigError(f"advantage kind {kind!r}: expected 'standardized', 'centered' or 'leave_one_out'")
+    rounding = 1e-6 * rows.abs().amax(1, keepdim=True).clamp_min(1e-6)
+    return torch.where(spread > rounding, advantage, 0.0).reshape(-1)
+
+
+def aggregate(
+    values: Float[Tensor, "sample time"],
+    mask: Bool[Tensor, "sample time"],
+    length: LengthKind,
+    denominator: Float[Tensor, ""] | Int[Tensor, ""] | float | int,
+) -> Float[Tensor, ""]:
+    """Sum per-token values into one number: this micro-batch's share of the global batch's mean.
+
+    sample_mean: mean over a sample's tokens, then `/ denominator` = samples of the global batch;
+    token_mean: sum `/ denominator` = tokens of the global batch; constant: sum `/ denominator` = a fixed number.
+    """
+    values = torch.where(mask, values, 0.0)
+    if length == "sample_mean":
+        total = (values.sum(1) / mask.sum(1).clamp_min(1)).sum()
+    elif length in ("token_mean", "constant"):
+        total = values.sum()
+    else:
+        raise ConfigError(f"length {length!r}: expected 'sample_mean', 'token_mean' or 'constant'")
+    return total / denominator
+
+
+def policy_gradient_loss(
+    log_probs: Float[Tensor, "sample time"],
+    advantage: Float[Tensor, " sample"],
+    mask: Bool[Tensor, "sample time"],
+    length: LengthKind = "sample_mean",
+    denominator: Float[Tensor, ""] | Int[Tensor, ""] | float | int = 1.0,
+    old_log_probs: Float[Tensor, "sample time"] | None = None,
+    clip: float = 0.2,
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    """Clipped surrogate `-min(r A, clip(r, 1-c, 1+c) A)`, `r = exp(log pi - log pi_old)`.
+
+    With `old_log_probs=None` the ratio is 1 and the gradient is REINFORCE with the group's baseline. `mask` must end
+    with the stop token: what follows it is never trained on. Metrics are token means of this micro-batch.
+    """
+    log_probs = torch.where(mask, log_probs, 0.0)
+    old = log_probs.detach() if old_log_probs is None else torch.where(mask, old_log_probs, 0.0)
+    log_ratio = log_probs - old
+    ratio = log_ratio.exp()
+    weight = advantage.unsqueeze(1)
+    loss = aggregate(
+        -torch.minimum(ratio * weight, ratio.clamp(1 - clip, 1 + clip) * weight), mask, length, denominator
+    )
+    with torch.no_grad():
+        tokens = mask.sum().clamp_min(1)
+        clipped = ((ratio < 1 - clip) & (weight < 0)) | ((ratio > 1 + clip) & (weight > 0))
+        metrics = {
+            "surprisal": -log_probs.sum() / tokens,  # nats per token; estimates the policy's entropy
+            "ratio": torch.where(mask, ratio, 0.0).sum() / tokens,
+            "clipped": (clipped & mask).sum() / tokens,
+        }
+    return loss, metrics
+
+
+def kl_to_reference(
+    log_probs: Float[Tensor, "sample time"],
+    reference: Float[Tensor, "sample time"],
+    mask: Bool[Tensor, "sample time"],
+    kind: KLKind = "k3",
+    clamp: float = 12.0,
+    length: LengthKind = "sample_mean",
+    denominator: Float[Tensor, ""] | Int[Tensor, ""] | float | int = 1.0,
+) -> Float[Tensor, ""]:
+    """KL to the reference with `D = clamp(log pi_ref - log pi)`: k3 `exp(D) - D - 1`, k2 `D^2 / 2`.
+
+    On samples of pi both values estimate KL(pi || pi_ref). As a loss, k3's gradient is that of KL(pi_ref || pi), k2's
+    that of KL(pi || pi_ref). Unclamped, D explodes at temperature 1; clamped at 5 runs have collapsed.
+    For k1 inside the reward see `sequence_kl`.
+    """
+    difference = torch.where(mask, reference - log_probs, 0.0).clamp(-clamp, clamp)
+    if kind == "k3":
+        values = difference.exp() - difference - 1
+    elif kind == "k2":
+        values = difference.square() / 2
+    else:
+        raise ConfigError(f"KL kind {kind!r}: expected 'k3' or 'k2'")
+    return aggregate(values, mask, length, denominator)
+
+
+def sequence_kl(
+    log_probs: Float[Tensor, "sample time"], reference: Float[Tensor, "sample time"], mask: Bool[Tensor, "sample time"]
+) -> Float[Tensor, " sample"]:
+    """k1 per sample, `sum_t log pi - log pi_ref`, without gradient: to be subtracted from the reward."""
+    return torch.where(mask, log_probs - reference, 0.0).sum(1).detach()
+
+
+def _errors_and_spread(
+    prediction: Tensor, activation: Tensor, well_formed: Tensor | None, normalized_mean: bool
+) -> tuple[Tensor, Tensor]:
+    scale = math.sqrt(activation.shape[-1])
+    truth = normalize(activation.double(), scale)
+    error = (normalize(prediction.double(), scale) - truth).square().mean(-1)
+    if well_formed is not None:
+        error = torch.where(well_formed, error, 2.0)
+    mean = truth.mean(0)
+    if normalized_mean:
+        mean = normalize(mean, scale)
+    return error.sum(), (truth - mean).square().mean(-1).sum()
+
+
+def fraction_of_variance_explained(
+    prediction: Float[Tensor, "sample d_model"],
+    activation: Float[Tensor, "sample d_model"],
+    well_formed: Bool[Tensor, " sample"] | None = None,
+) -> float:
+    """`1 - sum error_i / sum mean_d (g_i - mu)^2`, g = normalize(h, sqrt d), mu the plain mean of g over this set.
+
+    fp64, because with one massive dimension fp32 gives 0.917 for a true 0.911. Rows not `well_formed` count with the
+    error 2 of an orthogonal vector. 0 = predicting mu itself; a constant reconstructor scores below 0.
+    """
+    error, spread = _errors_and_spread(prediction, activation, well_formed, normalized_mean=False)
+    return float(1 - error / spread)
+
+
+def fve_normalized_mean(
+    prediction: Float[Tensor, "sample d_model"],
+    activation: Float[Tensor, "sample d_model"],
+    well_formed: Bool[Tensor, " sample"] | None = None,
+) -> float:
+    """The other definition, against normalize(mu): larger denominator, 8-13 points higher. Never quote it as FVE."""
+    error, spread = _errors_and_spread(prediction, activation, well_formed, normalized_mean=True)
+    return float(1 - error / spread)

@@ -1,0 +1,280 @@
+"""The released checkpoint format: two folders, safetensors, `nla_meta.yaml`. Read strictly, written as released.
+
+Both spellings met in the wild are read (`av`/`ar`, older `actor`/`critic`); only the newer one is written. Token ids
+are checked against the live tokenizer by the reader of the pair (`NLA.from_pretrained`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from huggingface_hub import save_torch_state_dict, snapshot_download
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from nla.backbone import FINAL_NORMS, has_lora, load_model_with_info, merged_state_dict, quiet
+from nla.errors import ConfigError, ModelError, ReleaseError
+from nla.objectives import Scale, resolve_scale
+
+METADATA = "nla_meta.yaml"
+VALUE_HEAD = "value_head.safetensors"
+MAX_METADATA_BYTES = 1 << 20
+ROLES = {"av": "av", "actor": "av", "ar": "ar", "critic": "ar"}
+OLDER = {"av": "actor", "ar": "critic"}
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+SAFE_FILES = ["*.safetensors", "*.json", "*.yaml", "*.txt", "*.jinja", "*.model"]
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """What `nla_meta.yaml` says about one half of a pair."""
+
+    role: str  # av | ar
+    base_model: str
+    d_model: int
+    layer: int
+    injection_scale: Scale | str  # "absent" where the file does not say
+    mse_scale: Scale
+    templates: dict[str, str]  # av, ar
+    tokens: dict[str, Any] = field(default_factory=dict)
+    stage: str | None = None
+    training: dict[str, Any] | None = None
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Safe YAML that refuses aliases (bombs) and duplicate keys (PyYAML keeps the last in silence)."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise ReleaseError("YAML aliases are not allowed")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            name = self.construct_object(key, deep=True)
+            if not isinstance(name, str):
+                raise ReleaseError(f"key {name!r} on line {key.start_mark.line + 1} is not a string: quote it")
+            if name in seen:
+                raise ReleaseError(f"key {name!r} occurs twice, again on line {key.start_mark.line + 1}: keep one")
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A mapping from a small YAML file. Raises ReleaseError, which names the file; runs no code."""
+    if not path.is_file():
+        raise ReleaseError(f"{path} is missing: the folder is not a released checkpoint, or is only half of one")
+    if path.stat().st_size > MAX_METADATA_BYTES:
+        raise ReleaseError(f"{path} has {path.stat().st_size} bytes, at most {MAX_METADATA_BYTES} are read")
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506 a SafeLoader
+    except ReleaseError as error:
+        raise ReleaseError(f"{path}: {error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise ReleaseError(f"{path} is not plain YAML ({' '.join(str(error).split())[:200]})") from None
+    if not isinstance(content, dict):
+        raise ReleaseError(f"{path}: expected a mapping, found {type(content).__name__}")
+    return content
+
+
+def read_metadata(folder: Path) -> Metadata:
+    """Parse and check one folder's `nla_meta.yaml`. Raises ReleaseError naming key, value and rule."""
+    path = folder / METADATA
+    content = read_yaml(path)
+    if content.get("kind") != "nla_model":
+        raise ReleaseError(f"{path}: kind is {content.get('kind')!r}, expected 'nla_model'")
+    role = ROLES.get(str(content.get("role")))
+    if role is None:
+        raise ReleaseError(f"{path}: role is {content.get('role')!r}, expected one of {', '.join(ROLES)}")
+    extraction = _section(path, content, "extraction")
+    d_model = _whole(path, "d_model", content.get("d_model", extraction.get("d_model")), least=1)
+    if "injection_scale" in extraction:
+        injection_scale = _scale(path, "extraction.injection_scale", extraction["injection_scale"], d_model)
+    else:
+        injection_scale = "absent"
+    templates = _section(path, content, "prompt_templates")
+    known = {new: templates.get(new, templates.get(OLDER[new])) for new in OLDER}
+    base = content.get("base_checkpoint")
+    if not isinstance(base, str) or not base:
+        raise ReleaseError(f"{path}: base_checkpoint is {base!r}, expected the id of the model that was read")
+    return Metadata(
+        role=role,
+        base_model=base,
+        d_model=d_model,
+        layer=_layer(path, content, extraction),
+        injection_scale=injection_scale,
+        mse_scale=_scale(path, "extraction.mse_scale", extraction.get("mse_scale", "sqrt_d_model"), d_model),
+        templates={name: text for name, text in known.items() if isinstance(text, str)},
+        tokens=_section(path, content, "tokens"),
+        stage=content.get("stage"),
+        training=content.get("training"),
+    )
+
+
+def _section(path: Path, content: dict[str, Any], key: str) -> dict[str, Any]:
+    value = content.get(key) or {}
+    if not isinstance(value, dict):
+        raise ReleaseError(f"{path}: {key} is {value!r}, expected a mapping")
+    return value
+
+
+def _whole(path: Path, key: str, value: Any, least: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ReleaseError(f"{path}: {key} is {value!r}, expected a whole number of at least {least}")
+    return value
+
+
+def _scale(path: Path, key: str, value: Any, d_model: int) -> Scale:
+    try:
+        return resolve_scale(value, d_model)
+    except ConfigError as error:
+        hint = "; YAML reads 8e4 as text: write 80000.0" if isinstance(value, str) else ""
+        raise ReleaseError(f"{path}: {key}: {error}{hint}") from None
+
+
+def _layer(path: Path, content: dict[str, Any], extraction: dict[str, Any]) -> int:
+    critic, ar = _section(path, content, "critic"), _section(path, content, "ar")
+    spellings = {
+        "extraction_layer_index": content.get("extraction_layer_index"),
+        "extraction.layer_index": extraction.get("layer_index"),
+        "critic.extraction_layer_index": critic.get("extraction_layer_index"),
+        "ar.num_hidden_layers": ar.get("num_hidden_layers"),  # also l, not the count
+    }
+    found = {key: _whole(path, key, value, least=0) for key, value in spellings.items() if value is not None}
+    if len(set(found.values())) != 1:
+        raise ReleaseError(f"{path}: the layer must be stated once or in agreement, found {found or 'nothing'}")
+    return next(iter(found.values()))
+
+
+def write_metadata(folder: Path, metadata: Metadata) -> None:
+    """Write `nla_meta.yaml` in the newer spelling; plain types only."""
+    extraction: dict[str, Any] = {"mse_scale": metadata.mse_scale}
+    if metadata.injection_scale != "absent":
+        extraction = {"injection_scale": metadata.injection_scale, **extraction}
+    content: dict[str, Any] = {
+        "kind": "nla_model",
+        "schema_version": 1,
+        "role": metadata.role,
+        "stage": metadata.stage,
+        "base_checkpoint": metadata.base_model,
+        "d_model": metadata.d_model,
+        "extraction_layer_index": metadata.layer,
+        "extraction": extraction,
+        "tokens": dict(metadata.tokens),
+        "prompt_templates": dict(metadata.templates),
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    if metadata.role == "ar":
+        content["ar"] = {"num_hidden_layers": metadata.layer}
+    if metadata.training:
+        content["training"] = metadata.training
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
+    (folder / METADATA).write_text(text, encoding="utf-8")
+
+
+def check_token(path: Path, tokens: Mapping[str, Any], key: str, live: object) -> None:
+    """A recorded token fact must equal the live tokenizer's. Raises ReleaseError with expected and found."""
+    if tokens.get(key) is not None and tokens[key] != live:
+        raise ReleaseError(
+            f"{path / METADATA}: tokens.{key} was recorded as {tokens[key]!r}, this tokenizer gives {live!r}: "
+            "tokenizer or chat template have drifted; use the files saved beside the weights"
+        )
+
+
+def fetch(source: str | Path, revision: str | None = None) -> Path:
+    """The local folder of a pair or a half: a folder as it is, else a hub id, of which only safe files are fetched."""
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    try:
+        return Path(snapshot_download(str(source), revision=revision, allow_patterns=SAFE_FILES))
+    except Exception as error:  # offline, gated, unknown id, malformed id: many classes
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise ReleaseError(
+            f"{str(source)!r} is neither a folder nor a hub id that can be fetched ({reason})"
+        ) from error
+
+
+def refuse_pickles(folder: Path) -> None:
+    """Raises ReleaseError if the folder holds weights in a format that can run code."""
+    for pattern in PICKLES:
+        for found in sorted(folder.glob(pattern)):
+            raise ReleaseError(f"{found}: pickled files can run code and are refused; keep only safetensors")
+
+
+def save_causal_lm(model: PreTrainedModel, folder: Path) -> None:
+    """A plain Hugging Face model; adapters are merged in."""
+    with quiet():
+        model.save_pretrained(folder, state_dict=merged_state_dict(model) if has_lora(model) else None)
+
+
+def load_causal_lm(folder: Path, dtype: str = "float32") -> PreTrainedModel:
+    """A verbalizer's model. Raises ReleaseError for pickles and missing weights."""
+    refuse_pickles(folder)
+    model, info = _load(folder, dtype)
+    _refuse_keys(folder, "missing", info["missing_keys"])
+    return model
+
+
+def save_reconstructor(decoder: PreTrainedModel, head: nn.Linear, folder: Path) -> None:
+    """Blocks 0..l under the causal LM's names, no final norm, no lm_head, and the value head beside them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {f"{decoder.base_model_prefix}.{name}": value for name, value in merged_state_dict(decoder).items()}
+    persistent = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    save_torch_state_dict(persistent, folder)
+    config = decoder.config.__class__.from_dict(decoder.config.to_dict())
+    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    config.architectures = [name] if isinstance(name, str) else None
+    config.tie_word_embeddings = decoder.config.tie_word_embeddings
+    config.save_pretrained(folder)
+    save_file({"weight": head.weight.detach().float().cpu().contiguous()}, folder / VALUE_HEAD)
+
+
+def load_reconstructor(folder: Path, metadata: Metadata, dtype: str = "float32") -> tuple[PreTrainedModel, Tensor]:
+    """The causal LM that holds blocks 0..l, and the head's weight. Raises ReleaseError for anything missing or extra."""
+    refuse_pickles(folder)
+    path = folder / VALUE_HEAD
+    if not path.is_file():
+        raise ReleaseError(
+            f"{path} is missing: without its head a reconstructor predicts noise; fetch the whole folder"
+        )
+    try:
+        head = load_file(path)
+    except Exception as error:  # safetensors raises its own class, not exported in every version
+        raise ReleaseError(f"{path} is not a safetensors file ({error})") from None
+    expected = (metadata.d_model, metadata.d_model)
+    if set(head) != {"weight"} or tuple(head["weight"].shape) != expected:
+        shapes = {name: tuple(value.shape) for name, value in head.items()}
+        raise ReleaseError(f"{path} holds {shapes}, expected one tensor 'weight' of shape {expected}")
+    if not bool(head["weight"].isfinite().all()):
+        raise ReleaseError(f"{path} holds values that are not finite")
+    model, info = _load(folder, dtype)
+    spare = [name for name in info["missing_keys"] if not _by_design(name)]
+    _refuse_keys(folder, "missing", spare)
+    _refuse_keys(folder, "unexpected", info["unexpected_keys"])
+    return model, head["weight"].to(torch.float32)
+
+
+def _by_design(name: str) -> bool:
+    parts = name.split(".")
+    return "lm_head" in parts or (len(parts) >= 2 and parts[-2] in FINAL_NORMS and len(parts) <= 4)
+
+
+def _load(folder: Path, dtype: str) -> tuple[PreTrainedModel, dict[str, Any]]:
+    try:
+        return load_model_with_info(folder, dtype)
+    except ModelError as error:
+        raise ReleaseError(str(error)) from error
+
+
+def _refuse_keys(folder: Path, what: str, names: Any) -> None:
+    if names:
+        some = ", ".join(sorted(names)[:3])
+        raise ReleaseError(f"{folder}: {len(names)} {what} weights ({some}): config.json and the weights do not agree")

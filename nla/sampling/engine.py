@@ -1,0 +1,120 @@
+"""The decode loop: prefill each prompt once, repeat its cache for the samples, drop rows that have ended.
+
+A sample depends on (seed, row, step) only, not on what else is in the batch. Prompts have one length, hence no mask.
+"""
+
+from collections.abc import Collection
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import DynamicCache, PreTrainedModel
+
+from nla.backbone import body, embed, head_logits
+
+COMPACT_BELOW = 0.75  # gather the cache anew once fewer rows than this share are alive: the copy costs about one step
+
+
+def uniforms(seed: int, rows: int, steps: int, first_row: int = 0) -> Float[Tensor, "steps rows"]:
+    """Numbers in [0, 1) that are a hash of (seed, row, step): splitmix64 over a counter."""
+
+    def mix(z: np.ndarray) -> np.ndarray:
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))
+
+    golden = np.uint64(0x9E3779B97F4A7C15)
+    with np.errstate(over="ignore"):
+        key = mix(np.full(1, seed % 2**64, dtype=np.uint64) + golden)
+        row = mix(np.arange(first_row, first_row + rows, dtype=np.uint64) * golden + key)
+        step = np.arange(1, steps + 1, dtype=np.uint64)[:, None] * golden
+        bits = mix(row[None, :] + step) >> np.uint64(40)
+    return torch.from_numpy(bits.astype(np.float32) / np.float32(2**24))
+
+
+def restrict(logits: Float[Tensor, "sample vocab"], top_p: float, top_k: int) -> Float[Tensor, "sample vocab"]:
+    """Keep the `top_k` likeliest tokens (0: all), then the smallest set that holds `top_p` of the probability."""
+    if 0 < top_k < logits.shape[-1]:
+        logits = logits.masked_fill(logits < logits.topk(top_k, dim=-1).values[:, -1:], -torch.inf)
+    if top_p < 1:
+        ordered, index = logits.sort(dim=-1, descending=True)
+        probability = ordered.softmax(-1)
+        outside = probability.cumsum(-1) - probability >= top_p
+        logits = logits.masked_fill(outside.scatter(-1, index, outside), -torch.inf)
+    return logits
+
+
+def choose(
+    logits: Float[Tensor, "sample vocab"],
+    uniform: Float[Tensor, " sample"],
+    temperature: float,
+    top_p: float,
+    top_k: int,
+) -> Int[Tensor, " sample"]:
+    """Greedy at temperature 0, else the inverse of the cumulative distribution at `uniform`."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    cumulative = restrict(logits / temperature, top_p, top_k).softmax(-1).cumsum(-1)
+    point = uniform.unsqueeze(1) * cumulative[:, -1:]  # the sum is 1 only up to rounding
+    return torch.searchsorted(cumulative, point, right=True).squeeze(1).clamp_max(logits.shape[-1] - 1)
+
+
+@torch.no_grad()
+def sample(
+    model: PreTrainedModel,
+    prompt_embeddings: Float[Tensor, "batch prompt d_model"],
+    samples: int,
+    *,
+    stop_ids: Collection[int],
+    pad_id: int,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    seed: int = 0,
+    first_row: int = 0,
+) -> tuple[Int[Tensor, "sample time"], Bool[Tensor, "sample time"], Float[Tensor, "sample time"]]:
+    """`samples` answers to each prompt, contiguous: tokens, mask (through the first stop token), log-probs.
+
+    Log-probs are those of the sampled tokens under the raw logits, whatever the temperature. `first_row` continues
+    the numbering of rows when a large request is cut into chunks. Set the model to evaluation mode before.
+    """
+    decoder, device = body(model), prompt_embeddings.device
+    rows, length = prompt_embeddings.shape[0] * samples, prompt_embeddings.shape[1]
+    random = uniforms(seed, rows, max_new_tokens, first_row).to(device)
+    stops = torch.tensor(sorted(stop_ids), device=device)
+    tokens = torch.full((rows, max_new_tokens), pad_id, device=device)
+    log_probs = torch.zeros(rows, max_new_tokens, device=device)
+    mask = torch.zeros(rows, max_new_tokens, dtype=torch.bool, device=device)
+
+    cache = DynamicCache(config=decoder.config)
+    hidden = decoder(inputs_embeds=prompt_embeddings, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
+    logits = head_logits(model, hidden).repeat_interleave(samples, 0)
+    cache.batch_repeat_interleave(samples)
+    row = torch.arange(rows, device=device)  # where each row of the cache belongs
+    alive = torch.ones(rows, dtype=torch.bool, device=device)
+    for step in range(max_new_tokens):
+        token = choose(logits, random[step, row], temperature, top_p, top_k)
+        tokens[row, step] = torch.where(alive, token, pad_id)
+        log_probs[row, step] = torch.where(alive, -F.cross_entropy(logits, token, reduction="none"), 0.0)
+        mask[row, step] = alive
+        alive = alive & ~torch.isin(token, stops)
+        living = int(alive.sum())
+        if living == 0 or step + 1 == max_new_tokens:
+            break
+        if living < COMPACT_BELOW * len(row):
+            keep = alive.nonzero().squeeze(1)
+            cache.batch_select_indices(keep)
+            row, token, alive = row[keep], token[keep], alive[keep]
+        position = torch.full((1, 1), length + step, device=device)
+        hidden = decoder(
+            inputs_embeds=embed(decoder, token.unsqueeze(1)),
+            past_key_values=cache,
+            position_ids=position,
+            use_cache=True,
+        ).last_hidden_state[:, -1]
+        logits = head_logits(model, hidden)
+    time = step + 1
+    return tokens[:, :time], mask[:, :time], log_probs[:, :time]

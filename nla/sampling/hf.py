@@ -1,0 +1,49 @@
+"""The reference sampler: Hugging Face's `generate` on prompt embeddings. Slower; what `engine` is tested against."""
+
+from collections.abc import Collection
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+
+@torch.no_grad()
+def sample(
+    model: PreTrainedModel,
+    prompt_embeddings: Float[Tensor, "batch prompt d_model"],
+    samples: int,
+    *,
+    stop_ids: Collection[int],
+    pad_id: int,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    seed: int = 0,
+    first_row: int = 0,
+) -> tuple[Int[Tensor, "sample time"], Bool[Tensor, "sample time"], Float[Tensor, "sample time"]]:
+    """As `engine.sample`, with random numbers from torch's own generator (restored afterwards)."""
+    device = prompt_embeddings.device
+    prompts = prompt_embeddings.repeat_interleave(samples, 0)
+    choices = {"do_sample": False} if temperature == 0 else {"do_sample": True, "temperature": temperature}
+    if temperature != 0:
+        choices |= {"top_p": top_p, "top_k": top_k}
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed((seed + 1_000_003 * first_row) % 2**63)
+        output = model.generate(  # pyright: ignore[reportCallIssue]
+            inputs_embeds=prompts,
+            attention_mask=torch.ones(prompts.shape[:2], dtype=torch.long, device=device),
+            max_new_tokens=max_new_tokens,
+            eos_token_id=sorted(stop_ids),
+            pad_token_id=pad_id,
+            output_logits=True,  # raw, before temperature and top-p
+            return_dict_in_generate=True,
+            **choices,
+        )
+    tokens = output.sequences
+    stopped = torch.isin(tokens, torch.tensor(sorted(stop_ids), device=device))
+    mask = stopped.cumsum(1) - stopped.long() == 0
+    logits = torch.stack(output.logits, 1).float()
+    log_probs = logits.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    return torch.where(mask, tokens, pad_id), mask, torch.where(mask, log_probs, 0.0)

@@ -1,0 +1,153 @@
+"""Records that travel between the parts: frozen, with shapes, each with its own `.to(device)`.
+
+Axes: `batch` activations, `sample = batch * group` explanations (a group's samples contiguous), `time` tokens.
+Lightning moves a frozen record only if it has `.to`.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from nla.errors import ConfigError
+
+Device = torch.device | str | int
+R = TypeVar("R", bound="Record")
+
+
+class Record:
+    """Gives a frozen dataclass of tensors its `.to(device)`."""
+
+    __slots__ = ()
+
+    def to(self: R, device: Device) -> R:
+        moved = {}
+        for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                moved[field.name] = value.to(device, non_blocking=True)
+            elif isinstance(value, Record):
+                moved[field.name] = value.to(device)
+        return dataclasses.replace(self, **moved)  # pyright: ignore[reportArgumentType, reportReturnType, reportType]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch(Record):
+    """Documents, right padded, with the positions to be read in them."""
+
+    tokens: Int[Tensor, "document time"]
+    mask: Bool[Tensor, "document time"]
+    row: Int[Tensor, " batch"]  # which document each position belongs to
+    position: Int[Tensor, " batch"]  # token index within that document
+    document: list[str]
+    text: list[str]  # context up to and including the token at `position`
+    explanation: list[str] | None  # warm-start text, without tags
+
+    def __len__(self) -> int:
+        return len(self.document)
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationBatch(Record):
+    """Raw residual-stream vectors after block `layer`, with where they come from."""
+
+    activation: Float[Tensor, "batch d_model"]
+    document: list[str]
+    position: Int[Tensor, " batch"]
+    text: list[str]
+    explanation: list[str] | None
+
+    def __len__(self) -> int:
+        return len(self.document)
+
+
+@dataclass(frozen=True, slots=True)
+class Completions(Record):
+    """Sampled explanations. `mask` is True up to and including the first stop token."""
+
+    tokens: Int[Tensor, "sample time"]
+    mask: Bool[Tensor, "sample time"]
+    explanation: list[str | None]  # None: malformed, or cut off by the length cap
+    log_probs: Float[Tensor, "sample time"] | None = None  # as sampled, from raw logits
+
+    @property
+    def well_formed(self) -> Bool[Tensor, " sample"]:
+        return torch.tensor([text is not None for text in self.explanation], device=self.tokens.device)
+
+    def __len__(self) -> int:
+        return len(self.explanation)
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout(Record):
+    """One step's explanations with their errors, rewards and advantages."""
+
+    activation: Float[Tensor, "batch d_model"]
+    group: int
+    completions: Completions
+    log_probs: Float[Tensor, "sample time"] | None
+    reference_log_probs: Float[Tensor, "sample time"] | None
+    error: Float[Tensor, " sample"]
+    reward: Float[Tensor, " sample"]
+    advantage: Float[Tensor, " sample"]
+
+    def split(self, size: int) -> Iterator["Rollout"]:
+        """Micro-batches of at most `size` samples, always whole groups.
+
+        Raises ConfigError where not even one group fits.
+        """
+        groups = size // self.group
+        if groups < 1:
+            raise ConfigError(
+                f"micro-batch of {size} samples holds no whole group of {self.group}: "
+                f"use a micro-batch of at least {self.group} samples"
+            )
+        for start in range(0, len(self.activation), groups):
+            yield self._part(start, min(start + groups, len(self.activation)))
+
+    def _part(self, first: int, last: int) -> "Rollout":
+        samples = slice(first * self.group, last * self.group)
+
+        def cut(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value[samples]
+
+        whole = self.completions
+        completions = Completions(
+            whole.tokens[samples], whole.mask[samples], whole.explanation[samples], cut(whole.log_probs)
+        )
+        return Rollout(
+            activation=self.activation[first:last],
+            group=self.group,
+            completions=completions,
+            log_probs=cut(self.log_probs),
+            reference_log_probs=cut(self.reference_log_probs),
+            error=self.error[samples],
+            reward=self.reward[samples],
+            advantage=self.advantage[samples],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Reading(Record):
+    """Activations read out of texts: one row per position."""
+
+    activation: Float[Tensor, "batch d_model"]
+    text: list[str]  # context up to and including the token
+    token: list[str]
+    document: list[int]  # index of the text
+    position: list[int]
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Score(Record):
+    """How well explanations give their activations back: error in [0, 4] at scale sqrt(d), 2 = orthogonal."""
+
+    error: Float[Tensor, " batch"]
+    cosine: Float[Tensor, " batch"]

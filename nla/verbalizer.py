@@ -1,0 +1,198 @@
+"""The verbalizer p(z | h): an activation enters as one token's embedding, an explanation comes out."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from nla.backbone import body, embed, has_lora, head_logits, input_gain, stop_ids, width
+from nla.errors import InjectionError, NLAError
+from nla.objectives import Scale, normalize
+from nla.prompts import VerbalizerPrompt, forbidden_in_explanations, format_response, parse_explanation
+from nla.sampling import sampler
+from nla.types import Completions
+
+
+class Verbalizer(nn.Module):
+    """A causal LM with a prompt whose marker is replaced by `normalize(h, injection_scale)`."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompt: VerbalizerPrompt,
+        injection_scale: Scale,
+        reconstructor_template: str | None = None,
+    ):
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.prompt = prompt
+        self.injection_scale = injection_scale
+        self.stop_ids = frozenset(stop_ids(model, tokenizer) | {prompt.end_of_turn})
+        self.pad_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else prompt.end_of_turn)  # pyright: ignore[reportArgumentType]
+        self.forbidden = forbidden_in_explanations(tokenizer, prompt.marker, reconstructor_template)
+        self._gain = input_gain(body(model))
+        self._prompt_tokens: Tensor
+        self.register_buffer("_prompt_tokens", torch.tensor(prompt.tokens), persistent=False)
+        self._reference: tuple[Any, ...] = ()  # in a tuple, so that neither state_dict nor parameters() sees it
+        self.eval()
+
+    @property
+    def d_model(self) -> int:
+        return width(self.model)
+
+    def prompt_embeddings(self, activation: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch prompt d_model"]:
+        """The prompt once per activation, each with its own injected row. Raises InjectionError."""
+        marked = self._prompt_tokens == self.prompt.marker_id
+        if int(marked.sum()) != 1 or not bool(marked[self.prompt.position]):
+            raise InjectionError(
+                f"the prompt's marker (id {self.prompt.marker_id}) is not found once at token {self.prompt.position}"
+            )
+        if activation.shape[-1] != self.d_model:
+            raise InjectionError(f"activations have width {activation.shape[-1]}, the verbalizer {self.d_model}")
+        norm = activation.float().norm(dim=-1)
+        bad = ~(norm.isfinite() & (norm > 0))
+        if bool(bad.any()):
+            raise InjectionError(
+                f"{int(bad.sum())} of {len(bad)} activations are zero or not finite, the first at row "
+                f"{int(bad.nonzero()[0])}: nothing could be injected; check the data"
+            )
+        embeddings = embed(body(self.model), self._prompt_tokens)
+        rows = embeddings.expand(len(activation), -1, -1)
+        injected = (normalize(activation, self.injection_scale) / self._gain).to(embeddings.dtype)
+        place = self.prompt.position
+        return torch.cat([rows[:, :place], injected.unsqueeze(1), rows[:, place + 1 :]], dim=1)
+
+    def forward(
+        self,
+        activation: Float[Tensor, "sample d_model"],
+        tokens: Int[Tensor, "sample time"],
+        mask: Bool[Tensor, "sample time"],
+    ) -> Float[Tensor, "sample time"]:
+        """Teacher-forced log-probs of `tokens` from raw logits, fp32, 0 where masked.
+
+        Only unmasked response positions reach the output head. A marker among `tokens` is an ordinary token.
+        """
+        decoder = body(self.model)
+        prompt = self.prompt_embeddings(activation)
+        # the last token predicts nothing that is asked for; padding is on the right, so causal attention needs no mask
+        inputs = torch.cat([prompt, embed(decoder, tokens[:, :-1])], dim=1)
+        hidden = decoder(inputs_embeds=inputs, use_cache=False).last_hidden_state[:, prompt.shape[1] - 1 :]
+        logits = head_logits(self.model, hidden[mask])
+        log_probs = -F.cross_entropy(logits, tokens[mask], reduction="none")
+        return torch.zeros(tokens.shape, device=tokens.device).masked_scatter(mask, log_probs)
+
+    def respond(self, texts: Sequence[str]) -> tuple[Int[Tensor, "sample time"], Bool[Tensor, "sample time"]]:
+        """Warm-start answers as token ids: tags, text, the token that ends a turn; right padded."""
+        answers: Any = self.tokenizer([format_response(text) for text in texts], add_special_tokens=False)["input_ids"]
+        rows = [answer + [self.prompt.end_of_turn] for answer in answers]
+        longest = max(map(len, rows))
+        tokens = torch.tensor([row + [self.pad_id] * (longest - len(row)) for row in rows])
+        mask = torch.arange(longest) < torch.tensor([len(row) for row in rows]).unsqueeze(1)
+        device = self._prompt_tokens.device
+        return tokens.to(device), mask.to(device)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        activation: Float[Tensor, "batch d_model"],
+        samples: int = 1,
+        *,
+        max_new_tokens: int = 150,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+        first_row: int = 0,
+        backend: str = "engine",
+    ) -> Completions:
+        """`samples` explanations per activation, contiguous. Dropout is off while sampling.
+
+        An explanation is None when it is malformed or when the length cap came before the stop token.
+        """
+        was_training = self.training
+        self.eval()
+        try:
+            tokens, mask, log_probs = sampler(backend)(
+                self.model,
+                self.prompt_embeddings(activation),
+                samples,
+                stop_ids=self.stop_ids,
+                pad_id=self.pad_id,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                top_k=top_k,
+                seed=seed,
+                first_row=first_row,
+            )
+        finally:
+            self.train(was_training)
+        return Completions(tokens, mask, self.parse(tokens, mask), log_probs)
+
+    def parse(self, tokens: Int[Tensor, "sample time"], mask: Bool[Tensor, "sample time"]) -> list[str | None]:
+        """The explanation of each completion, None when malformed or cut off."""
+        lengths = mask.sum(1).tolist()
+        rows = [row[:length] for row, length in zip(tokens.tolist(), lengths, strict=True)]
+        ended = [bool(row) and row[-1] in self.stop_ids for row in rows]
+        texts = self.tokenizer.batch_decode(
+            [row[:-1] for row in rows], skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        return [
+            parse_explanation(str(text), self.forbidden) if done else None
+            for text, done in zip(texts, ended, strict=True)
+        ]
+
+    def freeze_reference(self) -> None:
+        """Keep the present policy as the KL anchor: a copy of the model, or of the adapter where there is one."""
+        if has_lora(self.model):
+            frozen = {n: p.detach().clone() for n, p in self.model.named_parameters() if "lora_" in n}
+            self._reference = (frozen,)
+        else:
+            frozen_model = copy.deepcopy(self.model).requires_grad_(False)
+            self._reference = (frozen_model.eval(),)
+
+    @contextmanager
+    def reference(self) -> Iterator["Verbalizer"]:
+        """Inside, this verbalizer is the reference, by the same code path, without gradients and dropout."""
+        if not self._reference:
+            raise NLAError("no reference policy: call freeze_reference() before reference()")
+        anchor = self._reference[0]
+        was_training = self.training
+        try:
+            with torch.no_grad(), (_swapped_tensors if isinstance(anchor, dict) else _swapped_model)(self, anchor):
+                self.eval()
+                yield self
+        finally:
+            self.train(was_training)
+
+
+@contextmanager
+def _swapped_model(verbalizer: Verbalizer, anchor: PreTrainedModel) -> Iterator[None]:
+    policy = verbalizer.model
+    verbalizer.model = anchor.to(next(policy.parameters()).device)
+    try:
+        yield
+    finally:
+        verbalizer.model = policy
+
+
+@contextmanager
+def _swapped_tensors(verbalizer: Verbalizer, anchor: dict[str, Tensor]) -> Iterator[None]:
+    # pointers are exchanged, nothing is written: graphs that await their backward keep the tensors they saved
+    parameters = {n: p for n, p in verbalizer.model.named_parameters() if n in anchor}
+    policy = {name: parameter.data for name, parameter in parameters.items()}
+    for name, parameter in parameters.items():
+        parameter.data = anchor[name].to(parameter.device)
+    try:
+        yield
+    finally:
+        for name, parameter in parameters.items():
+            parameter.data = policy[name]

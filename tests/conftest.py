@@ -1,0 +1,163 @@
+"""Tiny random models of real architectures, one tokenizer trained here, and shapes checked in every signature of nla."""
+
+from jaxtyping import install_import_hook
+
+install_import_hook("nla", "beartype.beartype")  # before anything imports nla
+
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from nla.autoencoder import NLA  # noqa: E402
+from nla.prompts import Templates  # noqa: E402
+from nla.target import Target  # noqa: E402
+
+torch.set_num_threads(1)
+
+MARKER = "\u320e"
+LAYERS, WIDTH, VOCAB = 3, 32, 320
+FAMILIES = ("qwen3", "qwen2", "llama", "mistral", "gemma2", "gemma3", "gpt2")
+CHAT = (
+    "{% for m in messages %}<|turn|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}"
+)
+TEMPLATES = Templates(
+    verbalizer="What does this say? <concept>{injection_char}</concept>",
+    reconstructor="Summary of the following text: <text>{explanation}</text> <summary>",
+)
+CORPUS = [
+    "The quick brown fox jumps over the lazy dog. user assistant",
+    "What does this say? <concept></concept> <explanation>It rains in the town.</explanation>",
+    "Summary of the following text: <text>Tom walks to the harbour.</text> <summary>",
+] * 4
+
+
+def make_tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of 300-odd tokens with a chat template; `bos` puts one before every text, as Gemma does."""
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    special = ["<|pad|>", "<|eos|>", "<|bos|>", "<|turn|>", "<|end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    raw.train_from_iterator(
+        CORPUS,
+        trainers.BpeTrainer(
+            vocab_size=VOCAB - 1, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        ),
+    )
+    raw.add_tokens([MARKER])
+    if bos:
+        from tokenizers.processors import TemplateProcessing
+
+        raw.post_processor = TemplateProcessing(
+            single="<|bos|> $A", pair="<|bos|> $A $B", special_tokens=[("<|bos|>", raw.token_to_id("<|bos|>"))]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="<|pad|>", eos_token="<|eos|>", bos_token="<|bos|>", chat_template=CHAT
+    )
+
+
+def make_config(family: str) -> Any:
+    shared: dict[str, Any] = {
+        "vocab_size": VOCAB,
+        "hidden_size": WIDTH,
+        "intermediate_size": 48,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 256,
+        "initializer_range": 0.2,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "bos_token_id": 2,
+    }
+    if family == "gpt2":
+        return GPT2Config(
+            vocab_size=VOCAB, n_embd=WIDTH, n_layer=LAYERS, n_head=4, n_positions=256, initializer_range=0.2,
+            bos_token_id=2, eos_token_id=1, pad_token_id=0,
+        )  # fmt: skip
+    if family == "qwen2":
+        shared.pop("head_dim")
+    windowed = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+    return {
+        "qwen3": lambda: Qwen3Config(**shared, tie_word_embeddings=True),
+        "qwen2": lambda: Qwen2Config(**shared),
+        "llama": lambda: LlamaConfig(**shared),
+        "mistral": lambda: MistralConfig(**shared, sliding_window=8),
+        "gemma2": lambda: Gemma2Config(**shared, **windowed, query_pre_attn_scalar=8),
+        "gemma3": lambda: Gemma3TextConfig(**shared, **windowed, query_pre_attn_scalar=8),
+    }[family]()
+
+
+def make_model(family: str, seed: int = 0) -> PreTrainedModel:
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(make_config(family)).eval()
+
+
+@pytest.fixture(scope="session")
+def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """One saved tiny model with tokenizer per family."""
+    root = tmp_path_factory.mktemp("models")
+    folders = {}
+    for family in FAMILIES:
+        folder = root / family
+        make_model(family).save_pretrained(folder)
+        make_tokenizer(bos=family.startswith("gemma")).save_pretrained(folder)
+        folders[family] = str(folder)
+    return folders
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def family_folder(request: pytest.FixtureRequest, model_folders: dict[str, str]) -> str:
+    return model_folders[request.param]
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(model_folders: dict[str, str]) -> str:
+    """The folder of a tiny random Qwen3, three blocks, width 32."""
+    return model_folders["qwen3"]
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tiny_folder: str) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(tiny_folder)
+
+
+@pytest.fixture(scope="session")
+def templates() -> Templates:
+    return TEMPLATES
+
+
+@pytest.fixture(scope="session")
+def target(tiny_folder: str) -> Target:
+    return Target.from_pretrained(tiny_folder, layer=1)
+
+
+@pytest.fixture
+def nla(tiny_folder: str) -> NLA:
+    """A fresh untrained pair on the tiny model, layer 1."""
+    return NLA.from_target(tiny_folder, 1, TEMPLATES, MARKER)
+
+
+@pytest.fixture
+def saved_nla(nla: NLA, tmp_path: Path) -> Path:
+    nla.save_pretrained(tmp_path / "nla")
+    return tmp_path / "nla"
