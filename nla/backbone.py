@@ -65,7 +65,7 @@ def load_model_with_info(
         raise ConfigError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
     try:
         with quiet():
-            model, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 resolve(model_id),
                 dtype=DTYPES[dtype],
                 revision=revision,
@@ -78,6 +78,7 @@ def load_model_with_info(
             f"model {str(model_id)!r} cannot be loaded as a causal language model with safetensors weights "
             f"({_first_line(error)}): give a packaged id, a folder or a hub id"
         ) from error
+    model, info = loaded
     return model.eval(), info
 
 
@@ -174,7 +175,7 @@ def input_gain(decoder: PreTrainedModel) -> float:
     Some architectures (Granite; Gemma in older transformers) multiply inside the body's forward. Measured with a view
     of no blocks as f(1) - f(0), so that GPT-2's added positions drop out.
     """
-    weight = decoder.get_input_embeddings().weight
+    weight: Any = decoder.get_input_embeddings().weight
     if weight.is_meta:
         return 1.0
     view = truncated(decoder, -1)
@@ -193,7 +194,8 @@ def input_gain(decoder: PreTrainedModel) -> float:
 def head_logits(model: PreTrainedModel, hidden: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows vocab"]:
     """Raw logits in fp32 from the body's last hidden state, with the scaling or soft cap of the architecture."""
     config = model.config.get_text_config(decoder=True)
-    logits = model.get_output_embeddings()(hidden).float()
+    head: Any = model.get_output_embeddings()
+    logits = head(hidden).float()
     logits = logits * (getattr(config, "logit_scale", None) or 1.0)  # Cohere
     logits = logits / (getattr(config, "logits_scaling", None) or 1.0)  # Granite
     cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
@@ -202,16 +204,17 @@ def head_logits(model: PreTrainedModel, hidden: Float[Tensor, "*rows d_model"]) 
 
 def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Every id that ends generation by the model's own account."""
-    listed = getattr(model.generation_config, "eos_token_id", None)
-    ids = set(listed if isinstance(listed, (list, tuple)) else [listed])
-    return {int(i) for i in ids | {tokenizer.eos_token_id} if i is not None}
+    listed: Any = getattr(model.generation_config, "eos_token_id", None)
+    ids: list[Any] = [*(listed if isinstance(listed, (list, tuple)) else [listed]), tokenizer.eos_token_id]
+    return {int(token) for token in ids if token is not None}
 
 
 def add_lora(model: PreTrainedModel, rank: int, alpha: float, dropout: float = 0.0) -> PreTrainedModel:
     """Low-rank adapters on all linear layers, in place; everything else is frozen (attention alone underfits)."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear", bias="none")  # pyright: ignore[reportArgumentType]
+    settings: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout}
+    config = LoraConfig(**settings, target_modules="all-linear", bias="none")
     inject_adapter_in_model(config, model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
@@ -230,7 +233,7 @@ def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
         if "lora_" in name:
             continue
         if name.endswith(".base_layer.weight"):
-            layer = model.get_submodule(name.removesuffix(".base_layer.weight"))
-            tensor = tensor + layer.get_delta_weight("default").to(tensor)  # pyright: ignore[reportCallIssue]
+            layer: Any = model.get_submodule(name.removesuffix(".base_layer.weight"))
+            tensor = tensor + layer.get_delta_weight("default").to(tensor)
         state[name.replace(".base_layer.", ".")] = tensor
     return state

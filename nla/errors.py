@@ -26,3 +26,7 @@ class ReleaseError(NLAError):
 
 class InjectionError(NLAError):
     """The activation would not reach the verbalizer's prompt at the one place meant for it."""
+
+
+class TrainingError(NLAError):
+    """A run that cannot go on: gradients that stay non-finite, a collapsed policy, data without what a stage needs."""

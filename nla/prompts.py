@@ -29,9 +29,7 @@ class Templates:
             ("reconstructor", self.reconstructor, EXPLANATION_SLOT),
         ):
             if text.count(slot) != 1:
-                raise ConfigError(
-                    f"{name} template holds {slot} {text.count(slot)} times: it must hold it exactly once"
-                )
+                raise ConfigError(f"{name} template holds {slot} {text.count(slot)} times, expected exactly once")
         if not self.reconstructor.split(EXPLANATION_SLOT)[1].strip():
             raise ConfigError(
                 f"reconstructor template ends with {EXPLANATION_SLOT}: a fixed suffix must follow, "
@@ -50,6 +48,20 @@ class VerbalizerPrompt:
     left_id: int
     right_id: int
     end_of_turn: int  # the token that ends an answer
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], special: bool = True) -> list[list[int]]:
+    """Ids of many texts, with the tokenizer's own special tokens unless `special=False`."""
+    if not texts:
+        return []
+    encoded: Any = tokenizer(list(texts), add_special_tokens=special)
+    return [list(row) for row in encoded["input_ids"]]
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase, otherwise: int = 0) -> int:
+    """The padding id; padding is never attended to, so any id will do where there is none."""
+    token: Any = tokenizer.pad_token_id
+    return otherwise if token is None else int(token)
 
 
 def find_marker(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -82,7 +94,7 @@ def chat_ids(tokenizer: PreTrainedTokenizerBase, content: str) -> list[int]:
     Depending on version and flags transformers returns a list, a nested list or a BatchEncoding: all give the same ids.
     """
     if not tokenizer.chat_template:
-        return list(tokenizer(content + "\n")["input_ids"])  # pyright: ignore[reportArgumentType]
+        return token_ids(tokenizer, [content + "\n"])[0]
     messages = [{"role": "user", "content": content}]
     rendered: Any = tokenizer.apply_chat_template(
         messages, tokenize=True, add_generation_prompt=True, return_dict=False
@@ -110,9 +122,10 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
         for token in tokenizer.encode(tail, add_special_tokens=False):
             if token in special:
                 return token
-    if tokenizer.eos_token_id is None:
+    end: Any = tokenizer.eos_token_id
+    if end is None:
         raise InjectionError("the tokenizer has no end-of-sequence token: explanations could never end; set eos_token")
-    return int(tokenizer.eos_token_id)  # pyright: ignore[reportArgumentType]
+    return int(end)
 
 
 def build_verbalizer_prompt(tokenizer: PreTrainedTokenizerBase, template: str, marker: str) -> VerbalizerPrompt:
@@ -132,7 +145,7 @@ def build_verbalizer_prompt(tokenizer: PreTrainedTokenizerBase, template: str, m
     count = tokens.count(marker_id)
     if count != 1:
         raise InjectionError(
-            f"marker {marker!r} (id {marker_id}) occurs {count} times in the rendered verbalizer prompt, expected once: "
+            f"marker {marker!r} (id {marker_id}) occurs {count} times in the verbalizer prompt, expected once: "
             "change the template or the marker"
         )
     position = tokens.index(marker_id)
@@ -149,11 +162,10 @@ def suffix_ids(tokenizer: PreTrainedTokenizerBase, template: str) -> list[int]:
     """The token ids that end every filled reconstructor prompt, whatever the explanation."""
     before, after = template.split(EXPLANATION_SLOT)
     filled = [before + text + after for text in ("a", "b c.", "D, e\n")]
-    rows: Any = tokenizer(filled)["input_ids"]
+    rows = token_ids(tokenizer, filled)
     length = 0
     while length < min(map(len, rows)) and len({row[-length - 1] for row in rows}) == 1:
         length += 1
-    # the explanation's own tokens may agree by chance only beyond the suffix, which three different texts exclude
     if length == 0:
         raise InjectionError(
             f"reconstructor template {template!r}: its suffix is not constant in this tokenizer; end it with a tag"
@@ -175,16 +187,16 @@ def reconstructor_tokens(
     """
     suffix = list(suffix_ids(tokenizer, template) if suffix is None else suffix)
     before, after = template.split(EXPLANATION_SLOT)
-    rows: Any = tokenizer([before + text + after for text in texts])["input_ids"] if texts else []
+    rows = token_ids(tokenizer, [before + text + after for text in texts])
     keep = max_length - len(suffix)
     if keep < 1:
         raise ConfigError(f"max_length {max_length} leaves no room before the {len(suffix)} suffix tokens")
     for index, row in enumerate(rows):
         if row[-len(suffix) :] != suffix:
-            row = tokenizer(before + texts[index])["input_ids"] + suffix  # pyright: ignore[reportOperatorIssue]
+            row = token_ids(tokenizer, [before + texts[index]])[0] + suffix
         rows[index] = row if len(row) <= max_length else row[:keep] + suffix
     longest = max(map(len, rows), default=0)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    pad = pad_id(tokenizer)
     tokens = torch.tensor([row + [pad] * (longest - len(row)) for row in rows], dtype=torch.long)
     lengths = torch.tensor([len(row) for row in rows], dtype=torch.long)
     return tokens.view(len(rows), longest), torch.arange(longest) < lengths.unsqueeze(1)

@@ -74,7 +74,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if path.stat().st_size > MAX_METADATA_BYTES:
         raise ReleaseError(f"{path} has {path.stat().st_size} bytes, at most {MAX_METADATA_BYTES} are read")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506 a SafeLoader
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
     except ReleaseError as error:
         raise ReleaseError(f"{path}: {error}") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
@@ -238,7 +238,7 @@ def save_reconstructor(decoder: PreTrainedModel, head: nn.Linear, folder: Path) 
 
 
 def load_reconstructor(folder: Path, metadata: Metadata, dtype: str = "float32") -> tuple[PreTrainedModel, Tensor]:
-    """The causal LM that holds blocks 0..l, and the head's weight. Raises ReleaseError for anything missing or extra."""
+    """The causal LM that holds blocks 0..l, and the head's weight. Raises ReleaseError."""
     refuse_pickles(folder)
     path = folder / VALUE_HEAD
     if not path.is_file():

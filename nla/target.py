@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nla.backbone import blocks, body, check_layer, embed, load_model, load_tokenizer, truncated, width
 from nla.errors import DataError
 from nla.objectives import normalize
+from nla.prompts import token_ids
 from nla.types import Reading
 
 Positions = str | Sequence[int] | Sequence[Sequence[int]]
@@ -65,7 +66,7 @@ class Target(nn.Module):
 
         Special tokens that the tokenizer adds are part of the input and never read by "last" and "all".
         """
-        ids = [list(self.tokenizer(text)["input_ids"]) for text in texts]  # pyright: ignore[reportArgumentType]
+        ids = token_ids(self.tokenizer, texts)
         wanted = [self._positions(index, row, positions, len(texts)) for index, row in enumerate(ids)]
         found = [
             self._read(ids[i : i + batch_size], wanted[i : i + batch_size]) for i in range(0, len(ids), batch_size)

@@ -84,16 +84,11 @@ class Completions(Record):
 
 @dataclass(frozen=True, slots=True)
 class Rollout(Record):
-    """One step's explanations with their errors, rewards and advantages."""
+    """Activations with a group of sampled explanations each; a group's samples are contiguous."""
 
     activation: Float[Tensor, "batch d_model"]
     group: int
     completions: Completions
-    log_probs: Float[Tensor, "sample time"] | None
-    reference_log_probs: Float[Tensor, "sample time"] | None
-    error: Float[Tensor, " sample"]
-    reward: Float[Tensor, " sample"]
-    advantage: Float[Tensor, " sample"]
 
     def split(self, size: int) -> Iterator["Rollout"]:
         """Micro-batches of at most `size` samples, always whole groups.
@@ -106,29 +101,12 @@ class Rollout(Record):
                 f"micro-batch of {size} samples holds no whole group of {self.group}: "
                 f"use a micro-batch of at least {self.group} samples"
             )
-        for start in range(0, len(self.activation), groups):
-            yield self._part(start, min(start + groups, len(self.activation)))
-
-    def _part(self, first: int, last: int) -> "Rollout":
-        samples = slice(first * self.group, last * self.group)
-
-        def cut(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value[samples]
-
         whole = self.completions
-        completions = Completions(
-            whole.tokens[samples], whole.mask[samples], whole.explanation[samples], cut(whole.log_probs)
-        )
-        return Rollout(
-            activation=self.activation[first:last],
-            group=self.group,
-            completions=completions,
-            log_probs=cut(self.log_probs),
-            reference_log_probs=cut(self.reference_log_probs),
-            error=self.error[samples],
-            reward=self.reward[samples],
-            advantage=self.advantage[samples],
-        )
+        for first in range(0, len(self.activation), groups):
+            samples = slice(first * self.group, (first + groups) * self.group)
+            log_probs = None if whole.log_probs is None else whole.log_probs[samples]
+            part = Completions(whole.tokens[samples], whole.mask[samples], whole.explanation[samples], log_probs)
+            yield Rollout(self.activation[first : first + groups], self.group, part)
 
 
 @dataclass(frozen=True, slots=True)

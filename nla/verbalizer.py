@@ -1,6 +1,7 @@
 """The verbalizer p(z | h): an activation enters as one token's embedding, an explanation comes out."""
 
 import copy
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,9 +15,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nla.backbone import body, embed, has_lora, head_logits, input_gain, stop_ids, width
 from nla.errors import InjectionError, NLAError
 from nla.objectives import Scale, normalize
-from nla.prompts import VerbalizerPrompt, forbidden_in_explanations, format_response, parse_explanation
+from nla.prompts import (
+    VerbalizerPrompt,
+    forbidden_in_explanations,
+    format_response,
+    pad_id,
+    parse_explanation,
+    token_ids,
+)
 from nla.sampling import sampler
 from nla.types import Completions
+
+
+FAR_OFF = 100.0  # ratio of injection scale and activation norm beyond which a person is warned
 
 
 class Verbalizer(nn.Module):
@@ -36,9 +47,10 @@ class Verbalizer(nn.Module):
         self.prompt = prompt
         self.injection_scale = injection_scale
         self.stop_ids = frozenset(stop_ids(model, tokenizer) | {prompt.end_of_turn})
-        self.pad_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else prompt.end_of_turn)  # pyright: ignore[reportArgumentType]
+        self.pad_id = pad_id(tokenizer, prompt.end_of_turn)
         self.forbidden = forbidden_in_explanations(tokenizer, prompt.marker, reconstructor_template)
         self._gain = input_gain(body(model))
+        self._scale_checked = False
         self._prompt_tokens: Tensor
         self.register_buffer("_prompt_tokens", torch.tensor(prompt.tokens), persistent=False)
         self._reference: tuple[Any, ...] = ()  # in a tuple, so that neither state_dict nor parameters() sees it
@@ -64,11 +76,24 @@ class Verbalizer(nn.Module):
                 f"{int(bad.sum())} of {len(bad)} activations are zero or not finite, the first at row "
                 f"{int(bad.nonzero()[0])}: nothing could be injected; check the data"
             )
+        self._warn_once(norm)
         embeddings = embed(body(self.model), self._prompt_tokens)
         rows = embeddings.expand(len(activation), -1, -1)
         injected = (normalize(activation, self.injection_scale) / self._gain).to(embeddings.dtype)
         place = self.prompt.position
         return torch.cat([rows[:, :place], injected.unsqueeze(1), rows[:, place + 1 :]], dim=1)
+
+    def _warn_once(self, norm: Float[Tensor, " batch"]) -> None:
+        if self._scale_checked or self.injection_scale is None or not len(norm):
+            return
+        self._scale_checked = True
+        own, median = self.injection_scale, float(norm.median())
+        if not 1 / FAR_OFF < own / median < FAR_OFF:
+            warnings.warn(
+                f"activations of median norm {median:.3g} are injected at norm {own:.3g}, {FAR_OFF:.0f} times off: "
+                "usual is a round number a bit above the median; check injection_scale",
+                stacklevel=3,
+            )
 
     def forward(
         self,
@@ -91,8 +116,8 @@ class Verbalizer(nn.Module):
 
     def respond(self, texts: Sequence[str]) -> tuple[Int[Tensor, "sample time"], Bool[Tensor, "sample time"]]:
         """Warm-start answers as token ids: tags, text, the token that ends a turn; right padded."""
-        answers: Any = self.tokenizer([format_response(text) for text in texts], add_special_tokens=False)["input_ids"]
-        rows = [answer + [self.prompt.end_of_turn] for answer in answers]
+        answers = token_ids(self.tokenizer, [format_response(text) for text in texts], special=False)
+        rows = [[*answer, self.prompt.end_of_turn] for answer in answers]
         longest = max(map(len, rows))
         tokens = torch.tensor([row + [self.pad_id] * (longest - len(row)) for row in rows])
         mask = torch.arange(longest) < torch.tensor([len(row) for row in rows]).unsqueeze(1)
@@ -167,7 +192,8 @@ class Verbalizer(nn.Module):
         anchor = self._reference[0]
         was_training = self.training
         try:
-            with torch.no_grad(), (_swapped_tensors if isinstance(anchor, dict) else _swapped_model)(self, anchor):
+            swap = _swapped_tensors(self, anchor) if isinstance(anchor, dict) else _swapped_model(self, anchor)
+            with torch.no_grad(), swap:
                 self.eval()
                 yield self
         finally:
@@ -175,7 +201,7 @@ class Verbalizer(nn.Module):
 
 
 @contextmanager
-def _swapped_model(verbalizer: Verbalizer, anchor: PreTrainedModel) -> Iterator[None]:
+def _swapped_model(verbalizer: Verbalizer, anchor: Any) -> Iterator[None]:
     policy = verbalizer.model
     verbalizer.model = anchor.to(next(policy.parameters()).device)
     try:

@@ -1,4 +1,4 @@
-"""Tiny random models of real architectures, one tokenizer trained here, and shapes checked in every signature of nla."""
+"""Tiny random models of real architectures, a tokenizer trained here, shapes checked in every signature."""
 
 from jaxtyping import install_import_hook
 
