@@ -226,8 +226,9 @@ def forbidden_in_explanations(
     tokenizer: PreTrainedTokenizerBase, marker: str, reconstructor_template: str | None = None
 ) -> tuple[str, ...]:
     """Strings that make an explanation malformed: the marker, special tokens, the reconstructor's suffix."""
-    special = [str(token) for token in tokenizer.all_special_tokens if token not in (OPEN, CLOSE)]
-    words = [marker, *special]
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    special |= {str(token) for token in tokenizer.all_special_tokens}
+    words = [marker, *sorted(special - {OPEN, CLOSE})]
     if reconstructor_template is not None:
         after = reconstructor_template.split(EXPLANATION_SLOT)[1].strip()
         closing = after[: after.index(">") + 1] if after.startswith("<") and ">" in after else after

@@ -4,6 +4,7 @@ Both spellings met in the wild are read (`av`/`ar`, older `actor`/`critic`); onl
 are checked against the live tokenizer by the reader of the pair (`NLA.from_pretrained`).
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -190,9 +191,8 @@ def check_token(path: Path, tokens: Mapping[str, Any], key: str, live: object) -
 
 def fetch(source: str | Path, revision: str | None = None) -> Path:
     """The local folder of a pair or a half: a folder as it is, else a hub id, of which only safe files are fetched."""
-    folder = Path(source)
-    if folder.is_dir():
-        return folder
+    if os.path.isdir(source):  # unlike Path.is_dir it never raises, whatever the name
+        return Path(source)
     try:
         return Path(snapshot_download(str(source), revision=revision, allow_patterns=SAFE_FILES))
     except Exception as error:  # offline, gated, unknown id, malformed id: many classes

@@ -81,14 +81,27 @@ class Completions(Record):
     def __len__(self) -> int:
         return len(self.explanation)
 
+    def cut(self, samples: slice) -> "Completions":
+        """Some of the samples."""
+        log_probs = None if self.log_probs is None else self.log_probs[samples]
+        return Completions(self.tokens[samples], self.mask[samples], self.explanation[samples], log_probs)
+
 
 @dataclass(frozen=True, slots=True)
 class Rollout(Record):
-    """Activations with a group of sampled explanations each; a group's samples are contiguous."""
+    """Activations with a group of sampled explanations each; a group's samples are contiguous.
+
+    What follows `completions` is filled in by whoever computes it, and cut along by `split`.
+    """
 
     activation: Float[Tensor, "batch d_model"]
     group: int
     completions: Completions
+    log_probs: Float[Tensor, "sample time"] | None = None
+    reference_log_probs: Float[Tensor, "sample time"] | None = None
+    error: Float[Tensor, " sample"] | None = None
+    reward: Float[Tensor, " sample"] | None = None
+    advantage: Float[Tensor, " sample"] | None = None
 
     def split(self, size: int) -> Iterator["Rollout"]:
         """Micro-batches of at most `size` samples, always whole groups.
@@ -101,12 +114,13 @@ class Rollout(Record):
                 f"micro-batch of {size} samples holds no whole group of {self.group}: "
                 f"use a micro-batch of at least {self.group} samples"
             )
-        whole = self.completions
         for first in range(0, len(self.activation), groups):
             samples = slice(first * self.group, (first + groups) * self.group)
-            log_probs = None if whole.log_probs is None else whole.log_probs[samples]
-            part = Completions(whole.tokens[samples], whole.mask[samples], whole.explanation[samples], log_probs)
-            yield Rollout(self.activation[first : first + groups], self.group, part)
+            cut = {
+                name: None if (value := getattr(self, name)) is None else value[samples]
+                for name in ("log_probs", "reference_log_probs", "error", "reward", "advantage")
+            }
+            yield Rollout(self.activation[first : first + groups], self.group, self.completions.cut(samples), **cut)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,6 @@ from nla.prompts import (
 from nla.sampling import sampler
 from nla.types import Completions
 
-
 FAR_OFF = 100.0  # ratio of injection scale and activation norm beyond which a person is warned
 
 

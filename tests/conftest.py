@@ -2,7 +2,8 @@
 
 from jaxtyping import install_import_hook
 
-install_import_hook("nla", "beartype.beartype")  # before anything imports nla
+# before anything imports nla; an int passes for a float
+install_import_hook("nla", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402

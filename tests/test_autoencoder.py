@@ -1,0 +1,137 @@
+"""The pair as a notebook uses it, and its round trip through the released format."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import FAMILIES, MARKER, TEMPLATES
+
+from nla.autoencoder import NLA
+from nla.errors import DataError, InjectionError, ModelError, ReleaseError
+from nla.objectives import normalize
+
+TEXTS = ["It rains in the town.", "a", "Tom walks."]
+
+
+def vectors(count: int = 4) -> torch.Tensor:
+    return 3 * torch.randn(count, 32, generator=torch.Generator().manual_seed(0))
+
+
+def shaken(nla: NLA) -> NLA:
+    """As after some training: every trainable weight a little off."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in nla.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.02 * torch.randn_like(parameter))
+    return nla
+
+
+def numbers(nla: NLA) -> tuple[torch.Tensor, torch.Tensor]:
+    tokens, mask = nla.verbalizer.respond(TEXTS)
+    return nla.verbalizer(vectors(3), tokens, mask).detach(), nla.reconstruct(TEXTS)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_round_trip_keeps_every_number(family: str, model_folders: dict[str, str], tmp_path: Path):
+    nla = shaken(NLA.from_target(model_folders[family], 1, TEMPLATES, MARKER, 150.0, None))
+    nla.save_pretrained(tmp_path / "nla", stage="joint")
+    back = NLA.from_pretrained(tmp_path / "nla")
+    for one, other in zip(numbers(nla), numbers(back)):
+        assert torch.equal(one, other)
+    assert nla.explain(vectors(), 2, max_new_tokens=10) == back.explain(vectors(), 2, max_new_tokens=10)
+    for name in ("base_model", "layer", "injection_scale", "mse_scale", "templates"):
+        assert getattr(nla, name) == getattr(back, name)
+    assert back.stage == "joint"
+    assert back.verbalizer.prompt == nla.verbalizer.prompt
+
+
+def test_halves_load_by_name(saved_nla: Path, nla: NLA):
+    back = NLA.from_pretrained(verbalizer=saved_nla / "verbalizer", reconstructor=saved_nla / "reconstructor")
+    assert torch.equal(numbers(back)[1], numbers(nla)[1])
+    with pytest.raises(ReleaseError, match="either one folder"):
+        NLA.from_pretrained(verbalizer=saved_nla / "verbalizer")
+    with pytest.raises(ReleaseError, match="in this order"):
+        NLA.from_pretrained(verbalizer=saved_nla / "reconstructor", reconstructor=saved_nla / "verbalizer")
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gpt2"])
+def test_lora_is_saved_merged(family: str, model_folders: dict[str, str], tmp_path: Path):
+    adapter = {"rank": 2, "alpha": 4.0, "dropout": 0.0}
+    nla = shaken(NLA.from_target(model_folders[family], 1, TEMPLATES, MARKER, adapter=adapter))
+    nla.save_pretrained(tmp_path / "nla")
+    back = NLA.from_pretrained(tmp_path / "nla")
+    assert not any("lora" in name for name in back.state_dict())
+    for one, other in zip(numbers(nla), numbers(back)):
+        assert torch.allclose(one, other, atol=1e-4)
+    again = NLA.from_pretrained(tmp_path / "nla", adapter=adapter)
+    assert torch.equal(numbers(again)[1], numbers(back)[1])
+
+
+def test_saving_twice_replaces(nla: NLA, tmp_path: Path):
+    nla.save_pretrained(tmp_path / "nla")
+    shaken(nla).save_pretrained(tmp_path / "nla")
+    assert torch.equal(numbers(NLA.from_pretrained(tmp_path / "nla"))[0], numbers(nla)[0])
+    assert [path.name for path in tmp_path.iterdir()] == ["nla"]
+
+
+def test_explain_has_one_list_per_activation(nla: NLA):
+    texts = nla.explain(vectors(5), samples=3, max_new_tokens=6)
+    assert [len(row) for row in texts] == [3] * 5
+    assert nla.explain(vectors(5), samples=3, max_new_tokens=6, batch_size=2) == texts
+
+
+def test_explanations_come_from_the_tags(nla: NLA, monkeypatch: pytest.MonkeyPatch):
+    tokens, mask = nla.verbalizer.respond(TEXTS[:2])
+    tokens[1] = 7
+    monkeypatch.setattr("nla.sampling.engine.sample", lambda *_a, **_k: (tokens, mask, torch.zeros(tokens.shape)))
+    assert nla.explain(vectors(2)) == [[TEXTS[0]], [None]]
+
+
+def test_score(nla: NLA):
+    prediction = nla.reconstruct(TEXTS)
+    score = nla.score(5 * prediction, TEXTS)
+    assert torch.allclose(score.error, torch.zeros(3), atol=1e-5)
+    assert torch.allclose(score.cosine, torch.ones(3), atol=1e-5)
+    other = nla.score(vectors(3), [TEXTS[0], None, TEXTS[2]])
+    assert other.error[1].item() == pytest.approx(2.0, abs=1e-5)
+    assert other.cosine[1].item() == 0.0
+    assert torch.allclose(other.error, 2 * (1 - other.cosine), atol=1e-5)
+    with pytest.raises(DataError, match="2 texts for 3"):
+        nla.score(vectors(3), TEXTS[:2])
+
+
+def test_halves_start_as_copies_that_share_nothing(nla: NLA):
+    left = {p.data_ptr() for p in nla.verbalizer.parameters()}
+    assert not left & {p.data_ptr() for p in nla.reconstructor.parameters()}
+    first = dict(nla.verbalizer.model.model.named_parameters())
+    assert all(torch.equal(first[name], p) for name, p in nla.reconstructor.body.named_parameters())
+
+
+def test_scales_by_name_and_number(tiny_folder: str):
+    nla = NLA.from_target(tiny_folder, 0, TEMPLATES, None, "sqrt_d_model", "sqrt_d_model")
+    assert nla.injection_scale == nla.mse_scale == pytest.approx(32**0.5)
+    assert nla.verbalizer.prompt.marker == MARKER  # found
+    row = nla.verbalizer.prompt_embeddings(vectors(1))[:, nla.verbalizer.prompt.position]
+    assert torch.allclose(row, normalize(vectors(1), 32**0.5))
+
+
+def test_wrong_model_or_marker(tiny_folder: str, tmp_path: Path):
+    with pytest.raises(ModelError):
+        NLA.from_target(str(tmp_path / "nothing"), 1, TEMPLATES, MARKER)
+    with pytest.raises(InjectionError, match="not one token"):
+        NLA.from_target(tiny_folder, 1, TEMPLATES, "\u33ff")
+
+
+def test_modules_start_in_evaluation_mode(nla: NLA):
+    assert not any(module.training for module in nla.modules())
+
+
+def test_usable_without_lightning_and_hydra():
+    code = (
+        "import sys; import nla; assert 'torch' not in sys.modules; nla.NLA; nla.Target; "
+        "bad = {'lightning', 'pytorch_lightning', 'hydra', 'omegaconf'} & set(sys.modules); assert not bad, bad"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)

@@ -1,0 +1,175 @@
+"""The decode loop against Hugging Face's generate, and against itself in other batches."""
+
+import pytest
+import torch
+from conftest import FAMILIES
+from transformers import DynamicCache
+
+from nla import backbone, sampling
+from nla.errors import ConfigError
+from nla.sampling import engine, hf
+
+STOPS = {1, 4}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request: pytest.FixtureRequest, model_folders: dict[str, str]):
+    return backbone.load_model(model_folders[request.param])
+
+
+@pytest.fixture(scope="module")
+def qwen(model_folders: dict[str, str]):
+    return backbone.load_model(model_folders["qwen3"])
+
+
+def prompts(model, batch: int = 3, time: int = 11) -> torch.Tensor:
+    tokens = torch.randint(5, 300, (batch, time), generator=torch.Generator().manual_seed(1))
+    return backbone.embed(backbone.body(model), tokens).detach()
+
+
+def run(module, model, inputs, samples=2, **options):
+    settings = {"stop_ids": STOPS, "pad_id": 0, "max_new_tokens": 16} | options
+    return module.sample(model, inputs, samples, **settings)
+
+
+def test_greedy_equals_generate(model):
+    """Windows of 8 tokens are crossed here, by prompt and by answer."""
+    ours, reference = (run(module, model, prompts(model), temperature=0) for module in (engine, hf))
+    assert torch.equal(ours[0], reference[0])
+    assert torch.equal(ours[1], reference[1])
+    assert torch.allclose(ours[2], reference[2], atol=1e-4)
+
+
+def test_log_probs_equal_a_full_forward(model):
+    inputs = prompts(model)
+    tokens, mask, log_probs = run(engine, model, inputs, samples=3, seed=5)
+    decoder = backbone.body(model)
+    whole = torch.cat([inputs.repeat_interleave(3, 0), backbone.embed(decoder, tokens)], 1)
+    logits = model(inputs_embeds=whole, use_cache=False).logits[:, inputs.shape[1] - 1 : -1].float()
+    expected = logits.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    assert torch.allclose(log_probs[mask], expected[mask], atol=1e-4)
+    assert (log_probs[~mask] == 0).all()
+
+
+def test_mask_ends_with_the_first_stop_token_and_pads_after(qwen):
+    stops = set(range(1, 60))  # so many that rows end early, at different steps
+    tokens, mask, _ = run(engine, qwen, prompts(qwen, 6), samples=8, stop_ids=stops, seed=3)
+    lengths = mask.sum(1)
+    assert len(lengths.unique()) > 3
+    for row, length in zip(tokens.tolist(), lengths.tolist()):
+        stopped = [token in stops for token in row[:length]]
+        assert not any(stopped[:-1])
+        assert stopped[-1] or length == tokens.shape[1]
+        assert all(token == 0 for token in row[length:])
+
+
+def test_dropping_ended_rows_changes_nothing(qwen, monkeypatch: pytest.MonkeyPatch):
+    options = {"samples": 8, "stop_ids": set(range(1, 60)), "seed": 3}
+    dropped = run(engine, qwen, prompts(qwen, 6), **options)
+    monkeypatch.setattr(engine, "COMPACT_BELOW", 0.0)
+    kept = run(engine, qwen, prompts(qwen, 6), **options)
+    assert torch.equal(dropped[0], kept[0])
+    assert torch.equal(dropped[1], kept[1])
+    assert torch.allclose(dropped[2], kept[2], atol=1e-5)
+
+
+def test_rows_are_in_fact_dropped(qwen, monkeypatch: pytest.MonkeyPatch):
+    sizes = []
+    select = DynamicCache.batch_select_indices
+    monkeypatch.setattr(
+        DynamicCache, "batch_select_indices", lambda self, keep: (sizes.append(len(keep)), select(self, keep))[1]
+    )
+    run(engine, qwen, prompts(qwen, 6), samples=8, stop_ids=set(range(1, 60)), seed=3)
+    assert sizes
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_a_sample_does_not_depend_on_its_batch(model):
+    inputs = prompts(model, 4)
+    whole = run(engine, model, inputs, seed=7)[0]
+    for index in range(4):
+        alone = run(engine, model, inputs[index : index + 1], seed=7, first_row=2 * index)[0]
+        time = alone.shape[1]
+        assert torch.equal(whole[2 * index : 2 * index + 2, :time], alone)
+
+
+def test_seed_decides(qwen):
+    inputs = prompts(qwen)
+    for module in (engine, hf):
+        first, again, other = (run(module, qwen, inputs, seed=seed)[0] for seed in (1, 1, 2))
+        assert torch.equal(first, again)
+        assert first.shape != other.shape or not torch.equal(first, other)
+        assert not torch.equal(first[0], first[1])  # samples of one prompt differ
+
+
+def test_global_random_state_is_left_alone(qwen):
+    for module in (engine, hf):
+        torch.manual_seed(0)
+        before = torch.get_rng_state()
+        run(module, qwen, prompts(qwen))
+        assert torch.equal(before, torch.get_rng_state())
+
+
+def test_uniforms_are_uniform_and_keyed():
+    numbers = engine.uniforms(0, 400, 50)
+    assert numbers.min() >= 0
+    assert numbers.max() < 1
+    assert numbers.mean().item() == pytest.approx(0.5, abs=0.01)
+    assert numbers.var().item() == pytest.approx(1 / 12, abs=0.003)
+    assert abs(torch.corrcoef(torch.stack([numbers[:-1].flatten(), numbers[1:].flatten()]))[0, 1]) < 0.02
+    assert abs(torch.corrcoef(torch.stack([numbers[:, :-1].flatten(), numbers[:, 1:].flatten()]))[0, 1]) < 0.02
+    assert torch.equal(engine.uniforms(0, 10, 50, first_row=390), numbers[:, 390:])
+    assert torch.equal(engine.uniforms(0, 400, 5), numbers[:5])
+    assert not torch.equal(engine.uniforms(1, 400, 50), numbers)
+
+
+def test_choice_follows_the_distribution():
+    logits = torch.tensor([0.5, 0.3, 0.2]).log().expand(3000, 3)
+    points = (torch.arange(3000) + 0.5) / 3000
+    tokens = engine.choose(logits, points, 1.0, 1.0, 0)
+    assert torch.bincount(tokens, minlength=3).tolist() == [1500, 900, 600]
+    assert torch.bincount(engine.choose(logits, points, 0.5, 1.0, 0), minlength=3)[0] == round(3000 * 25 / 38)
+    assert engine.choose(logits, points, 0.0, 1.0, 0).unique().tolist() == [0]
+
+
+def test_choice_never_takes_the_impossible():
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf]]).expand(3, 3)
+    points = torch.tensor([0.0, 0.5, 1 - 2**-24])
+    assert engine.choose(logits, points, 1.0, 1.0, 0).tolist() == [1, 1, 1]
+
+
+def test_top_k_and_top_p():
+    logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
+    assert engine.restrict(logits, 1.0, 2).isfinite().tolist() == [[True, True, False, False]]
+    assert engine.restrict(logits, 0.6, 0).isfinite().tolist() == [[True, True, False, False]]
+    assert engine.restrict(logits, 0.01, 0).isfinite().tolist() == [[True, False, False, False]]
+    assert torch.equal(engine.restrict(logits, 1.0, 0), logits)
+
+
+def test_log_probs_are_raw_whatever_the_temperature(qwen):
+    inputs = prompts(qwen)
+    cold = run(engine, qwen, inputs, temperature=0.1, top_k=1, samples=1)
+    greedy = run(engine, qwen, inputs, temperature=0, samples=1)
+    assert torch.equal(cold[0], greedy[0])
+    assert torch.allclose(cold[2], greedy[2], atol=1e-5)
+    assert (greedy[2][greedy[1]] < 0).all()
+
+
+@pytest.mark.parametrize("cap", [1, 2])
+def test_the_cap_is_kept(qwen, cap: int):
+    tokens, mask, _ = run(engine, qwen, prompts(qwen), max_new_tokens=cap, stop_ids={1})
+    assert tokens.shape == (6, cap)
+    assert mask.any()
+
+
+def test_under_bf16_autocast(qwen):
+    with torch.autocast("cpu", torch.bfloat16):
+        tokens, mask, log_probs = run(engine, qwen, prompts(qwen), seed=2)
+    assert log_probs.dtype == torch.float32
+    assert log_probs[mask].isfinite().all()
+    assert tokens.shape == mask.shape
+
+
+def test_unknown_backend():
+    with pytest.raises(ConfigError, match="engine"):
+        sampling.sampler("vllm")

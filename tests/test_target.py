@@ -1,0 +1,111 @@
+"""Activations read out of text, and a vector put back in."""
+
+import pytest
+import torch
+
+from nla import backbone
+from nla.errors import ConfigError, DataError
+from nla.target import Target
+
+TEXTS = ["The quick brown fox jumps over the lazy dog.", "Tom", "Tom walks to the harbour."]
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_reading_equals_the_unpadded_forward(family_folder: str, layer: int):
+    target = Target.from_pretrained(family_folder, layer)
+    reading = target.read(TEXTS, "all")
+    caught = []
+    handle = backbone.blocks(backbone.body(target.model))[layer].register_forward_hook(
+        lambda _m, _i, out: caught.append(out if isinstance(out, torch.Tensor) else out[0])
+    )
+    for index, text in enumerate(TEXTS):
+        ids = target.tokenizer(text, return_tensors="pt")["input_ids"]
+        caught.clear()
+        target.model(ids)
+        rows = [i for i, d in enumerate(reading.document) if d == index]
+        places = [reading.position[i] for i in rows]
+        assert torch.allclose(reading.activation[rows], caught[0][0, places], atol=1e-5)
+    handle.remove()
+
+
+def test_last_and_all_skip_special_tokens(model_folders: dict[str, str]):
+    target = Target.from_pretrained(model_folders["gemma3"], 0)
+    ids = target.tokenizer(TEXTS[0])["input_ids"]
+    assert ids[0] == target.tokenizer.bos_token_id
+    reading = target.read(TEXTS[:1], "all")
+    assert reading.position == list(range(1, len(ids)))
+    assert reading.text[-1] == TEXTS[0]
+    assert "".join(reading.token) == TEXTS[0]
+    assert target.read(TEXTS, "last").text == TEXTS
+
+
+def test_given_positions(target: Target):
+    reading = target.read(TEXTS, [[0, -1], [0], []])
+    assert reading.document == [0, 0, 1]
+    assert reading.position[0] == 0
+    assert reading.text[1] == TEXTS[0]
+    assert torch.allclose(target.read(TEXTS, [-1, -1, -1]).activation, target.read(TEXTS).activation)
+
+
+@pytest.mark.parametrize(
+    ("texts", "positions", "message"),
+    [
+        (["Tom"], [[99]], "position 99"),
+        (["Tom"], [[0], [0]], "one entry for each"),
+        (["Tom"], "first", "expected 'last'"),
+        (["Tom", ""], "last", "text 1 holds no token"),
+    ],
+)
+def test_bad_positions(target: Target, texts: list[str], positions, message: str):
+    with pytest.raises(DataError, match=message):
+        target.read(texts, positions)
+
+
+def test_padding_cannot_be_read(target: Target):
+    tokens, mask = torch.ones(1, 3, dtype=torch.long), torch.tensor([[True, True, False]])
+    with pytest.raises(DataError, match="padding"):
+        target(tokens, mask, torch.tensor([0]), torch.tensor([2]))
+
+
+def test_no_texts(target: Target):
+    assert target.read([]).activation.shape == (0, target.d_model)
+
+
+def test_batching_does_not_matter(target: Target):
+    assert torch.allclose(
+        target.read(TEXTS, "all", batch_size=1).activation, target.read(TEXTS, "all").activation, atol=1e-5
+    )
+
+
+def test_blocks_above_the_layer_do_not_run(target: Target):
+    blocks = backbone.blocks(backbone.body(target.model))
+    handle = blocks[2].register_forward_hook(lambda *_: pytest.fail("block 2 ran"))
+    try:
+        target.read(TEXTS)
+    finally:
+        handle.remove()
+
+
+def test_target_stays_frozen(target: Target):
+    target.train()
+    assert not target.model.training
+    assert not any(parameter.requires_grad for parameter in target.parameters())
+
+
+def test_wrong_layer(tiny_folder: str):
+    with pytest.raises(ConfigError, match="0 to 2"):
+        Target.from_pretrained(tiny_folder, 7)
+
+
+def test_splicing_the_activation_itself_changes_nothing(family_folder: str):
+    target = Target.from_pretrained(family_folder, 1)
+    tokens = torch.randint(5, 300, (2, 9), generator=torch.Generator().manual_seed(0))
+    position, rows = torch.tensor([4, 8]), torch.arange(2)
+    activation = target(tokens, torch.ones_like(tokens, dtype=torch.bool), rows, position)
+    plain = target.model(tokens).logits
+    assert torch.allclose(target.splice(tokens, position, 7.0 * activation), plain, atol=1e-4)  # norm restored
+    assert torch.allclose(target.splice(tokens, position, activation, rescale=False), plain, atol=1e-5)
+    other = target.splice(tokens, position, -activation)
+    assert torch.allclose(other[0, :4], plain[0, :4], atol=1e-5)
+    assert not torch.allclose(other[0, 4:], plain[0, 4:], atol=1e-2)
+    assert torch.allclose(target.model(tokens).logits, plain)  # no hook left behind
