@@ -1,0 +1,193 @@
+"""The programs behind train.py and evaluate.py: check the config, build the parts, run them, leave the run folder.
+
+    runs/<name>/config.yaml            resolved, without secrets
+    runs/<name>/stages/<stage>/        checkpoints and metrics; nla/ in it once the stage is done
+    runs/<name>/nla/                   the final pair
+
+A stage whose pair stands is not run again, so the same command continues where it stopped.
+"""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.utils import instantiate
+from lightning.pytorch import Trainer, seed_everything
+from omegaconf import DictConfig
+
+from nla.autoencoder import HALVES, NLA
+from nla.components import check_components
+from nla.config import STAGE_OWN, check_evaluate, check_train, model_depth, parse_data, plain_config
+from nla.data.datamodule import NLADataModule
+from nla.errors import ConfigError
+from nla.prompts import Templates
+from nla.release import read_yaml
+from nla.secrets import redacted
+from nla.settings import TrainSettings
+from nla.target import Target
+
+CONFIG = "config.yaml"
+# A run folder belongs to one setting of these; stages that stand were made with it.
+FIXED = ("model", "layer", "adapter", "data.source", "data.positions_per_document", "data.min_context", "seed")
+
+
+def train(cfg: DictConfig) -> Path:
+    """Run the config's stages in order and return the folder of the final pair. Raises NLAError."""
+    settings = check_train(cfg)
+    if settings.nla is None:
+        cfg.layer.index = settings.layer.block(model_depth(settings.model))
+    run = Path(settings.run_dir)
+    record_config(cfg, run)
+    pair = settings.nla
+    for name in settings.stages:
+        exported = run / "stages" / name / "nla"
+        if not is_pair(exported):
+            run_stage(cfg, settings, name, pair)
+        pair = str(exported)
+    return copy_pair(Path(str(pair)), run / "nla")
+
+
+def run_stage(cfg: DictConfig, settings: TrainSettings, name: str, start: str | None) -> None:
+    """Train one stage from the pair that the stage before it left (`start`), or from the target, and export it."""
+    folder = Path(settings.run_dir) / "stages" / name
+    cfg.stage_dir = str(folder)
+    plain = plain_config(cfg)
+    seed_everything(settings.seed, workers=True, verbose=False)
+    pair = starting_pair(settings, start)
+    target = Target.from_pretrained(pair.base_model, pair.layer, settings.model.dtype, settings.model.revision)
+    options = plain["stage"][name]
+    arguments = {key: value for key, value in options.items() if key not in STAGE_OWN}
+    stage = instantiate({**arguments, "_partial_": True}, _convert_="all")(nla=pair, target=target)
+    trainer = Trainer(
+        default_root_dir=folder,
+        max_steps=options["steps"],
+        max_epochs=-1,
+        check_val_every_n_epoch=None,  # validation goes by steps: an epoch of the data has no meaning for the trainer
+        use_distributed_sampler=False,  # the data module shards by itself
+        callbacks=build_all(plain["callbacks"]),
+        logger=build_all(plain["logger"]),
+        **plain["hardware"]["trainer"],
+        **options["trainer"],
+    )
+    data = build_data(plain["data"], target, seed=settings.seed, **options["data"])
+    trainer.fit(stage, data, ckpt_path=last_checkpoint(folder))
+    if trainer.is_global_zero:
+        pair.save_pretrained(folder / "nla", stage=name)
+    trainer.strategy.barrier()
+
+
+def starting_pair(settings: TrainSettings, start: str | None) -> NLA:
+    """The saved pair, or an untrained one whose halves are copies of the target."""
+    adapter = settings.adapter.model_dump(exclude={"kind"}) if settings.adapter.kind == "lora" else None
+    model = settings.model
+    if start is not None:
+        return NLA.from_pretrained(start, dtype=model.dtype, adapter=adapter)
+    return NLA.from_target(
+        model.id,
+        settings.layer.block(model_depth(model)),
+        Templates(**model.templates.model_dump()),
+        marker=model.marker,
+        injection_scale=model.injection_scale,
+        mse_scale=model.mse_scale,
+        adapter=adapter,
+        dtype=model.dtype,
+        revision=model.revision,
+    )
+
+
+def build_data(data: Mapping[str, Any], target: Target, **options: Any) -> NLADataModule:
+    """The loader of a data config; `options` are split, explanations, batch_size and seed."""
+    reading = {key: value for key, value in data.items() if key not in ("path", "source")}
+    return NLADataModule(instantiate(data["source"], _convert_="all"), target.tokenizer, **reading, **options)
+
+
+def build_all(group: Mapping[str, Any]) -> list[Any]:
+    """The parts of a config group; one set to null is left out."""
+    return [instantiate(node, _convert_="all") for node in group.values() if node is not None]
+
+
+def evaluate(cfg: DictConfig) -> Path:
+    """Evaluate a saved pair; writes metrics.json and samples.parquet, and returns their folder. Raises NLAError."""
+    settings = check_evaluate(cfg)
+    data = plain_config(cfg)["data"] if settings.data is not None else recorded_data(Path(settings.nla))
+    seed_everything(settings.seed, workers=True, verbose=False)
+    pair = NLA.from_pretrained(settings.nla)
+    target = Target.from_pretrained(pair.base_model, pair.layer)
+    run = run_folder(Path(settings.nla))
+    output = Path(settings.output) if settings.output else (run or Path()) / "evaluation"
+    from nla.evaluation import evaluate as run_evaluation  # the suite and its plots, needed by this program alone
+
+    size = settings.evaluation["batch_size"]
+    loader = build_data(data, target, split="joint", explanations=False, batch_size=size, seed=settings.seed)
+    run_evaluation(pair, target, loader, output, seed=settings.seed, **settings.evaluation)
+    return output
+
+
+def recorded_data(pair: Path) -> dict[str, Any]:
+    """The data config of the run that made the pair. It came with a checkpoint: it may name nothing but our classes."""
+    run = run_folder(pair)
+    if run is None:
+        raise ConfigError(f"nla={pair}: no run's config.yaml beside the pair; say what to evaluate on: data=<name>")
+    data = read_yaml(run / CONFIG).get("data")
+    if not isinstance(data, dict):
+        raise ConfigError(f"{run / CONFIG}: has no data section; say what to evaluate on: data=<name>")
+    check_components(data, "data", trusted=False)
+    parse_data(data)
+    return data
+
+
+def run_folder(pair: Path) -> Path | None:
+    """runs/<name> of runs/<name>/nla and of runs/<name>/stages/<stage>/nla; None for a pair from elsewhere."""
+    for folder in list(pair.resolve().parents)[:3]:
+        if (folder / CONFIG).is_file() and (folder / "stages").is_dir():
+            return Path(os.path.relpath(folder))
+    return None
+
+
+def record_config(cfg: DictConfig, run: Path) -> None:
+    """Write config.yaml, or refuse a folder that holds a run with other facts."""
+    public = redacted(plain_config(cfg))
+    path = run / CONFIG
+    if path.is_file():
+        recorded = read_yaml(path)
+        for key in FIXED:
+            before, now = _at(recorded, key), _at(public, key)
+            if before != now:
+                raise ConfigError(
+                    f"{run} holds a run with another {key} ({before}, now {now}): "
+                    "choose name=<another>, or remove the folder"
+                )
+    run.mkdir(parents=True, exist_ok=True)
+    scratch = run / f".{CONFIG}.{os.getpid()}"
+    scratch.write_text(yaml.safe_dump(public, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    os.replace(scratch, path)
+
+
+def _at(node: Any, key: str) -> Any:
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    return node
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """Where a stage that was interrupted goes on."""
+    path = folder / "last.ckpt"
+    return str(path) if path.is_file() else None
+
+
+def is_pair(folder: Path) -> bool:
+    """Whether both halves stand there; `save_pretrained` moves each into place only when it is whole."""
+    return all((folder / half).is_dir() for half in HALVES)
+
+
+def copy_pair(source: Path, destination: Path) -> Path:
+    """Copy beside the destination first, so that a kill never leaves half a pair."""
+    scratch = destination.with_name(f".{destination.name}.part")
+    shutil.rmtree(scratch, ignore_errors=True)
+    shutil.copytree(source, scratch)
+    shutil.rmtree(destination, ignore_errors=True)
+    os.replace(scratch, destination)
+    return destination

@@ -1,0 +1,131 @@
+"""The console script `nla`: what needs no training run. A person's mistake is one line on stderr and exit status 2.
+
+    nla explain <pair> "some text"     explanations of the activations at its tokens, with their cosine
+    nla info <pair>                    what a saved pair says of itself
+    nla pretrain ...                   a small target from text (see nla pretrain --help)
+
+Nothing heavy is imported before a verb needs it.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from nla.errors import ConfigError, NLAError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; the exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if given[:1] == ["pretrain"]:
+            from nla.pretrain import main as pretrain  # has an argument parser of its own
+
+            return pretrain(given[1:]) or 0
+        options = _parser().parse_args(given)
+        return options.verb(options)
+    except NLAError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="nla", description="Natural Language Autoencoders.")
+    verbs = parser.add_subparsers(required=True, metavar="verb")
+
+    explain = verbs.add_parser("explain", help="explain the activations that a text leaves in the target")
+    explain.add_argument("pair", help="folder or hub id of a saved pair")
+    explain.add_argument("text", help="the text to be read")
+    explain.add_argument("--positions", default="all", help="all (default), last, or token indices: 3,7,-1")
+    explain.add_argument("--samples", type=int, default=1, help="explanations per position (default 1)")
+    explain.add_argument("--temperature", type=float, default=None, help="0 is greedy, the default for one sample")
+    explain.add_argument("--max-new-tokens", type=int, default=150)
+    explain.add_argument("--seed", type=int, default=0)
+    explain.set_defaults(verb=_explain)
+
+    info = verbs.add_parser("info", help="say what a saved pair is: base model, layer, scales, prompts")
+    info.add_argument("pair", help="folder or hub id of a saved pair")
+    info.set_defaults(verb=_info)
+
+    verbs.add_parser("pretrain", help="train a small target model from text", add_help=False)
+    return parser
+
+
+def _explain(options: argparse.Namespace) -> int:
+    positions = _positions(options.positions)
+    if not options.text.strip():
+        raise ConfigError("the text is empty: give at least one word, in quotation marks")
+    if options.samples < 1:
+        raise ConfigError(f"--samples {options.samples}: must be at least 1")
+
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from nla.autoencoder import NLA
+    from nla.target import Target
+
+    pair = NLA.from_pretrained(options.pair)
+    target = Target.from_pretrained(pair.base_model, pair.layer)
+    reading = target.read([options.text], positions=positions)
+    temperature = options.temperature if options.temperature is not None else float(options.samples > 1)
+    texts = pair.explain(
+        reading.activation,
+        samples=options.samples,
+        temperature=temperature,
+        max_new_tokens=options.max_new_tokens,
+        seed=options.seed,
+    )
+    table = Table("position", "token", "explanation", "cosine", title=f"{printable(pair.base_model)}, layer {pair.layer}")
+    for sample in range(options.samples):
+        cosine = pair.score(reading.activation, [row[sample] for row in texts]).cosine.tolist()
+        for index, row in enumerate(texts):
+            said = row[sample]
+            table.add_row(
+                str(reading.position[index]),
+                Text(printable(reading.token[index])),
+                Text("(malformed)" if said is None else printable(said)),
+                "-" if said is None else f"{cosine[index]:.3f}",
+            )
+    Console(highlight=False).print(table)
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from nla.autoencoder import HALVES
+    from nla.release import fetch, read_metadata
+
+    folder = fetch(options.pair)
+    table = Table("", *HALVES, title=printable(str(options.pair)))
+    metadata = [read_metadata(folder / half) for half in HALVES]
+    for name in ("role", "stage", "base_model", "layer", "d_model", "injection_scale", "mse_scale"):
+        table.add_row(name, *(Text(printable(str(getattr(about, name)))) for about in metadata))
+    for about in metadata:
+        for role, template in about.templates.items():
+            cells = [Text(printable(template)) if other is about else "" for other in metadata]
+            if about.role == role:
+                table.add_row(f"template {role}", *cells)
+    Console(highlight=False).print(table)
+    return 0
+
+
+def _positions(given: str) -> str | list[list[int]]:
+    if given in ("all", "last"):
+        return given
+    try:
+        return [[int(part) for part in given.split(",")]]
+    except ValueError:
+        raise ConfigError(f"--positions {given}: give all, last, or token indices such as 3,7,-1") from None
+
+
+def printable(text: str) -> str:
+    """Nothing in it moves the cursor, changes a colour or turns the writing direction."""
+    return "".join(character if character.isprintable() else "·" for character in text.replace("\n", "⏎"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""The shape of a composed config: every key with its type and bounds, and nothing besides."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
+
+from nla.errors import ConfigError
+
+Scale = Annotated[float, Field(gt=0)] | Literal["sqrt_d_model"] | None
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+-]{0,99}")
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True, protected_namespaces=())
+
+
+class TemplateSettings(Settings):
+    verbalizer: str
+    reconstructor: str
+
+
+class ModelSettings(Settings):
+    id: str
+    path: str | None
+    dtype: Literal["float32", "bfloat16", "float16"]
+    revision: str | None
+    default_layer: int | None
+    marker: str | None
+    injection_scale: Scale
+    mse_scale: Scale
+    templates: TemplateSettings
+
+
+class LayerSettings(Settings):
+    index: int | None
+    fraction: float | None = Field(gt=0, le=1)
+
+    def block(self, depth: int) -> int:
+        """The block meant, counted from 0, of a model with `depth` blocks. Raises ConfigError."""
+        if self.index is None and self.fraction is None:
+            raise ConfigError("layer.index and layer.fraction are null: choose e.g. layer=middle or layer.index=2")
+        block = min(round((self.fraction or 0) * depth), depth - 1) if self.index is None else self.index
+        if not 0 <= block < depth:
+            raise ConfigError(
+                f"layer.index={block}: the model has {depth} blocks, counted from 0; choose 0 to {depth - 1}, "
+                "or a fraction (layer=early, middle, two_thirds, late)"
+            )
+        return block
+
+
+class FullAdapter(Settings):
+    kind: Literal["full"]
+
+
+class LoraAdapter(Settings):
+    kind: Literal["lora"]
+    rank: PositiveInt
+    alpha: float = Field(gt=0)
+    dropout: float = Field(ge=0, lt=1)
+
+
+class DataSettings(Settings):
+    path: str | None
+    source: dict[str, Any]
+    positions_per_document: PositiveInt
+    min_context: int = Field(ge=0)
+    max_tokens: PositiveInt
+    validation_documents: PositiveInt | None
+    num_workers: int = Field(ge=0)
+
+
+class StageData(Settings):
+    split: Literal["warm_start", "joint"]
+    explanations: bool
+    batch_size: PositiveInt
+
+
+class StageSettings(Settings):
+    """The parts common to all stages; the rest is checked against the stage's constructor."""
+
+    model_config = ConfigDict(extra="allow")
+    steps: PositiveInt
+    data: StageData
+    trainer: dict[str, Any]
+
+
+class HardwareSettings(Settings):
+    trainer: dict[str, Any]
+    micro_batch_size: PositiveInt
+
+
+class TrainSettings(Settings):
+    name: str
+    seed: int = Field(ge=0, lt=2**32)
+    stages: list[str] = Field(min_length=1)
+    nla: str | None
+    run_dir: str
+    stage_dir: str
+    model: ModelSettings
+    layer: LayerSettings
+    adapter: Annotated[FullAdapter | LoraAdapter, Field(discriminator="kind")]
+    data: DataSettings
+    rollout: dict[str, Any]
+    reward: dict[str, Any]
+    stage: dict[str, StageSettings]
+    evaluation: dict[str, Any]
+    hardware: HardwareSettings
+    callbacks: dict[str, dict[str, Any] | None]
+    logger: dict[str, dict[str, Any] | None]
+
+    @field_validator("name")
+    @classmethod
+    def _folder_name(cls, name: str) -> str:
+        if not NAME.fullmatch(name) or ".." in name:
+            raise ValueError("must be a plain folder name: up to 100 letters, digits, and . _ - + = ,")
+        return name
+
+
+class EvaluateSettings(Settings):
+    nla: str
+    seed: int = Field(ge=0, lt=2**32)
+    output: str | None
+    data: DataSettings | None = None
+    evaluation: dict[str, Any]
+    hardware: HardwareSettings
