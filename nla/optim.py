@@ -1,0 +1,71 @@
+"""Muon for matrices, AdamW for the rest, as one optimizer."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import AdamW, Muon, Optimizer
+
+
+class MuonAdamW(Optimizer):
+    """``torch.optim.Muon`` on the matrices of each parameter group, ``torch.optim.AdamW`` on its vectors and embeddings.
+
+    Small models learn to read an activation several times faster with Muon. Lightning counts a step for each optimizer
+    it is given, hence one object: schedules see all groups, a checkpoint holds both states.
+
+    Args:
+        params: parameter groups; a group's ``lr`` and ``muon_lr`` override the defaults.
+        lr: of AdamW (embeddings, norms). muon_lr: of Muon (every other matrix).
+        embeddings: how many rows make a matrix an embedding or output table, which AdamW keeps.
+    """
+
+    def __init__(
+        self,
+        params: list[dict[str, Any]],
+        lr: float = 1e-3,
+        muon_lr: float = 1e-2,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.98),
+        embeddings: int = 1024,
+    ) -> None:
+        matrices, others = [], []
+        for group in params:
+            parameters = list(group["params"])
+            inner = [p for p in parameters if p.ndim == 2 and p.shape[0] < embeddings]
+            chosen = {id(p) for p in inner}
+            rest = [p for p in parameters if id(p) not in chosen]
+            named = {key: value for key, value in group.items() if key not in ("params", "lr", "muon_lr")}
+            if inner:
+                matrices.append({**named, "params": inner, "lr": group.get("muon_lr", muon_lr)})
+            if rest:
+                others.append({**named, "params": rest, "lr": group.get("lr", lr)})
+        self.parts: list[Optimizer] = []
+        if matrices:
+            self.parts.append(Muon(matrices, lr=muon_lr, weight_decay=weight_decay))
+        if others:
+            self.parts.append(AdamW(others, lr=lr, weight_decay=weight_decay, betas=betas))
+        super().__init__([p for part in self.parts for g in part.param_groups for p in g["params"]], {})
+        self.param_groups = [group for part in self.parts for group in part.param_groups]  # the parts' own dicts
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self.parts:
+            part.step()
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for part in self.parts:
+            part.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self.param_groups = [group for part in self.parts for group in part.param_groups]

@@ -1,0 +1,46 @@
+"""The world as a data source: documents by split, the teacher's texts, and ground truth for evaluation."""
+
+import random
+from collections.abc import Sequence
+
+from nla.data.source import Claim, Document
+from nla.errors import DataError
+from nla.world.generator import generate
+from nla.world.statements import describe, parse_statements
+
+
+class WorldSource:
+    """Documents of the embedded world. Splits draw on disjoint ids, so no document stands in two of them.
+
+    Args:
+        sizes: documents per split (``warm_start``, ``joint``, ``validation``, ``test``, ...).
+        seed: of the world; another seed gives other documents under the same ids.
+        statements: fewest and most facts that a warm-start text mentions, so that joint training has more to find.
+    """
+
+    def __init__(self, sizes: dict[str, int], seed: int = 0, statements: tuple[int, int] = (2, 4)) -> None:
+        self.sizes, self.seed, self.statements = dict(sizes), seed, tuple(statements)
+
+    def documents(self, split: str) -> Sequence[Document]:
+        if split not in self.sizes:
+            raise DataError(f"data.sizes has no split '{split}': it has {sorted(self.sizes)}; add data.sizes.{split}=N")
+        return [self._document(f"{split}-{number:06d}") for number in range(self.sizes[split])]
+
+    def explanation(self, document: Document, end: int, seed: int) -> str | None:
+        """A random few of the facts known after ``end`` characters; the choice is keyed by seed, document and end."""
+        rng = random.Random(f"{seed}/{document.id}/{end}")
+        return describe(generate(document.id, self.seed).known(end), rng.randint(*self.statements), rng)
+
+    def claims(self, explanation: str, document_id: str, text: str) -> list[Claim]:
+        """Judge each sentence; one that does not parse, or whose fact is not yet revealed, is false."""
+        known = generate(document_id, self.seed).known(len(text))
+        return [
+            Claim(kind or "unparsed", value, kind is not None and known.get(kind) == value)
+            for kind, value in parse_statements(explanation)
+        ]
+
+    def facts(self, document_id: str, text: str) -> list[tuple[str, str]]:
+        return list(generate(document_id, self.seed).known(len(text)).items())
+
+    def _document(self, document_id: str) -> Document:
+        return Document(document_id, generate(document_id, self.seed).text)
