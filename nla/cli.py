@@ -76,7 +76,8 @@ def _explain(options: argparse.Namespace) -> int:
         max_new_tokens=options.max_new_tokens,
         seed=options.seed,
     )
-    table = Table("position", "token", "explanation", "cosine", title=f"{printable(pair.base_model)}, layer {pair.layer}")
+    title = f"{printable(pair.base_model)}, layer {pair.layer}"
+    table = Table("position", "token", "explanation", "cosine", title=title)
     for sample in range(options.samples):
         cosine = pair.score(reading.activation, [row[sample] for row in texts]).cosine.tolist()
         for index, row in enumerate(texts):

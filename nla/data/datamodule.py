@@ -85,7 +85,7 @@ class NLADataModule(LightningDataModule):
         self.skipped: dict[str, Counter[str]] = {}
         self._prepared: dict[str, list[Prepared]] = {}
         self._start = 0  # documents consumed when the current loader was made
-        self._processed = 0  # Lightning's count of batches at that moment
+        self._processed: int | None = None  # Lightning's count of batches at that moment
         self._order: tuple[int, np.ndarray] | None = None
 
     def setup(self, stage: str | None = None) -> None:
@@ -125,6 +125,8 @@ class NLADataModule(LightningDataModule):
 
         Batches that the loader has fetched ahead, or whose step did not finish, are not consumed.
         """
+        if self._processed is None:  # no loader yet; on resume Lightning restores its own count after this state
+            return self._start
         steps = self._batches_processed() - self._processed
         return self._start + (steps * self.documents_per_step if steps else 0)
 
@@ -167,7 +169,7 @@ class NLADataModule(LightningDataModule):
                 f"the checkpoint was made on other {self.split} data (documents, positions or seed have changed), so "
                 "its place in them means nothing: restore the data, or start a new run with name=<another>"
             )
-        self._start, self._processed = int(state_dict["consumed_documents"]), self._batches_processed()
+        self._start, self._processed = int(state_dict["consumed_documents"]), None
 
     def _finite(self, split: str) -> DataLoader:
         per_rank, size = self._shares(split)
