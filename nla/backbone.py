@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as hf_logging
 
 from nla.errors import ConfigError, ModelError
@@ -213,7 +214,8 @@ def add_lora(model: PreTrainedModel, rank: int, alpha: float, dropout: float = 0
     """Low-rank adapters on all linear layers, in place; everything else is frozen (attention alone underfits)."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    settings: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout}
+    transposed = any(isinstance(module, Conv1D) for module in model.modules())  # GPT-2
+    settings: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "fan_in_fan_out": transposed}
     config = LoraConfig(**settings, target_modules="all-linear", bias="none")
     inject_adapter_in_model(config, model)
     for name, parameter in model.named_parameters():

@@ -1,12 +1,15 @@
 """The layer convention, the truncated view and the head, for every supported architecture."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from nla import backbone
+from nla.autoencoder import NLA
 from nla.errors import ConfigError, ModelError
+from nla.prompts import Templates
 
 TOKENS = torch.randint(5, 300, (2, 14), generator=torch.Generator().manual_seed(0))
 
@@ -141,3 +144,17 @@ def test_lora_covers_all_linear_layers_and_merges(model, family_folder: str):
     plain.load_state_dict(backbone.merged_state_dict(adapted))
     assert torch.allclose(plain(TOKENS).logits, adapted(TOKENS).logits, atol=1e-4)
     assert not torch.allclose(plain(TOKENS).logits, model(TOKENS).logits, atol=1e-2)
+
+
+def test_a_packaged_id_stays_an_id(
+    tiny_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, templates: Templates
+):
+    shutil.copytree(tiny_folder, tmp_path / "packaged" / "small")
+    monkeypatch.setattr(backbone, "PACKAGED", tmp_path / "packaged")
+    assert backbone.resolve("small") == tmp_path / "packaged" / "small"
+    nla = NLA.from_target("small", 1, templates)
+    nla.save_pretrained(tmp_path / "nla")
+    assert NLA.from_pretrained(tmp_path / "nla").base_model == "small"
+    written = [p for p in (tmp_path / "nla").rglob("*") if p.is_file() and p.suffix != ".safetensors"]
+    assert written
+    assert not any("packaged" in path.read_text() for path in written)

@@ -202,7 +202,7 @@ def test_pickles_are_refused_and_not_run(
 
 def test_missing_head_is_an_error(saved_nla: Path):
     (saved_nla / "reconstructor" / "value_head.safetensors").unlink()
-    with pytest.raises(ReleaseError, match="value_head.safetensors is missing"):
+    with pytest.raises(ReleaseError, match=r"value_head\.safetensors is missing"):
         NLA.from_pretrained(saved_nla)
 
 
@@ -265,7 +265,7 @@ def test_unknown_pairs_are_one_line(name: str, monkeypatch: pytest.MonkeyPatch):
         raise OSError("offline")
 
     monkeypatch.setattr(release, "snapshot_download", offline)
-    with pytest.raises(ReleaseError, match="neither a folder nor a hub id|missing") as caught:
+    with pytest.raises(ReleaseError, match=r"neither a folder nor a hub id|missing") as caught:
         NLA.from_pretrained(name)
     assert "\n" not in str(caught.value)
 
