@@ -46,4 +46,7 @@ class GistLoss(nn.Module):
         bag = torch.zeros(len(row), len(self.weight)).scatter_add_(1, ids, weight)
         total = bag.sum(1)
         log_probs = F.log_softmax(self.head(self.norm(activation[row, position])).float(), dim=-1)
-        return -((bag * log_probs).sum(1) / total.clamp_min(1e-6))[total > 0].mean()
+        scored = total > 0
+        if not bool(scored.any()):  # nothing drawn from a very small batch: a mean over nothing would be NaN
+            return log_probs.sum() * 0.0
+        return -((bag * log_probs).sum(1) / total.clamp_min(1e-6))[scored].mean()

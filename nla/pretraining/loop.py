@@ -79,7 +79,7 @@ class Recipe:
     bf16: bool = False
     """autocast of the forward pass (slower than fp32 on CPUs without AMX)"""
     compile: bool = False
-    """fuse each block with ``torch.compile`` (needs a C++ compiler; 1.4 times as fast on two CPU cores)"""
+    """fuse each block with ``torch.compile`` (needs a C++ compiler; 1.4 times as fast on a CPU core)"""
     seed: int = 0
 
 
@@ -172,6 +172,7 @@ def pretrain(
             block.compile(dynamic=True)
     curve, state = folder / "curve.csv", folder / "resume.pt"
     step, seconds = _restore(state, model, gist, opts) if state.exists() else (0, 0.0)
+    _trim(curve, step)
     validation = _validation(lessons)
     begin, running = time.perf_counter() - seconds, []
     columns = (TextColumn("pretrain"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
@@ -247,6 +248,18 @@ def _record(path: Path, step: int, seconds: float, running: list, validation: fl
             writer.writeheader()
         writer.writerow(row)
     return row
+
+
+def _trim(path: Path, step: int) -> None:
+    """Drop what an interrupted run recorded after its last checkpoint, or an earlier run altogether."""
+    if not path.exists():
+        return
+    header, *rows = path.read_bytes().decode().splitlines(keepends=True) or [""]
+    kept = [row for row in rows if row.split(",")[0].isdigit() and int(row.split(",")[0]) <= step]
+    if kept:
+        path.write_bytes("".join([header, *kept]).encode())
+    else:
+        path.unlink()
 
 
 def _save(path: Path, step: int, seconds: float, model: nn.Module, gist: nn.Module, opts: list) -> None:

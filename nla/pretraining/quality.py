@@ -154,7 +154,7 @@ def used(
         first: dict[str, int] = {}
         last: dict[str, int] = {}
         for token, kind, value in document.mentions:
-            if token - first.setdefault(kind, token) >= distance:
+            if token - first.setdefault(kind, token) >= distance and (kind, value) in column:
                 unrepeated = token - last[kind] >= distance
                 records.setdefault(kind, []).append((offset + token - 1, column[kind, value], unrepeated))
             last[kind] = token

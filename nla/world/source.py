@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from nla.data.source import Claim, Document
 from nla.errors import DataError
 from nla.world.generator import generate
-from nla.world.statements import describe, parse_statements
+from nla.world.statements import STEMS, describe, parse_statements, statement
 
 
 class WorldSource:
@@ -17,6 +17,9 @@ class WorldSource:
         seed: of the world; another seed gives other documents under the same ids.
         statements: fewest and most facts that a warm-start text mentions, so that joint training has more to find.
     """
+
+    phrases = tuple(STEMS.values())
+    """frequent enough to be one token each in the world's tokenizer"""
 
     def __init__(self, sizes: dict[str, int], seed: int = 0, statements: tuple[int, int] = (2, 4)) -> None:
         self.sizes, self.seed, self.statements = dict(sizes), seed, tuple(statements)
@@ -41,6 +44,10 @@ class WorldSource:
 
     def facts(self, document_id: str, text: str) -> list[tuple[str, str]]:
         return list(generate(document_id, self.seed).known(len(text)).items())
+
+    def full_description(self, document_id: str, text: str) -> str:
+        """Every known fact, in one fixed order: what an explanation could say at best."""
+        return " ".join(statement(kind, value) for kind, value in sorted(self.facts(document_id, text)))
 
     def _document(self, document_id: str) -> Document:
         return Document(document_id, generate(document_id, self.seed).text)
