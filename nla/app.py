@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch import Trainer, seed_everything
 from omegaconf import DictConfig
@@ -106,7 +107,20 @@ def build_data(data: Mapping[str, Any], target: Target, **options: Any) -> NLADa
 
 def build_all(group: Mapping[str, Any]) -> list[Any]:
     """The parts of a config group; one set to null is left out."""
-    return [instantiate(node, _convert_="all") for node in group.values() if node is not None]
+    built = []
+    for name, node in group.items():
+        if node is not None:
+            try:
+                built.append(instantiate(node, _convert_="all"))
+            except (ModuleNotFoundError, InstantiationException) as error:
+                cause = error if isinstance(error, ModuleNotFoundError) else error.__cause__
+                if not isinstance(cause, ImportError):
+                    raise
+                raise ConfigError(
+                    f"{name}: {node['_target_']} needs a package that is not installed ({cause}); "
+                    f"pip install 'nla[{name}]', or leave it out with {name}=null in its group"
+                ) from error
+    return built
 
 
 def evaluate(cfg: DictConfig) -> Path:

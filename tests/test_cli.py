@@ -1,0 +1,54 @@
+"""The console script: what it prints, and that a mistake is one line with status 2."""
+
+from pathlib import Path
+
+import pytest
+
+from nla.cli import main, printable
+
+
+def test_explain_prints_one_row_per_token(saved_nla: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["explain", str(saved_nla), "Tom walks", "--max-new-tokens", "8"]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if "malformed" in line or "0." in line]
+    assert len(rows) >= 2
+
+
+def test_explain_takes_positions_and_samples(saved_nla: Path, capsys: pytest.CaptureFixture[str]):
+    arguments = ["explain", str(saved_nla), "Tom walks to the harbour", "--samples", "2", "--max-new-tokens", "4"]
+    assert main([*arguments, "--positions", "last"]) == 0
+    assert capsys.readouterr().out.count("malformed") == 2
+    assert main([*arguments, "--positions", "0,-1"]) == 0
+    assert capsys.readouterr().out.count("malformed") == 4
+
+
+def test_info(saved_nla: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["info", str(saved_nla)]) == 0
+    shown = capsys.readouterr().out
+    assert "injection_scale" in shown and "layer" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["explain", "/nowhere/at/all", "text"], "/nowhere/at/all"),
+        (["explain", "PAIR", "  "], "the text is empty"),
+        (["explain", "PAIR", "text", "--positions", "x"], "--positions x: give all, last, or token indices"),
+        (["explain", "PAIR", "text", "--positions", "99"], "position 99"),
+        (["explain", "PAIR", "text", "--samples", "0"], "--samples 0"),
+        (["info", "/nowhere/at/all"], "/nowhere/at/all"),
+    ],
+)
+def test_mistakes(arguments: list[str], message: str, saved_nla: Path, capsys: pytest.CaptureFixture[str]):
+    assert main([str(saved_nla) if part == "PAIR" else part for part in arguments]) == 2
+    shown = capsys.readouterr().err.strip()
+    assert shown.startswith("error:") and message in shown and "\n" not in shown
+
+
+def test_an_unknown_verb_ends_with_status_2(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit, match="2"):
+        main(["explian"])
+    assert "explain" in capsys.readouterr().err
+
+
+def test_text_cannot_steer_the_terminal():
+    assert printable("a\x1b[31mb\u202ec\nd") == "a·[31mb·c⏎d"

@@ -1,0 +1,127 @@
+"""A person's own text: which documents are kept, on which side they land, and the extractive fallback."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from nla.data import SPLITS, TextSource
+from nla.data.extractive import Extractive
+from nla.errors import ConfigError, DataError
+
+FRACTIONS = {"warm_start": 0.4, "joint": 0.4, "validation": 0.1, "test": 0.1}
+LONG = "A plain sentence of some length that is kept. "
+
+
+def source(path: Path, **changes) -> TextSource:
+    options = {
+        "fractions": FRACTIONS, "split_key": "k", "text_column": "text", "explanation_column": None, "id_column": None,
+        "min_characters": 20, "max_characters": 300, "max_documents": None,
+    }  # fmt: skip
+    return TextSource(str(path), **{**options, **changes})
+
+
+def everything(corpus: TextSource) -> dict:
+    return {document.id: (split, document) for split in SPLITS for document in corpus.documents(split)}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for number in range(40):
+        (tmp_path / f"{number}.txt").write_text(f"{number} {LONG}")
+    return tmp_path
+
+
+def test_bad_documents_are_skipped_and_counted(folder: Path):
+    (folder / "empty.txt").write_text("")
+    (folder / "white.txt").write_text(" \n\t" * 30)
+    (folder / "nul.txt").write_text("x\0" * 30)
+    (folder / "short.txt").write_text("short")
+    (folder / "binary.bin").write_bytes(b"\xff\xfe\x80" * 30)
+    (folder / "copy.txt").write_text(f"7 {LONG}")
+    (folder / "rows.jsonl").write_text(
+        json.dumps({"text": "\ud800 " + LONG}) + "\nnot json\n\n" + json.dumps({"text": 3}) + "\n"
+    )
+    (folder / ".hidden").write_text("hidden " + LONG)
+    corpus = source(folder)
+    assert corpus.skipped == {
+        "empty": 1, "white space only": 1, "NUL character": 1, "too short": 1, "not UTF-8": 1,
+        "copy of another document": 1, "lone surrogate": 1, "not a JSON object": 1, "text is not a string": 1,
+    }  # fmt: skip
+    assert len(everything(corpus)) == 40
+
+
+def test_a_document_stays_on_its_side(folder: Path):
+    before = {name: split for name, (split, _) in everything(source(folder)).items()}
+    assert set(before.values()) >= {"warm_start", "joint"}
+    (folder / "another.txt").write_text("another " + LONG)
+    after = {name: split for name, (split, _) in everything(source(folder)).items()}
+    assert before.items() <= after.items()
+    other = {name: split for name, (split, _) in everything(source(folder, split_key="other")).items()}
+    assert other != after
+
+
+def test_long_documents_are_cut_and_stay_together(tmp_path: Path):
+    for number in range(20):
+        (tmp_path / f"{number}.txt").write_text(f"document {number} " + "word " * 400)
+    (tmp_path / "line.txt").write_text("x" * 1_000_000)
+    corpus = source(tmp_path)
+    sides: dict[str, set[str]] = {}
+    for split, document in everything(corpus).values():
+        assert 20 <= len(document.text) <= 300
+        sides.setdefault(document.root, set()).add(split)
+    assert len(sides) == 21
+    assert all(len(splits) == 1 for splits in sides.values())
+    cut = [document for _, document in everything(corpus).values() if document.root == "3.txt"]
+    assert "".join(document.text for document in cut) == (tmp_path / "3.txt").read_text()
+    assert all(document.text.endswith(" ") for document in cut)
+
+
+def test_tables_with_explanations(tmp_path: Path):
+    rows = [{"context": f"{n} {LONG}", "said": f" about {n} ", "doc": f"d{n // 2}"} for n in range(30)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "part.parquet")
+    lines = [json.dumps({**row, "context": "j" + row["context"]}) for row in rows]
+    (tmp_path / "more.jsonl").write_text("\n".join(lines))
+    corpus = source(tmp_path, text_column="context", explanation_column="said", id_column="doc")
+    found = everything(corpus)
+    assert len(found) == 60
+    sides: dict[str, set[str]] = {}
+    for split, document in found.values():
+        sides.setdefault(document.root, set()).add(split)
+        number = document.text.removeprefix("j").split()[0]
+        assert corpus.explanation(document, len(document.text), 0) == f"about {number}"
+        assert corpus.explanation(document, 10, 0) is None
+    assert len(sides) == 15 and all(len(splits) == 1 for splits in sides.values())
+
+
+def test_mistakes_name_the_fix(folder: Path, tmp_path: Path):
+    with pytest.raises(DataError, match="no such file or folder"):
+        source(tmp_path / "nowhere")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(DataError, match="no usable document .*nothing found.*at least 20 characters"):
+        source(empty)
+    (empty / "rows.jsonl").write_text(json.dumps({"txt": LONG}))
+    with pytest.raises(DataError, match="has no column 'text' but txt; did you mean 'txt'"):
+        source(empty)
+    (empty / "rows.jsonl").unlink()
+    (empty / "bad.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(DataError, match=r"bad.parquet is not a readable Parquet file"):
+        source(empty)
+    with pytest.raises(ConfigError, match="sum to 1"):
+        source(folder, fractions={"joint": 0.5})
+    with pytest.raises(ConfigError, match="fractions.train: no such split"):
+        source(folder, fractions={"train": 1.0})
+
+
+def test_the_extractive_fallback_quotes():
+    teacher = Extractive(["the dog and the cat", "the dog runs", "the harbour is far"])
+    said = teacher.explain('The dog left. At the harbour, a lighthouse keeper <waved> his "red lighthouse lamp')
+    assert said is not None
+    assert said.startswith('It ends with "keeper waved his red lighthouse lamp".')
+    assert "lighthouse" in said.partition("It is about")[2].split(",")[0]
+    assert "the" not in said.partition("It is about ")[2].rstrip(".").split(", ")
+    assert said.count('"') == 2 and "<" not in said
+    assert teacher.explain(" \n ") is None
