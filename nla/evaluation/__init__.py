@@ -1,0 +1,8 @@
+"""Evaluation of a pair: suites as plain functions (nla, target, data) -> result, files, and a table for a person."""
+
+from nla.evaluation.files import read_samples
+from nla.evaluation.rows import Corpus
+from nla.evaluation.run import run
+from nla.evaluation.suite import Evaluation, EvaluationSettings, evaluate
+
+__all__ = ["Corpus", "Evaluation", "EvaluationSettings", "evaluate", "read_samples", "run"]

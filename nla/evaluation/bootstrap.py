@@ -1,0 +1,99 @@
+"""95% intervals: whole documents are resampled, because positions of one document are not independent.
+
+Everything is a ratio of sums over rows, so each document is summed once and a resample is a row of integer weights:
+a thousand resamples are one matrix product. float64 throughout. Intervals are percentiles of the resamples; since mu is
+recomputed in each, a resampled FVE lies lower by about the unexplained share divided by the number of documents: with
+few documents the interval leans to the low side.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nla.objectives import normalize
+
+Interval = list[float] | None  # None: one document only, or nothing to count
+
+
+class Resamples:
+    """`count` resamples of the documents that rows belong to, as weights [count, documents].
+
+    Args:
+        document: the document of each row.
+        count: resamples; seed: of the draw.
+    """
+
+    def __init__(self, document: Sequence[str], count: int, seed: int) -> None:
+        names = {name: index for index, name in enumerate(dict.fromkeys(document))}
+        self.documents = len(names)
+        self._index = torch.tensor([names[name] for name in document])
+        draws = np.random.default_rng(seed).multinomial(
+            self.documents, np.full(self.documents, 1 / self.documents), count
+        )
+        self._weights = torch.from_numpy(draws.astype(np.float64))
+
+    def sums(
+        self, values: Float[Tensor, "batch *rest"]
+    ) -> tuple[Float[Tensor, "*rest"], Float[Tensor, "resample *rest"]]:
+        """Sums over all rows, and over the rows of each resample."""
+        values = values.double()
+        each = torch.zeros(self.documents, *values.shape[1:], dtype=torch.float64).index_add_(0, self._index, values)
+        return each.sum(0), torch.einsum("rd,d...->r...", self._weights, each)
+
+    def interval(self, resampled: Float[Tensor, " resample"]) -> Interval:
+        """The middle 95% of a statistic's resamples; those in which it is undefined are left out."""
+        finite = resampled[resampled.isfinite()]
+        if self.documents < 2 or not len(finite):
+            return None
+        bounds = torch.quantile(finite, torch.tensor([0.025, 0.975], dtype=finite.dtype))
+        return [float(bounds[0]), float(bounds[1])]
+
+
+class Variance:
+    """FVE of any errors on one set of activations, with mu recomputed in each resample.
+
+    For `g = normalize(h, sqrt d)`, `|g|^2 = d`, hence `sum_i mean_d (g_i - mu)^2 = n (1 - mean_d mu^2)`.
+    """
+
+    def __init__(self, activation: Float[Tensor, "batch d_model"], resamples: Resamples) -> None:
+        self.d_model = activation.shape[-1]
+        self.resamples = resamples
+        truth = normalize(activation.double(), math.sqrt(self.d_model))
+        self._count = resamples.sums(torch.ones(len(truth)))
+        self._length = tuple(  # |mu| / sqrt(d), of the whole set and of each resample
+            (total / count.unsqueeze(-1)).norm(dim=-1) / math.sqrt(self.d_model)
+            for total, count in zip(resamples.sums(truth), self._count, strict=True)
+        )
+
+    def fve(self, error: Float[Tensor, " batch"]) -> dict[str, float | Interval]:
+        """`{fve, ci95}` of one error per activation."""
+        return self._summary(*self._fve(error))
+
+    def above(self, error: Float[Tensor, " batch"], other: Float[Tensor, " batch"]) -> dict[str, float | Interval]:
+        """How much higher the FVE of `error` is than that of `other`, paired within each resample."""
+        pairs = zip(self._fve(error), self._fve(other), strict=True)
+        return self._summary(*(mine - theirs for mine, theirs in pairs))
+
+    def mean(self) -> dict[str, float | Interval]:
+        """Predicting mu itself, without normalising: 0 by definition."""
+        return self._summary(*(torch.zeros_like(length) for length in self._length))
+
+    def constant_direction(self) -> dict[str, float | Interval]:
+        """The best constant a reconstructor can put out, normalize(mu): `(r - 1) / (r + 1)`, `r = |mu| / sqrt d`."""
+        return self._summary(*((length - 1) / (length + 1) for length in self._length))
+
+    def normalized_mean(self, error: Float[Tensor, " batch"]) -> float:
+        """The other definition, whose denominator is taken about normalize(mu): higher; never quote it as FVE."""
+        return float(1 - error.double().sum() / (2 * self._count[0] * (1 - self._length[0])))
+
+    def _fve(self, error: Tensor) -> tuple[Tensor, Tensor]:
+        sums = zip(self.resamples.sums(error), self._count, self._length, strict=True)
+        whole, resampled = (1 - total / (count * (1 - length.square())) for total, count, length in sums)
+        return whole, resampled
+
+    def _summary(self, whole: Tensor, resampled: Tensor) -> dict[str, float | Interval]:
+        return {"fve": float(whole), "ci95": self.resamples.interval(resampled)}

@@ -1,0 +1,115 @@
+"""What an FVE has to beat: constants, texts that say nothing about this activation, texts that need no verbalizer.
+
+Every control but the two constants goes through the same reconstructor. Malformed texts count as orthogonal here too.
+"""
+
+import random
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nla.autoencoder import NLA
+from nla.errors import DataError
+from nla.evaluation.bootstrap import Variance
+from nla.evaluation.rows import Data, Rows, read_rows
+from nla.evaluation.texts import Texts, explain, reconstruct, score
+from nla.objectives import normalize
+from nla.target import Target
+
+TRAINING_SPLITS = ("joint", "warm_start")
+
+
+def missing(reason: str) -> dict[str, Any]:
+    """A number that cannot be had, and why."""
+    return {"fve": None, "ci95": None, "reason": reason}
+
+
+def fixed_texts(nla: NLA, rows: Rows, variance: Variance, batch_size: int) -> dict[str, Any]:
+    """`empty_text`: no explanation at all. `source_text`: the context's last tokens in place of an explanation."""
+    empty = reconstruct(nla, [""], batch_size).expand(len(rows), -1)
+    source = reconstruct(nla, rows.tail, batch_size)
+    return {
+        "empty_text": variance.fve(score(empty, rows.activation).error),
+        "source_text": variance.fve(score(source, rows.activation).error),
+    }
+
+
+def shuffled(
+    rows: Rows, texts: Texts, prediction: Float[Tensor, "batch d_model"], variance: Variance, seed: int
+) -> dict[str, Any]:
+    """Each activation with the explanation of a position in another document."""
+    partner = other_document(rows.document, seed)
+    if partner is None:
+        return missing("one document holds half of the rows: there are not enough others to exchange with")
+    return variance.fve(score(prediction[partner], rows.activation, [texts.explanation[i] for i in partner]).error)
+
+
+def other_document(document: list[str], seed: int) -> list[int] | None:
+    """For each row a row of another document, each used once; None where one document holds more than half.
+
+    Rows are laid out document by document, in random order, and moved on by the largest document's number of rows.
+    """
+    rows_of: dict[str, list[int]] = {}
+    for index, name in enumerate(document):
+        rows_of.setdefault(name, []).append(index)
+    largest = max(map(len, rows_of.values()))
+    if 2 * largest > len(document):
+        return None
+    names = sorted(rows_of)
+    random.Random(seed).shuffle(names)
+    order = [index for name in names for index in rows_of[name]]
+    partner = [0] * len(order)
+    for place, index in enumerate(order):
+        partner[index] = order[(place + largest) % len(order)]
+    return partner
+
+
+def nearest_neighbour(
+    nla: NLA,
+    target: Target,
+    data: Data,
+    rows: Rows,
+    variance: Variance,
+    *,
+    documents: int,
+    max_new_tokens: int,
+    batch_size: int,
+) -> dict[str, Any]:
+    """What is gained over looking up a similar case: the explanation of the nearest training activation.
+
+    Activations of `documents` training documents (the joint split's, else the warm start's) are read on the fly. Those
+    that are nearest by cosine to some evaluated activation are explained greedily by the same verbalizer; that text
+    stands in for the activation's own. Warm-start texts are not used: not every corpus has them.
+    """
+    if documents == 0:
+        return missing("switched off by neighbour_documents=0")
+    try:
+        training = _training_rows(target, data, documents)
+    except DataError as error:
+        return missing(f"no training activations: {error}")
+    nearest = _nearest(rows.activation, training.activation)
+    chosen, place = nearest.unique(return_inverse=True)
+    texts = explain(nla, training.activation[chosen], max_new_tokens=max_new_tokens, batch_size=batch_size)
+    said = [texts.explanation[index] for index in place.tolist()]
+    result = variance.fve(score(reconstruct(nla, said, batch_size), rows.activation, said).error)
+    return {**result, "activations": len(training)}
+
+
+def _training_rows(target: Target, data: Data, documents: int) -> Rows:
+    for split in TRAINING_SPLITS[:-1]:
+        try:
+            return read_rows(target, data, split, documents, tail_tokens=1)
+        except DataError:
+            continue
+    return read_rows(target, data, TRAINING_SPLITS[-1], documents, tail_tokens=1)
+
+
+def _nearest(
+    activation: Float[Tensor, "batch d_model"], training: Float[Tensor, "other d_model"], at_once: int = 1024
+) -> Tensor:
+    """The index of the training activation with the highest cosine."""
+    units = normalize(training, 1.0)
+    parts = [(normalize(part, 1.0) @ units.T).argmax(1) for part in activation.split(at_once)]
+    return torch.cat(parts)

@@ -1,0 +1,113 @@
+"""The activations an evaluation is about: documents read once each, for all their positions."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from nla.data.documents import Prepared, ReadingPlan, collate, prepare
+from nla.data.positions import keyed_seed
+from nla.data.source import Source
+from nla.errors import DataError
+from nla.prompts import pad_id
+from nla.target import Target
+
+TOKENS_AT_ONCE = 8192  # of a reading batch, padding included
+
+
+@runtime_checkable
+class Data(Protocol):
+    """What to evaluate on: the loader of a run (`NLADataModule`), or `Corpus` in a notebook."""
+
+    @property
+    def source(self) -> Source: ...
+
+    @property
+    def plan(self) -> ReadingPlan: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """A source and which positions of its documents are read."""
+
+    source: Source
+    plan: ReadingPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """One row per evaluated activation, a document's rows contiguous; everything on the CPU."""
+
+    activation: Float[Tensor, "batch d_model"]  # raw
+    document: list[str]  # what intervals are resampled by; chunks of one document share it
+    document_id: list[str]  # what the source knows the text by
+    position: Int[Tensor, " batch"]
+    text: list[str]  # context up to and including the token
+    tail: list[str]  # the context's last tokens
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+
+def read_rows(target: Target, data: Data, split: str, documents: int | None, tail_tokens: int) -> Rows:
+    """Activations of a split. `documents` takes that many, chosen by a key on their ids; None takes all.
+
+    Documents of like length are read together; the rows come sorted by document all the same.
+    Raises DataError where fewer than two activations can be read: a variance needs two.
+    """
+    found = data.source.documents(split)
+    if documents is not None:
+        found = sorted(found, key=lambda document: keyed_seed("evaluation", document.id))[:documents]
+    prepared, skipped = prepare(found, target.tokenizer, data.plan)
+    if sum(len(item.positions) for item in prepared) < 2:
+        raise DataError(
+            f"split '{split}' gives fewer than two activations to evaluate on ({len(found)} documents, skipped: "
+            f"{dict(skipped)}): give more or longer texts, or lower data.min_context or positions_per_document"
+        )
+    prepared.sort(key=lambda item: item.document.root)  # a document's chunks stand together
+    activation = torch.zeros(sum(len(item.positions) for item in prepared), target.d_model)
+    first, total = [], 0
+    for item in prepared:
+        first.append(total)
+        total += len(item.positions)
+    for batch in _by_length(prepared):
+        chosen = [prepared[index] for index in batch]
+        places = torch.tensor([first[i] + k for i in batch for k in range(len(prepared[i].positions))])
+        activation[places] = _read(target, data.source, chosen)
+    rows = [(item, place, end) for item in prepared for place, end in zip(item.positions, item.ends, strict=True)]
+    tails = [item.tokens[max(0, place + 1 - tail_tokens) : place + 1] for item, place, _ in rows]
+    return Rows(
+        activation=activation,
+        document=[item.document.root for item, _, _ in rows],
+        document_id=[item.document.id for item, _, _ in rows],
+        position=torch.tensor([place for _, place, _ in rows]),
+        text=[item.document.text[:end] for item, _, end in rows],
+        tail=[str(text) for text in target.tokenizer.batch_decode(tails, skip_special_tokens=True)],
+    )
+
+
+def with_positions(data: Data, positions_per_document: int | None) -> Data:
+    """The same data, read at another number of positions in each document; None leaves it."""
+    if positions_per_document is None:
+        return data
+    return Corpus(data.source, dataclasses.replace(data.plan, positions_per_document=positions_per_document))
+
+
+def _read(target: Target, source: Source, chosen: list[Prepared]) -> Float[Tensor, "batch d_model"]:
+    device = next(target.model.parameters()).device
+    batch = collate([(item, 0) for item in chosen], source, False, 0, pad_id(target.tokenizer)).to(device)
+    return target(batch.tokens, batch.mask, batch.row, batch.position).cpu()
+
+
+def _by_length(prepared: list[Prepared]) -> list[list[int]]:
+    """Indices in batches of documents of like length, each of at most `TOKENS_AT_ONCE` tokens."""
+    batches: list[list[int]] = []
+    for index in sorted(range(len(prepared)), key=lambda i: len(prepared[i].tokens)):
+        longest = len(prepared[index].tokens)
+        if not batches or (len(batches[-1]) + 1) * longest > TOKENS_AT_ONCE:
+            batches.append([])
+        batches[-1].append(index)
+    return batches

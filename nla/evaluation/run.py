@@ -1,0 +1,79 @@
+"""What evaluate.py does once pair, target and data stand: find the warm start, evaluate, write, print."""
+
+import importlib.metadata
+import platform
+import shlex
+import sys
+from pathlib import Path
+
+import rich
+from rich.console import Console
+
+from nla.autoencoder import HALVES, NLA
+from nla.evaluation.files import write_metrics, write_samples
+from nla.evaluation.rows import Data
+from nla.evaluation.suite import Evaluation, EvaluationSettings, evaluate
+from nla.evaluation.table import show
+from nla.target import Target
+
+WARM_START = Path("stages", "reconstructor", "nla")
+PACKAGES = ("nla", "torch", "transformers", "lightning", "peft", "numpy", "pyarrow")
+
+
+def run(
+    nla: NLA,
+    target: Target,
+    data: Data,
+    output: str | Path,
+    *,
+    settings: EvaluationSettings,
+    seed: int = 0,
+    run_folder: str | Path | None = None,
+    command: str | None = None,
+    examples: int = 5,
+    console: Console | None = None,
+) -> Evaluation:
+    """Evaluate `nla`, write metrics.json and samples.parquet to `output`, and print the tables.
+
+    Args:
+        run_folder: the run that made the pair, whose warm start is evaluated beside it; None: there is none.
+        command: recorded in metrics.json; None: this process's own command line.
+        examples: explanations to print.
+    """
+    output = Path(output)
+    result = evaluate(nla, target, data, settings, seed=seed, warm_start=load_warm_start(run_folder, nla))
+    result.metrics.update(command=command or command_line(), versions=versions())
+    write_samples(result, output)
+    write_metrics(result.metrics, output)  # last: where it stands, the evaluation is complete
+    console = console or rich.get_console()
+    show(result, console, examples)
+    console.print(f"\nwritten to {output}", markup=False)
+    return result
+
+
+def load_warm_start(run_folder: str | Path | None, nla: NLA) -> NLA | str:
+    """The pair that `run_folder`'s reconstructor stage left, or why there is none."""
+    if nla.stage in ("verbalizer", "reconstructor"):
+        return f"the pair itself comes from a warm start (stage {nla.stage})"
+    if run_folder is None:
+        return "no run beside the pair"
+    folder = Path(run_folder) / WARM_START
+    if not all((folder / half).is_dir() for half in HALVES):
+        return f"no pair in {WARM_START.as_posix()} of the run"
+    return NLA.from_pretrained(folder).to(nla.device)
+
+
+def command_line() -> str:
+    """`python evaluate.py nla=...`, without the program's folder."""
+    return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def versions() -> dict[str, str | None]:
+    """Of Python and of the packages that the numbers hang on; None: not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found

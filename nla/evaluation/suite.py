@@ -1,0 +1,242 @@
+"""The headline evaluation: how much of an activation its explanation gives back, beside everything that it has to beat.
+
+Every document is read once for all its positions, texts are written and read in batches, and each interval is a
+bootstrap over documents. Plain torch: no Lightning, no config.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from nla.autoencoder import NLA
+from nla.data.source import GroundTruth
+from nla.errors import ConfigError
+from nla.evaluation import controls, truth
+from nla.evaluation.bootstrap import Resamples, Variance
+from nla.evaluation.rows import Data, Rows, read_rows, with_positions
+from nla.evaluation.texts import Scores, Texts, explain, reconstruct, score
+from nla.target import Target
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSettings:
+    """What is evaluated, and how.
+
+    Args:
+        documents: of the test split, chosen by a key on their ids; None: all.
+        positions_per_document: None: as many as the data config says.
+        batch_size: activations, or texts, at a time; changes nothing but speed and memory.
+        max_new_tokens: cap of an explanation; one cut off by it is malformed.
+        samples: explanations per activation of the sampled variant; 0 leaves it out.
+        temperature: of that variant.
+        bootstrap: resamples of documents behind each interval.
+        neighbour_documents: training documents that the nearest neighbour is looked up in; 0 leaves the control out.
+        source_tokens: last tokens of the context given to the reconstructor in the control `source_text`.
+    """
+
+    documents: int | None = None
+    positions_per_document: int | None = None
+    batch_size: int = 128
+    max_new_tokens: int = 64
+    samples: int = 1
+    temperature: float = 1.0
+    bootstrap: int = 1000
+    neighbour_documents: int = 256
+    source_tokens: int = 32
+
+    def __post_init__(self) -> None:
+        least = {"documents": 1, "positions_per_document": 1, "batch_size": 1, "max_new_tokens": 1, "samples": 0}
+        least |= {"bootstrap": 1, "neighbour_documents": 0, "source_tokens": 1}
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                raise ConfigError(f"evaluation.{name}={value}: must be at least {bound}")
+        if self.temperature <= 0:
+            raise ConfigError(
+                f"evaluation.temperature={self.temperature}: must be above 0; the headline is greedy anyway"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way of explaining the rows: texts, what the reconstructor makes of them, and the scores."""
+
+    texts: Texts
+    prediction: Float[Tensor, "sample d_model"]
+    scores: Scores
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """`metrics` is metrics.json but for the facts about the program run; `variants` are greedy, sampled, warm_start."""
+
+    metrics: dict[str, Any]
+    rows: Rows
+    variants: dict[str, Variant]
+
+
+@dataclass(slots=True)
+class Clock:
+    """Seconds by stage of the evaluation."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - started, 3)
+
+
+def evaluate(
+    nla: NLA,
+    target: Target,
+    data: Data,
+    settings: EvaluationSettings,
+    *,
+    seed: int = 0,
+    warm_start: NLA | str = "no warm-start pair was given",
+) -> Evaluation:
+    """Explain the test split and score it.
+
+    Args:
+        data: source and reading plan: an `NLADataModule`, or a `Corpus`.
+        warm_start: the pair before joint training, or why there is none.
+
+    Raises ConfigError where pair and target do not belong together, DataError where there is nothing to read.
+    """
+    _check_layers(nla, target, "the target")
+    clock, started = Clock(), time.perf_counter()
+    data = with_positions(data, settings.positions_per_document)
+    with clock("read"):
+        rows = read_rows(target, data, "test", settings.documents, settings.source_tokens)
+    variants = {"greedy": _variant(nla, rows, settings, clock, "explain")}
+    if settings.samples:
+        options = {"samples": settings.samples, "temperature": settings.temperature, "seed": seed}
+        variants["sampled"] = _variant(nla, rows, settings, clock, "sample", **options)
+    if isinstance(warm_start, NLA):
+        _check_layers(warm_start, target, "the target of the warm start")
+        variants["warm_start"] = _variant(warm_start, rows, settings, clock, "warm_start")
+    resamples = Resamples(rows.document, settings.bootstrap, seed)
+    with clock("bootstrap"):
+        variance = Variance(rows.activation, resamples)
+        metrics = _headline(variants, variance, warm_start)
+    with clock("controls"):
+        metrics["controls"] = _controls(nla, target, data, rows, variants["greedy"], variance, settings, seed)
+        metrics["ceiling"] = _ceiling(nla, data, rows, variance, settings.batch_size)
+    metrics["explanation"] = {
+        **variants["greedy"].texts.summary(),
+        **{name: variant.texts.summary() for name, variant in variants.items() if name != "greedy"},
+    }
+    with clock("claims"):
+        metrics["claims"] = _claims(data, rows, variants, resamples)
+    metrics |= {"n": len(rows), "documents": resamples.documents}
+    metrics["seconds"] = {**clock.seconds, "total": round(time.perf_counter() - started, 3)}
+    metrics |= {"model": nla.base_model, "layer": nla.layer, "stage": nla.stage, "seed": seed}
+    return Evaluation(metrics, rows, variants)
+
+
+def _check_layers(nla: NLA, target: Target, what: str) -> None:
+    if (nla.layer, nla.d_model) != (target.layer, target.d_model):
+        raise ConfigError(
+            f"the pair explains layer {nla.layer} of width {nla.d_model}, {what} is read at layer {target.layer} of "
+            f"width {target.d_model}: load it with Target.from_pretrained(nla.base_model, nla.layer)"
+        )
+
+
+def _variant(
+    nla: NLA, rows: Rows, settings: EvaluationSettings, clock: Clock, stage: str, samples: int = 1, **sampling: Any
+) -> Variant:
+    with clock(stage):
+        texts = explain(
+            nla,
+            rows.activation,
+            samples=samples,
+            max_new_tokens=settings.max_new_tokens,
+            batch_size=max(1, settings.batch_size // samples),
+            **sampling,
+        )
+    with clock("reconstruct"):
+        prediction = reconstruct(nla, texts.explanation, settings.batch_size)
+    activation = rows.activation.repeat_interleave(samples, 0)
+    return Variant(texts, prediction, score(prediction, activation, texts.explanation))
+
+
+def _headline(variants: dict[str, Variant], variance: Variance, warm_start: NLA | str) -> dict[str, Any]:
+    """FVE of each variant; a number that is not there is null, with the reason beside it."""
+    greedy = variants["greedy"].scores
+    fve = variance.fve(greedy.error)
+    metrics: dict[str, Any] = {"fve": fve["fve"], "fve_ci95": fve["ci95"]}
+    for name, reason in (("sampled", "switched off by samples=0"), ("warm_start", str(warm_start))):
+        found = controls.missing(reason)
+        if name in variants:
+            error = variants[name].scores.error.view(len(greedy.error), -1).mean(1)
+            found = variance.fve(error)
+        metrics |= {f"fve_{name}": found["fve"], f"fve_{name}_ci95": found["ci95"]}
+        if "reason" in found:
+            metrics[f"fve_{name}_reason"] = found["reason"]
+    if "warm_start" in variants:
+        above = variance.above(greedy.error, variants["warm_start"].scores.error)
+        metrics |= {"fve_above_warm_start": above["fve"], "fve_above_warm_start_ci95": above["ci95"]}
+    return {
+        **metrics,
+        "fve_normalized_mean": variance.normalized_mean(greedy.error),
+        "cosine": float(greedy.cosine.mean()),
+        "error": float(greedy.error.mean()),
+    }
+
+
+def _controls(
+    nla: NLA,
+    target: Target,
+    data: Data,
+    rows: Rows,
+    greedy: Variant,
+    variance: Variance,
+    settings: EvaluationSettings,
+    seed: int,
+) -> dict[str, Any]:
+    return {
+        "mean": variance.mean(),
+        "constant_direction": variance.constant_direction(),
+        **controls.fixed_texts(nla, rows, variance, settings.batch_size),
+        "shuffled": controls.shuffled(rows, greedy.texts, greedy.prediction, variance, seed),
+        "nearest_neighbour": controls.nearest_neighbour(
+            nla,
+            target,
+            data,
+            rows,
+            variance,
+            documents=settings.neighbour_documents,
+            max_new_tokens=settings.max_new_tokens,
+            batch_size=settings.batch_size,
+        ),
+    }
+
+
+def _ceiling(nla: NLA, data: Data, rows: Rows, variance: Variance, batch_size: int) -> dict[str, Any]:
+    """The same reconstructor on everything that the source knows: no verbalizer can say more truth than that."""
+    if not isinstance(data.source, truth.FullDescription):
+        return {"ground_truth": controls.missing("the data source has no full_description(document_id, text)")}
+    said = [data.source.full_description(*row) for row in zip(rows.document_id, rows.text, strict=True)]
+    return {"ground_truth": variance.fve(score(reconstruct(nla, said, batch_size), rows.activation).error)}
+
+
+def _claims(data: Data, rows: Rows, variants: dict[str, Variant], resamples: Resamples) -> dict[str, Any] | None:
+    if not isinstance(data.source, GroundTruth):
+        return None
+    after = truth.judge(data.source, rows, variants["greedy"].texts.explanation)
+    claims = truth.summarize(after, resamples)
+    if "warm_start" not in variants:
+        return {**claims, "warm_start": None}
+    before = truth.judge(data.source, rows, variants["warm_start"].texts.explanation)
+    return {
+        **claims,
+        "warm_start": truth.summarize(before, resamples),
+        "change": truth.change(after, before, resamples),
+    }

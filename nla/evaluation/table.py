@@ -1,0 +1,113 @@
+"""The evaluation as a person reads it: numbers with their intervals, claims before and after, a few explanations."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from nla.evaluation.suite import Evaluation
+
+CONTEXT_CHARACTERS = 160  # of a sample's context, counted from its end
+CONTROLS = {
+    "mean": "mean of the activations",
+    "constant_direction": "best constant direction",
+    "empty_text": "empty text",
+    "shuffled": "explanation of another document",
+    "source_text": "the context's last tokens",
+    "nearest_neighbour": "nearest training activation's explanation",
+}
+
+
+def show(evaluation: Evaluation, console: Console, examples: int = 5) -> None:
+    """Print it. Texts are shown literally, whatever markup they hold."""
+    metrics = evaluation.metrics
+    parts: list[Any] = [_numbers(metrics), _facts(metrics)]
+    if metrics["claims"] is not None:
+        parts.append(_claims(metrics["claims"]))
+    parts += list(_examples(evaluation, examples))
+    console.print(Group(*parts))
+
+
+def _numbers(metrics: dict[str, Any]) -> Table:
+    title = f"{metrics['n']} activations of {metrics['documents']} held-out documents, layer {metrics['layer']}"
+    table = Table(title=title, title_justify="left")
+    table.add_column("explanation")
+    table.add_column("FVE", justify="right")
+    table.add_column("95% interval", justify="right")
+    table.add_row("warm start, greedy", *_cells(metrics["fve_warm_start"], metrics["fve_warm_start_ci95"]))
+    table.add_row("this pair, greedy", *_cells(metrics["fve"], metrics["fve_ci95"]), style="bold")
+    table.add_row("this pair, sampled", *_cells(metrics["fve_sampled"], metrics["fve_sampled_ci95"]))
+    if "fve_above_warm_start" in metrics:
+        gain = _cells(metrics["fve_above_warm_start"], metrics["fve_above_warm_start_ci95"])
+        table.add_row("greedy above the warm start", *gain)
+    table.add_section()
+    for name, label in CONTROLS.items():
+        table.add_row(label, *_cells(metrics["controls"][name]["fve"], metrics["controls"][name]["ci95"]))
+    ceiling = metrics["ceiling"]["ground_truth"]
+    if ceiling["fve"] is not None:
+        table.add_section()
+        table.add_row("all known facts (ceiling)", *_cells(ceiling["fve"], ceiling["ci95"]))
+    return table
+
+
+def _facts(metrics: dict[str, Any]) -> Text:
+    said = metrics["explanation"]
+    repeated = "-" if said["repeated_share"] is None else f"{said['repeated_share']:.1%}"
+    return Text(
+        f"cosine {metrics['cosine']:.3f}   well-formed {said['well_formed']:.1%}   tokens {said['tokens_mean']:.1f}   "
+        f"repeated statements {repeated}   seconds {metrics['seconds']['total']:.1f}\n"
+    )
+
+
+def _claims(claims: dict[str, Any]) -> Table:
+    before = claims["warm_start"]
+    texts = f"{claims['kinds_per_text']:.1f}"
+    if before is not None:
+        texts = f"{before['kinds_per_text']:.1f} before, {texts} after"
+    table = Table(
+        title=f"Claims against ground truth, warm start and this pair; distinct kinds per text: {texts}",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("kind", no_wrap=True)
+    for moment in ("before", "after"):
+        for column in ("claims", "true", "95%", "recall"):
+            table.add_column(f"{moment if column == 'claims' else ''}\n{column}", justify="right", no_wrap=True)
+    table.add_row("all", *_claim_cells(before), *_claim_cells(claims), style="bold", end_section=True)
+    for kind in sorted(set(claims["by_kind"]) | set(before["by_kind"] if before else ())):
+        earlier = before["by_kind"].get(kind) if before else None
+        table.add_row(Text(kind), *_claim_cells(earlier), *_claim_cells(claims["by_kind"].get(kind)))
+    return table
+
+
+def _claim_cells(shares: dict[str, Any] | None) -> list[str]:
+    if shares is None:
+        return ["-"] * 4
+    true, interval = _cells(shares["true_share"], shares["true_share_ci95"], "{:.2f}")
+    return [str(shares["n"]), true, interval.replace(" to ", "–"), _cells(shares["recall"], None, "{:.2f}")[0]]
+
+
+def _examples(evaluation: Evaluation, count: int) -> Iterator[Text]:
+    """Evenly spaced rows: context end, then what the pair (and the warm start) says about it."""
+    rows, variants = evaluation.rows, evaluation.variants
+    if count:
+        yield Text("\nExplanations (evenly spaced rows)", style="bold")
+    for k in range(min(count, len(rows))):
+        index = k * len(rows) // min(count, len(rows))
+        context = " ".join(rows.text[index].split())
+        context = context if len(context) <= CONTEXT_CHARACTERS else f"… {context[-CONTEXT_CHARACTERS:]}"
+        yield Text(f"\n{context}", style="dim")
+        for name, label in (("greedy", "this pair"), ("warm_start", "warm start")):
+            if name in variants:
+                said = variants[name].texts.explanation[index]
+                cosine = float(variants[name].scores.cosine[index])
+                yield Text(f"  {label} ({cosine:.2f}): ", style="bold").append(said or "malformed", style="not bold")
+
+
+def _cells(value: float | None, interval: list[float] | None, form: str = "{:.3f}") -> tuple[str, str]:
+    shown = "-" if value is None else form.format(value)
+    return shown, "-" if interval is None else f"{form.format(interval[0])} to {form.format(interval[1])}"

@@ -1,0 +1,107 @@
+"""Are the explanations true? Claims against the ground truth that a data source may offer.
+
+A claim is what the source says it is (`nla.data.GroundTruth`): a statement that it cannot parse, or about a fact that
+the text has not revealed yet, is false. Nothing here knows any particular source.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nla.data.source import GroundTruth
+from nla.evaluation.bootstrap import Resamples
+from nla.evaluation.rows import Rows
+
+CLAIMS, TRUE, FACTS, RECALLED = range(4)  # columns of a count
+Ratio = tuple[Float[Tensor, ""], Float[Tensor, " resample"]]
+
+
+@runtime_checkable
+class FullDescription(Protocol):
+    """A source that can say everything it knows: the ceiling for a reconstructor."""
+
+    def full_description(self, document_id: str, text: str) -> str:
+        """All facts that `text` has revealed, in the words of the warm-start texts."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Per kind of fact and row: claims made, true ones, facts known, and known facts that were stated.
+
+    A repeated claim counts each time among the claims, its fact once among those recalled.
+    """
+
+    total: Float[Tensor, "batch 4"]
+    by_kind: dict[str, Float[Tensor, "batch 4"]]
+    fact_kinds: frozenset[str]  # kinds that the source has facts of; other claims are inventions or unparsed
+
+
+def judge(source: GroundTruth, rows: Rows, explanations: Sequence[str | None]) -> Counts:
+    """Count the claims of each row's explanation; a malformed one claims nothing and recalls nothing."""
+    nothing = torch.zeros(len(rows), 4, dtype=torch.float64)
+    counts: dict[str, Tensor] = defaultdict(nothing.clone)
+    fact_kinds = set()
+    for index, (explanation, document, text) in enumerate(zip(explanations, rows.document_id, rows.text, strict=True)):
+        facts = set(source.facts(document, text))
+        claims = [] if explanation is None else source.claims(explanation, document, text)
+        for kind, _ in facts:
+            fact_kinds.add(kind)
+            counts[kind][index, FACTS] += 1
+        for claim in claims:
+            counts[claim.kind][index, CLAIMS] += 1
+            counts[claim.kind][index, TRUE] += claim.true
+        for kind, _ in {(claim.kind, claim.value) for claim in claims if claim.true} & facts:
+            counts[kind][index, RECALLED] += 1
+    return Counts(sum(counts.values(), nothing), dict(sorted(counts.items())), frozenset(fact_kinds))
+
+
+def summarize(counts: Counts, resamples: Resamples) -> dict[str, Any]:
+    """`true_share` and `recall` with intervals, distinct kinds of fact per text (claimed, and truly so), by kind."""
+    of_facts = [count for kind, count in counts.by_kind.items() if kind in counts.fact_kinds]
+    return {
+        **_shares(counts.total, resamples),
+        "kinds_per_text": sum(float((count[:, CLAIMS] > 0).double().mean()) for count in of_facts),
+        "true_kinds_per_text": sum(float((count[:, TRUE] > 0).double().mean()) for count in of_facts),
+        "by_kind": {kind: _shares(count, resamples) for kind, count in counts.by_kind.items()},
+    }
+
+
+def change(after: Counts, before: Counts, resamples: Resamples) -> dict[str, Any]:
+    """How much truer the claims became, in total and by kind, paired within each resample."""
+    both = [kind for kind in after.by_kind if kind in before.by_kind]
+    return {
+        **_change(after.total, before.total, resamples),
+        "by_kind": {kind: _change(after.by_kind[kind], before.by_kind[kind], resamples) for kind in both},
+    }
+
+
+def _shares(count: Float[Tensor, "batch 4"], resamples: Resamples) -> dict[str, Any]:
+    true, recall = _ratio(count, TRUE, CLAIMS, resamples), _ratio(count, RECALLED, FACTS, resamples)
+    return {
+        "n": int(count[:, CLAIMS].sum()),
+        "true_share": _number(true[0]),
+        "true_share_ci95": resamples.interval(true[1]),
+        "recall": _number(recall[0]),
+        "recall_ci95": resamples.interval(recall[1]),
+    }
+
+
+def _change(after: Tensor, before: Tensor, resamples: Resamples) -> dict[str, Any]:
+    mine, theirs = (_ratio(count, TRUE, CLAIMS, resamples) for count in (after, before))
+    return {"true_share": _number(mine[0] - theirs[0]), "true_share_ci95": resamples.interval(mine[1] - theirs[1])}
+
+
+def _ratio(count: Float[Tensor, "batch 4"], part: int, whole: int, resamples: Resamples) -> Ratio:
+    """Of the whole set and of each resample; NaN where there is nothing to divide by."""
+    total, resampled = resamples.sums(count)
+    return total[part] / total[whole], resampled[:, part] / resampled[:, whole]
+
+
+def _number(value: Tensor) -> float | None:
+    return float(value) if bool(value.isfinite()) else None
