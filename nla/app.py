@@ -100,9 +100,9 @@ def starting_pair(settings: TrainSettings, start: str | None) -> NLA:
 
 
 def build_data(data: Mapping[str, Any], target: Target, **options: Any) -> NLADataModule:
-    """The loader of a data config; `options` are split, explanations, batch_size and seed."""
-    reading = {key: value for key, value in data.items() if key not in ("path", "source")}
-    return NLADataModule(instantiate(data["source"], _convert_="all"), target.tokenizer, **reading, **options)
+    """The loader of a data config; `options` (split, batch_size, seed ...) go before its own settings."""
+    reading = {key: value for key, value in data.items() if key not in ("path", "source")} | options
+    return NLADataModule(instantiate(data["source"], _convert_="all"), target.tokenizer, **reading)
 
 
 def build_all(group: Mapping[str, Any]) -> list[Any]:
@@ -132,11 +132,12 @@ def evaluate(cfg: DictConfig) -> Path:
     target = Target.from_pretrained(pair.base_model, pair.layer)
     run = run_folder(Path(settings.nla))
     output = Path(settings.output) if settings.output else (run or Path()) / "evaluation"
-    from nla.evaluation import evaluate as run_evaluation  # the suite and its plots, needed by this program alone
+    from nla.evaluation import run as run_evaluation  # needed by this program alone
 
-    size = settings.evaluation["batch_size"]
+    how = instantiate(settings.evaluation, _convert_="all")
+    size = how.batch_size
     loader = build_data(data, target, split="joint", explanations=False, batch_size=size, seed=settings.seed)
-    run_evaluation(pair, target, loader, output, seed=settings.seed, **settings.evaluation)
+    run_evaluation(pair, target, loader, output, settings=how, seed=settings.seed, run_folder=run)
     return output
 
 

@@ -17,7 +17,7 @@ from nla.errors import ConfigError
 from nla.pretraining.lessons import Lessons
 from nla.pretraining.loop import Architecture, Recipe, pretrain
 from nla.pretraining.tokenizer import train_tokenizer
-from nla.settings import DataSettings, Settings, TemplateSettings
+from nla.settings import DataSettings, ModelSettings, Settings
 
 PAST_THE_END = 10**6  # characters
 
@@ -25,7 +25,7 @@ PAST_THE_END = 10**6  # characters
 class PretrainSettings(Settings):
     out: str
     data: DataSettings
-    templates: TemplateSettings
+    model: ModelSettings
     lesson_shares: tuple[float, float, float]
     tokenizer_documents: int = Field(gt=0)
     architecture: Architecture
@@ -49,7 +49,7 @@ def main(overrides: Sequence[str]) -> int:
     described = [source.explanation(document, PAST_THE_END, 1) for document in sample[: len(sample) // 4]]
     texts = [document.text for document in sample] + [text for text in described if text]
     tokenizer = train_tokenizer(texts, settings.architecture.vocab, getattr(source, "phrases", ()))
-    templates = settings.templates
+    templates = settings.model.templates
     lessons = Lessons(
         source, tokenizer, templates.verbalizer, templates.reconstructor, settings.lesson_shares, settings.recipe.seed
     )

@@ -74,6 +74,7 @@ class StageData(Settings):
     split: Literal["warm_start", "joint"]
     explanations: bool
     batch_size: PositiveInt
+    positions_per_document: PositiveInt
 
 
 class StageSettings(Settings):
