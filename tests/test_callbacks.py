@@ -77,7 +77,7 @@ def printed(console: Console) -> str:
 
 
 def test_plain_lines_off_a_terminal(console: Console, tmp_path: Path) -> None:
-    train([Progress(line_every=2)], tmp_path)
+    train([Progress(every=1, line_every=2)], tmp_path)
     lines = printed(console).splitlines()
     steps = [line.split()[1] for line in lines if line.startswith("joint ")]
     assert steps[-1] == "6/6"
@@ -91,7 +91,7 @@ def test_plain_lines_off_a_terminal(console: Console, tmp_path: Path) -> None:
 def test_a_bar_on_a_terminal_and_room_for_samples(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=160, force_terminal=True)
     monkeypatch.setattr(rich, "get_console", lambda: console)
-    train([Progress(), Samples(count=2)], tmp_path)
+    train([Progress(every=1, line_every=20), Samples(count=2, context_characters=80, print_table=True)], tmp_path)
     shown = printed(console)
     for text in ("6/6", "reward -0.5", "held-out fve 0.25", "context 0 0", "said"):
         assert text in shown
@@ -106,21 +106,25 @@ def test_the_bar_ends_with_an_exception(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
     console = Console(file=io.StringIO(), width=160, force_terminal=True)
     monkeypatch.setattr(rich, "get_console", lambda: console)
-    progress = Progress()
+    progress = Progress(every=1, line_every=20)
     with pytest.raises(RuntimeError, match="stop"):
         train([progress, Failing()], tmp_path)
     assert progress._bar is None
 
 
 def test_lightning_leaves_its_own_bar_out(console: Console, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    trainer = train([Progress()], tmp_path)
+    trainer = train([Progress(every=1, line_every=20)], tmp_path)
     assert trainer.progress_bar_callback is trainer.callbacks[0]  # type: ignore[attr-defined]
     assert "Epoch 0" not in capsys.readouterr().err
 
 
 def test_samples_reach_tensorboard_and_the_person(console: Console, tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path, name="", version="")
-    train([Progress(line_every=100), Samples(count=3)], tmp_path, logger=logger)
+    train(
+        [Progress(every=1, line_every=100), Samples(count=3, context_characters=80, print_table=True)],
+        tmp_path,
+        logger=logger,
+    )
     shown = printed(console)
     assert shown.count("joint, step 3") == 1  # not during the sanity check
     assert shown.count("joint, step 6") == 1

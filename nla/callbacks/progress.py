@@ -22,7 +22,7 @@ class Progress(ProgressBar):
         line_every: steps between two lines where the output is no terminal.
     """
 
-    def __init__(self, every: int = 1, line_every: int = 20) -> None:
+    def __init__(self, every: int, line_every: int) -> None:
         super().__init__()
         self.every, self.line_every = max(1, every), max(1, line_every)
         self.enabled = True

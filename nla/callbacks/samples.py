@@ -26,7 +26,7 @@ class Samples(Callback):
         print_table: also print it; TensorBoard gets it in any case.
     """
 
-    def __init__(self, count: int = 4, context_characters: int = 120, print_table: bool = True) -> None:
+    def __init__(self, count: int, context_characters: int, print_table: bool) -> None:
         self.count, self.context_characters, self.print_table = max(1, count), context_characters, print_table
         self._rows: list[Row] = []
 

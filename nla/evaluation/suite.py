@@ -23,9 +23,9 @@ from nla.evaluation.texts import Scores, Texts, explain, reconstruct, score
 from nla.target import Target
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationSettings:
-    """What is evaluated, and how.
+    """What is evaluated, and how. `conf/evaluation/default.yaml` holds values to start from.
 
     Args:
         documents: of the test split, chosen by a key on their ids; None: all.
@@ -39,15 +39,15 @@ class EvaluationSettings:
         source_tokens: last tokens of the context given to the reconstructor in the control `source_text`.
     """
 
-    documents: int | None = None
-    positions_per_document: int | None = None
-    batch_size: int = 128
-    max_new_tokens: int = 64
-    samples: int = 1
-    temperature: float = 1.0
-    bootstrap: int = 1000
-    neighbour_documents: int = 256
-    source_tokens: int = 32
+    documents: int | None
+    positions_per_document: int | None
+    batch_size: int
+    max_new_tokens: int
+    samples: int
+    temperature: float
+    bootstrap: int
+    neighbour_documents: int
+    source_tokens: int
 
     def __post_init__(self) -> None:
         least = {"documents": 1, "positions_per_document": 1, "batch_size": 1, "max_new_tokens": 1, "samples": 0}
