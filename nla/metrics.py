@@ -18,6 +18,9 @@ class FractionOfVarianceExplained(Metric):
     """
 
     full_state_update = False
+    error: Tensor
+    count: Tensor
+    total: Tensor
 
     def __init__(self, d_model: int) -> None:
         super().__init__()

@@ -125,7 +125,7 @@ def test_micro_batches_never_change_the_gradient(nla: NLA, target: Target, lengt
         for parameter in pair.verbalizer.parameters():  # off the anchor, so that the KL term counts
             parameter.data += 0.01
         rollout = Rollout(batch(2).activation, 4, completions_of(pair, texts))
-        counts = {"samples": torch.tensor(8.0), "tokens": rollout.completions.mask.sum(), "well_formed": torch.tensor(6.0)}
+        counts = {**ALL, "tokens": rollout.completions.mask.sum(), "well_formed": torch.tensor(6.0)}
         for part in rollout.split(size):
             stage.losses(part, counts)[0].backward()
         gradients.append([p.grad for p in pair.parameters() if p.grad is not None])

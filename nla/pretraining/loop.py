@@ -16,10 +16,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
+from nla.backbone import head_logits
 from nla.data.source import Document
 from nla.errors import DataError
 from nla.pretraining.auxiliary import GistLoss
 from nla.pretraining.lessons import Lessons
+from nla.pretraining.tokenizer import END
+from nla.prompts import pad_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +51,8 @@ class Architecture:
             max_position_embeddings=self.context,
             initializer_range=self.initializer_range,
             tie_word_embeddings=True,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=pad_id(tokenizer),
+            eos_token_id=tokenizer.convert_tokens_to_ids(END),
             bos_token_id=None,
         )
         return Qwen3ForCausalLM(config)
@@ -87,7 +90,7 @@ def batches(
     lessons: Lessons, documents: Sequence[Document], size: int, first_step: int, chunk: int = 16
 ) -> Iterator[tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"]]]:
     """Endless right-padded batches from step ``first_step`` on; ``chunk`` steps are sorted by length together."""
-    pad = lessons.tokenizer.pad_token_id
+    pad = pad_id(lessons.tokenizer)
     start = first_step // chunk
     while True:
         number = start * chunk * size
@@ -114,8 +117,7 @@ def next_token_loss(
 ) -> Float[Tensor, ""]:
     """Mean cross-entropy in nats over the real tokens after the first."""
     keep = mask[:, 1:]
-    logits = model.get_output_embeddings()(hidden[:, :-1][keep])
-    return F.cross_entropy(logits.float(), tokens[:, 1:][keep])
+    return F.cross_entropy(head_logits(model, hidden[:, :-1][keep]), tokens[:, 1:][keep])
 
 
 def optimizers(model: nn.Module, gist: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -226,7 +228,7 @@ def _step(
 def _validation(lessons: Lessons) -> tuple[Tensor, Tensor]:
     texts = [document.text for document in lessons.source.documents("validation")[:128]]
     rows = lessons.tokenizer(texts, add_special_tokens=False)["input_ids"]
-    return padded(rows, lessons.tokenizer.pad_token_id)
+    return padded(rows, pad_id(lessons.tokenizer))
 
 
 @torch.no_grad()

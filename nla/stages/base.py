@@ -6,11 +6,12 @@ ones counted as orthogonal), ``cosine``, ``well_formed`` and ``explanation_token
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from jaxtyping import Float
 from lightning.pytorch import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -73,6 +74,15 @@ class Stage(LightningModule):
     def target(self) -> Target:
         return self._target[0]
 
+    @property
+    def optimizer(self) -> LightningOptimizer:
+        """The one optimizer, as Lightning wraps it (its ``step`` counts ``global_step``)."""
+        return cast(LightningOptimizer, self.optimizers())
+
+    @property
+    def scheduler(self) -> LambdaLR:
+        return cast(LambdaLR, self.lr_schedulers())
+
     def halves(self) -> dict[str, nn.Module]:
         """The modules that this stage trains, by name."""
         return {name: getattr(self.nla, name) for name in self.trains}
@@ -108,7 +118,7 @@ class Stage(LightningModule):
 
         Raises TrainingError after ``skipped_in_a_row`` of them.
         """
-        optimizer = self.optimizers()
+        optimizer = self.optimizer
         norms = {
             name: nn.utils.clip_grad_norm_(trainable(half), self.clip_norm) for name, half in self.halves().items()
         }
@@ -123,8 +133,7 @@ class Stage(LightningModule):
                     f"stage {self.name}: {self._skipped} steps in a row had a non-finite gradient (last at step "
                     f"{self.global_step}); lower stage.{self.name}.optimizer.lr or look at the data"
                 )
-        scheduler = self.lr_schedulers()
-        scheduler.step()  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+        self.scheduler.step()
         return {f"gradient_norm_{name}": norm for name, norm in norms.items()} | {
             "skipped_steps": torch.tensor(float(self._skipped))
         }
@@ -166,8 +175,8 @@ class Stage(LightningModule):
         """The batch's warm-start texts. Raises TrainingError where it has none."""
         if batch.explanation is None:
             raise TrainingError(
-                f"stage {self.name} learns from given explanations and the data carry none: give data.explanation_column "
-                "or leave the warm start out with stages=[joint]"
+                f"stage {self.name} learns from given explanations and the data carry none: "
+                "give data.explanation_column, or leave the warm start out with stages=[joint]"
             )
         return batch.explanation
 

@@ -12,7 +12,7 @@ sampled - teacher forced|), gradient norms, and the seconds spent sampling and u
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -58,10 +58,10 @@ class Reward:
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """KL to the warm-start verbalizer: in the loss (k3, k2), or as k1 in the reward. Coefficient 0 skips the reference."""
+    """KL to the warm-start verbalizer: in the loss (k3, k2), or as k1 in the reward. At coefficient 0 it is skipped."""
 
     coefficient: float
-    kind: KLKind | str = "k3"
+    kind: KLKind | Literal["reward"] = "k3"
     clamp: float = 12.0
 
 
@@ -91,7 +91,8 @@ class JointStage(Stage):
     ) -> None:
         super().__init__(*args, max_new_tokens=rollout.max_new_tokens, **kwargs)
         self.sampling, self.reward, self.kl = rollout, reward, kl
-        self.micro_batch_size, self.length, self.reconstructor_lr = micro_batch_size, length, reconstructor_lr
+        self.micro_batch_size, self.reconstructor_lr = micro_batch_size, reconstructor_lr
+        self.length: LengthKind = length
         if kl.coefficient > 0:
             self.nla.verbalizer.freeze_reference()
 
@@ -106,7 +107,7 @@ class JointStage(Stage):
         rollout = self._sample(batch)
         sampled = time.perf_counter()
         counts = self._global_counts(rollout)
-        self.optimizers().zero_grad()  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+        self.optimizer.zero_grad()
         parts = []
         for part in rollout.split(self.micro_batch_size):
             loss, metrics = self.losses(part, counts)

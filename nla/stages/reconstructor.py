@@ -12,7 +12,7 @@ class ReconstructorStage(Stage):
     trains = ("reconstructor",)
 
     def training_step(self, batch: ActivationBatch, batch_idx: int) -> None:
-        self.optimizers().zero_grad()  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+        self.optimizer.zero_grad()
         prediction = self.nla.reconstructor(*self.nla.reconstructor.tokenize(self.explanations_of(batch)))
         error = reconstruction_error(prediction, batch.activation, self.nla.mse_scale).mean()
         self.manual_backward(error)

@@ -19,7 +19,7 @@ class VerbalizerStage(Stage):
     trains = ("verbalizer",)
 
     def training_step(self, batch: ActivationBatch, batch_idx: int) -> None:
-        self.optimizers().zero_grad()  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+        self.optimizer.zero_grad()
         loss = self._loss(batch)
         self.manual_backward(loss)
         self.log_step({"loss": loss.detach(), **self.update()}, shown=["loss"])

@@ -32,7 +32,7 @@ class WorldSource:
     def explanation(self, document: Document, end: int, seed: int) -> str | None:
         """A random few of the facts known after ``end`` characters; the choice is keyed by seed, document and end."""
         rng = random.Random(f"{seed}/{document.id}/{end}")
-        return describe(generate(document.id, self.seed).known(end), rng.randint(*self.statements), rng)
+        return describe(generate(document.id, self.seed).known(end), rng.randint(*self.statements), rng) or None
 
     def claims(self, explanation: str, document_id: str, text: str) -> list[Claim]:
         """Judge each sentence; one that does not parse, or whose fact is not yet revealed, is false."""

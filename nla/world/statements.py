@@ -38,10 +38,8 @@ def describe(facts: dict[str, str], count: int, rng: random.Random) -> str:
 def parse_statements(explanation: str) -> list[tuple[str | None, str]]:
     """Split an explanation into ``(kind, value)``; a sentence that is no statement of a known form has kind None."""
     found: list[tuple[str | None, str]] = []
-    for sentence in re.findall(r"[^.]+\.?", explanation):
+    for sentence in re.findall(r"[^.]*\.|[^.]+$", explanation.strip()):
         sentence = sentence.strip()
-        if not sentence:
-            continue
         kind = next((kind for kind, stem in STEMS.items() if sentence.startswith(stem + " ")), None)
         value = sentence[len(STEMS[kind]) + 1 :].removesuffix(".") if kind else sentence
         found.append((kind if kind and sentence.endswith(".") and value in KINDS[kind] else None, value))

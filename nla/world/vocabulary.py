@@ -27,7 +27,8 @@ def _values(table: str) -> tuple[Value, ...]:
     return tuple(values)
 
 
-HEROES = _values("\n".join("Tom Anna Ben Clara David Emma Felix Grace Henry Iris Jack Kate Leo Maria Noah Ruth".split()))
+_NAMES = "Tom Anna Ben Clara David Emma Felix Grace Henry Iris Jack Kate Leo Maria Noah Ruth"
+HEROES = _values("\n".join(_NAMES.split()))
 
 PLACES = _values("""
 harbour: boats pier waves anchor gulls nets
