@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import rich
 import yaml
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -27,7 +28,7 @@ from nla.errors import ConfigError
 from nla.prompts import Templates
 from nla.release import read_yaml
 from nla.secrets import redacted
-from nla.settings import TrainSettings
+from nla.settings import EvaluateSettings, TrainSettings
 from nla.target import Target
 
 CONFIG = "config.yaml"
@@ -124,14 +125,31 @@ def build_all(group: Mapping[str, Any]) -> list[Any]:
 
 
 def evaluate(cfg: DictConfig) -> Path:
-    """Evaluate a saved pair; writes metrics.json and samples.parquet, and returns their folder. Raises NLAError."""
+    """Evaluate a saved pair, or every job of a sweep with a summary; returns the folder written. Raises NLAError.
+
+    Jobs that were evaluated already are not evaluated again.
+    """
+    from nla.evaluation.sweep import METRICS, is_sweep, job_folders, summarize  # plots, needed by this program alone
+
     settings = check_evaluate(cfg)
+    sweep = Path(settings.nla)
+    if not is_sweep(sweep):
+        return evaluate_pair(cfg, settings)
+    for job in job_folders(sweep):
+        if is_pair(job / "nla") and not (job / METRICS).is_file():
+            evaluate_pair(cfg, settings.model_copy(update={"nla": str(job / "nla"), "output": None}))
+    summarize(sweep, rich.get_console())
+    return sweep
+
+
+def evaluate_pair(cfg: DictConfig, settings: EvaluateSettings) -> Path:
+    """Write metrics.json and samples.parquet of one pair, print the tables, return their folder."""
     data = plain_config(cfg)["data"] if settings.data is not None else recorded_data(Path(settings.nla))
     seed_everything(settings.seed, workers=True, verbose=False)
     pair = NLA.from_pretrained(settings.nla)
     target = Target.from_pretrained(pair.base_model, pair.layer)
     run = run_folder(Path(settings.nla))
-    output = Path(settings.output) if settings.output else (run or Path()) / "evaluation"
+    output = Path(settings.output) if settings.output else default_output(Path(settings.nla), run)
     from nla.evaluation import run as run_evaluation  # needed by this program alone
 
     how = instantiate(settings.evaluation, _convert_="all")
@@ -139,6 +157,12 @@ def evaluate(cfg: DictConfig) -> Path:
     loader = build_data(data, target, split="joint", explanations=False, batch_size=size, seed=settings.seed)
     run_evaluation(pair, target, loader, output, settings=how, seed=settings.seed, run_folder=run)
     return output
+
+
+def default_output(pair: Path, run: Path | None) -> Path:
+    """`evaluation/` of the run; of the stage, for a pair that a stage left."""
+    parent = pair.resolve().parent
+    return Path(os.path.relpath(parent if run and parent.parent.name == "stages" else run or Path())) / "evaluation"
 
 
 def recorded_data(pair: Path) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def check_pair(pair: str) -> None:
     hub_like = re.fullmatch(r"[\w.-]+/[\w.-]+", pair) is not None and not folder.parent.exists()
     if not folder.is_dir() and not hub_like:
         raise ConfigError(f"nla={pair}: no such folder; give a saved pair, e.g. nla=runs/world/nla, or a hub id")
-    if folder.is_dir() and not (folder / "verbalizer").is_dir():
+    if folder.is_dir() and not (folder / "verbalizer").is_dir() and not any(folder.glob("*/nla/verbalizer")):
         raise ConfigError(f"nla={pair}: holds no folders verbalizer and reconstructor; did you mean {pair}/nla?")
 
 

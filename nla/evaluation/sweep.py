@@ -1,0 +1,88 @@
+"""The jobs of a sweep side by side: one table, one plot, one file for programs.
+
+    runs/<name>/sweep/<overrides>/evaluation/metrics.json   each job
+    runs/<name>/sweep/summary.json  summary.png             all of them
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+METRICS = Path("evaluation", "metrics.json")
+
+
+def is_sweep(folder: Path) -> bool:
+    """Whether `folder` holds the runs of a sweep, and is no pair itself."""
+    return folder.is_dir() and not (folder / "verbalizer").is_dir() and any(folder.glob("*/nla/verbalizer"))
+
+
+def job_folders(sweep: Path) -> list[Path]:
+    """One folder per job, finished or not, in the order of their names."""
+    return sorted(path for path in sweep.iterdir() if path.is_dir() and (path / "config.yaml").is_file())
+
+
+def summarize(sweep: Path, console: Console) -> list[dict[str, Any]]:
+    """Write summary.json and summary.png from the jobs' metrics and print the table. Jobs without a pair are listed."""
+    rows = [_row(job) for job in job_folders(sweep)]
+    scratch = sweep / ".summary.json"
+    scratch.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    scratch.replace(sweep / "summary.json")
+    table = Table("job", "layer", "FVE (95 %)", "sampled", "warm start", "true statements", title=str(sweep))
+    for row in rows:
+        table.add_row(Text(row["job"]), *_cells(row))
+    console.print(table)
+    done = [row for row in rows if row["fve"] is not None]
+    if done:
+        plot(done, sweep / "summary.png")
+    return rows
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """FVE with its interval per job, the warm start beside it."""
+    from matplotlib.figure import Figure
+
+    layers = [row["layer"] for row in rows]
+    by_layer = len(set(layers)) == len(layers)
+    places = layers if by_layer else list(range(len(rows)))
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    values = [row["fve"] for row in rows]
+    below = [row["fve"] - row["fve_ci95"][0] for row in rows]
+    above = [row["fve_ci95"][1] - row["fve"] for row in rows]
+    axes.errorbar(places, values, yerr=[below, above], fmt="o-", capsize=4, label="after joint training (95 %)")
+    warm = [row["fve_warm_start"] for row in rows]
+    if all(value is not None for value in warm):
+        axes.plot(places, warm, "s--", color="0.6", label="after the warm start")
+    axes.axhline(0, color="0.8", linewidth=1)
+    axes.set_xticks(places, [str(layer) for layer in layers] if by_layer else [row["job"] for row in rows])
+    axes.set_xlabel("layer (block whose output is read)" if by_layer else "job")
+    axes.set_ylabel("FVE on held-out documents")
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def _row(job: Path) -> dict[str, Any]:
+    path = job / METRICS
+    metrics = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    status = "evaluated" if metrics else ("not evaluated" if (job / "nla").is_dir() else "not finished")
+    keys = ("layer", "fve", "fve_ci95", "fve_sampled", "fve_warm_start", "cosine", "n", "documents", "seed")
+    claims = metrics.get("claims") or {}
+    return {"job": job.name, "status": status, **{key: metrics.get(key) for key in keys}} | {
+        "true_share": claims.get("true_share")
+    }
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    if row["fve"] is None:
+        return ["-", row["status"], "-", "-", "-"]
+
+    def number(value: float | None) -> str:
+        return "-" if value is None else f"{value:.3f}"
+
+    low, high = row["fve_ci95"]
+    interval = f"{row['fve']:.3f} ({low:.3f} to {high:.3f})"
+    return [str(row["layer"]), interval, *(number(row[key]) for key in ("fve_sampled", "fve_warm_start", "true_share"))]

@@ -1,0 +1,128 @@
+"""The programs as a person runs them: train, resume, sweep, evaluate, explain, and the notebook, on the smoke run."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pyarrow.parquet as pq
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).parents[1]
+SMOKE = ["experiment=world_smoke", "hardware=cpu"]
+
+
+def run(*arguments: str, cwd: Path, status: int = 0) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    command = [sys.executable, str(ROOT / arguments[0]), *arguments[1:]]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == status, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with a finished and evaluated smoke run."""
+    folder = tmp_path_factory.mktemp("work")
+    run("train.py", *SMOKE, cwd=folder)
+    run("evaluate.py", "nla=runs/world_smoke/nla", "evaluation.documents=16", cwd=folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_run_leaves_what_the_contract_says(folder: Path) -> None:
+    run_folder = folder / "runs/world_smoke"
+    for stage in ("verbalizer", "reconstructor", "joint"):
+        assert (run_folder / "stages" / stage / "metrics.csv").is_file()
+        assert list((run_folder / "stages" / stage).rglob("events.out.tfevents*"))
+        assert (run_folder / "stages" / stage / "nla/verbalizer/nla_meta.yaml").is_file()
+    meta = (run_folder / "nla/verbalizer/nla_meta.yaml").read_text()
+    assert "base_checkpoint: world" in meta and str(ROOT) not in meta
+    assert str(ROOT) not in (run_folder / "config.yaml").read_text()
+    header = (run_folder / "stages/joint/metrics.csv").read_text().splitlines()[0]
+    for name in ("reward", "kl", "fve_batch", "explanation_tokens", "well_formed", "validation/fve_normalized_mean"):
+        assert f"joint/{name}" in header
+
+
+@pytest.mark.slow
+def test_the_same_command_again_trains_nothing(folder: Path) -> None:
+    pair = folder / "runs/world_smoke/stages/joint/nla/verbalizer/model.safetensors"
+    before = pair.stat().st_mtime_ns
+    run("train.py", *SMOKE, cwd=folder)
+    assert pair.stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_continues_with_the_same_command(folder: Path) -> None:
+    """Stopped by a shorter joint stage whose export is then lost: the longer one starts from its checkpoint."""
+    name = ["name=again", "nla=runs/world_smoke/stages/reconstructor/nla", "stages=[joint]"]
+    run("train.py", *SMOKE, *name, "callbacks.checkpoint.every_n_train_steps=1", "stage.joint.steps=2", cwd=folder)
+    stage = folder / "runs/again/stages/joint"
+    for half in ("verbalizer", "reconstructor"):
+        (stage / "nla" / half).rename(stage / f"lost_{half}")
+    (stage / "nla").rmdir()
+    shown = run("train.py", *SMOKE, *name, "callbacks.checkpoint.every_n_train_steps=1", cwd=folder)
+    assert "joint: 3 steps" in shown and (folder / "runs/again/nla/verbalizer").is_dir()
+    steps = [line.split(",") for line in (stage / "metrics.csv").read_text().splitlines()]
+    column = steps[0].index("step")
+    assert {row[column] for row in steps[1:]} >= {"2"}
+
+
+@pytest.mark.slow
+def test_evaluation_writes_figures_and_the_rows_behind_them(folder: Path) -> None:
+    metrics = json.loads((folder / "runs/world_smoke/evaluation/metrics.json").read_text())
+    rows = pq.read_table(folder / "runs/world_smoke/evaluation/samples.parquet")
+    assert metrics["n"] == rows.num_rows and metrics["documents"] == 16
+    assert metrics["command"].startswith("python evaluate.py nla=runs/world_smoke/nla")
+    assert set(metrics["controls"]) >= {"mean", "constant_direction", "empty_text", "shuffled", "source_text"}
+    assert metrics["claims"]["true_share"] is not None and metrics["fve_warm_start"] is not None
+
+
+@pytest.mark.slow
+def test_a_sweep_has_a_folder_per_job_and_one_summary(folder: Path) -> None:
+    short = ["stages=[reconstructor]", "stage.reconstructor.steps=2", "stage.reconstructor.trainer.val_check_interval=2"]
+    run("train.py", "-m", *SMOKE, *short, "layer.index=1,2", cwd=folder)
+    sweep = folder / "runs/world_smoke/sweep"
+    jobs = sorted(path.name for path in sweep.iterdir() if path.is_dir())
+    assert len(jobs) == 2 and all("layer.index=" in job for job in jobs)
+    shown = run("evaluate.py", "nla=runs/world_smoke/sweep", "evaluation.documents=8", cwd=folder)
+    rows = json.loads((sweep / "summary.json").read_text())
+    assert [row["layer"] for row in rows] == [1, 2] and all(row["fve"] is not None for row in rows)
+    assert (sweep / "summary.png").stat().st_size > 5000 and "true statements" in shown
+
+
+@pytest.mark.slow
+def test_explain_speaks_about_a_persons_own_sentence(folder: Path) -> None:
+    from nla.cli import main
+
+    pair = str(folder / "runs/world_smoke/nla")
+    assert main(["explain", pair, "Anna the sailor saw the harbour.", "--positions", "last"]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["layer.index=9"], "layer.index=9: the model has 5 blocks"),
+        (["stage.joint.optimizer.lrr=1"], "did you mean"),
+        (["data=text", "data.path=/nowhere"], "data.path=/nowhere"),
+        (["model.marker=ab"], "marker 'ab'"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(arguments: list[str], message: str, tmp_path: Path) -> None:
+    shown = run("train.py", *SMOKE, *arguments, cwd=tmp_path, status=2)
+    assert message in shown and "Traceback" not in shown
+    assert len([line for line in shown.splitlines() if line.startswith("error:")]) == 1
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notebook = nbformat.read(ROOT / "notebooks/explore.ipynb", as_version=4)
+    notebook.cells[1].source = notebook.cells[1].source.replace("runs/world/", "runs/world_smoke/")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(folder)}}).execute()
+    said = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
+    assert "KL(original || explanation)" in said and "FVE" in said
