@@ -72,7 +72,7 @@ class JointStage(Stage):
         rollout: how explanations are sampled. reward: what they earn. kl: the anchor to the warm start.
         micro_batch_size: samples per forward and backward pass; never changes the result.
         length: what a loss is averaged over: a sample's tokens and then samples (as released), or all tokens.
-        reconstructor_lr: its own learning rate; None takes the optimizer's.
+        groups: settings of the optimizer that one half has to itself: ``{"reconstructor": {"lr": 1e-3}}``.
     """
 
     name = "joint"
@@ -86,21 +86,18 @@ class JointStage(Stage):
         kl: Divergence,
         micro_batch_size: int,
         length: LengthKind = "sample_mean",
-        reconstructor_lr: float | None = None,
+        groups: dict[str, dict[str, float]] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, max_new_tokens=rollout.max_new_tokens, **kwargs)
         self.sampling, self.reward, self.kl = rollout, reward, kl
-        self.micro_batch_size, self.reconstructor_lr = micro_batch_size, reconstructor_lr
+        self.micro_batch_size, self.groups = micro_batch_size, groups or {}
         self.length: LengthKind = length
         if kl.coefficient > 0:
             self.nla.verbalizer.freeze_reference()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        groups = super().parameter_groups()
-        if self.reconstructor_lr is not None:
-            groups[1]["lr"] = self.reconstructor_lr
-        return groups
+        return [{**group, **self.groups.get(group["name"], {})} for group in super().parameter_groups()]
 
     def training_step(self, batch: ActivationBatch, batch_idx: int) -> None:
         started = time.perf_counter()
