@@ -16,7 +16,8 @@ class MuonAdamW(Optimizer):
 
     Args:
         params: parameter groups; a group's ``lr`` and ``muon_lr`` override the defaults.
-        lr: of AdamW (embeddings, norms). muon_lr: of Muon (every other matrix).
+        lr: of AdamW (embeddings, norms). muon_lr: of Muon (every other matrix); 0 leaves all to AdamW, which
+            noisy gradients (policy gradient) want, since Muon turns every direction of a gradient to full length.
         embeddings: how many rows make a matrix an embedding or output table, which AdamW keeps.
     """
 
@@ -32,12 +33,13 @@ class MuonAdamW(Optimizer):
         matrices, others = [], []
         for group in params:
             parameters = list(group["params"])
-            inner = [p for p in parameters if p.ndim == 2 and p.shape[0] < embeddings]
+            rate = group.get("muon_lr", muon_lr)
+            inner = [p for p in parameters if rate > 0 and p.ndim == 2 and p.shape[0] < embeddings]
             chosen = {id(p) for p in inner}
             rest = [p for p in parameters if id(p) not in chosen]
             named = {key: value for key, value in group.items() if key not in ("params", "lr", "muon_lr")}
             if inner:
-                matrices.append({**named, "params": inner, "lr": group.get("muon_lr", muon_lr)})
+                matrices.append({**named, "params": inner, "lr": rate})
             if rest:
                 others.append({**named, "params": rest, "lr": group.get("lr", lr)})
         self.parts: list[Optimizer] = []
