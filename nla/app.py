@@ -9,6 +9,7 @@ A stage whose pair stands is not run again, so the same command continues where 
 
 import os
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,12 @@ from nla.settings import EvaluateSettings, TrainSettings
 from nla.target import Target
 
 CONFIG = "config.yaml"
+# Lightning's remarks on what is meant here: the stage reads activations after the transfer, and dropout stays off.
+EXPECTED_WARNINGS = (
+    ".*overridden `on_after_batch_transfer`.*",
+    r"Found \d+ module\(s\) in eval mode.*",
+    ".*does not have many workers.*",
+)
 # A run folder belongs to one setting of these; stages that stand were made with it.
 FIXED = ("model", "layer", "adapter", "data.source", "data.positions_per_document", "data.min_context", "seed")
 
@@ -68,6 +75,7 @@ def run_stage(cfg: DictConfig, settings: TrainSettings, name: str, start: str | 
         max_steps=options["steps"],
         max_epochs=-1,
         check_val_every_n_epoch=None,  # validation goes by steps: an epoch of the data has no meaning for the trainer
+        enable_model_summary=False,
         use_distributed_sampler=False,  # the data module shards by itself
         callbacks=build_all(plain["callbacks"]),
         logger=build_all(plain["logger"]),
@@ -75,7 +83,10 @@ def run_stage(cfg: DictConfig, settings: TrainSettings, name: str, start: str | 
         **options["trainer"],
     )
     data = build_data(plain["data"], target, seed=settings.seed, **options["data"])
-    trainer.fit(stage, data, ckpt_path=last_checkpoint(folder))
+    with warnings.catch_warnings():
+        for message in EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", message)
+        trainer.fit(stage, data, ckpt_path=last_checkpoint(folder))
     if trainer.is_global_zero:
         pair.save_pretrained(folder / "nla", stage=name)
     trainer.strategy.barrier()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args, runtime_checkable
 
-Split = Literal["warm_start", "joint", "validation", "test"]
+Split = Literal["pretrain", "warm_start", "joint", "validation", "test"]
 SPLITS: tuple[str, ...] = get_args(Split)
 
 
@@ -46,7 +46,7 @@ class Claim:
 @runtime_checkable
 class Source(Protocol):
     def documents(self, split: str) -> Sequence[Document]:
-        """The documents of `warm_start`, `joint`, `validation` or `test`, always in the same order."""
+        """The documents of a split, always in the same order; `pretrain` is for `nla pretrain` alone."""
         ...
 
     def explanation(self, document: Document, end: int, seed: int) -> str | None:
