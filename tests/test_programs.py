@@ -83,7 +83,8 @@ def test_evaluation_writes_figures_and_the_rows_behind_them(folder: Path) -> Non
 
 @pytest.mark.slow
 def test_a_sweep_has_a_folder_per_job_and_one_summary(folder: Path) -> None:
-    short = ["stages=[reconstructor]", "stage.reconstructor.steps=2", "stage.reconstructor.trainer.val_check_interval=2"]
+    stage = "stage.reconstructor"
+    short = ["stages=[reconstructor]", f"{stage}.steps=2", f"{stage}.trainer.val_check_interval=2"]
     run("train.py", "-m", *SMOKE, *short, "layer.index=1,2", cwd=folder)
     sweep = folder / "runs/world_smoke/sweep"
     jobs = sorted(path.name for path in sweep.iterdir() if path.is_dir())
