@@ -110,7 +110,7 @@ def test_explain_speaks_about_a_persons_own_sentence(folder: Path) -> None:
         (["layer.index=9"], "layer.index=9: the model has 5 blocks"),
         (["stage.joint.optimizer.lrr=1"], "did you mean"),
         (["data=text", "data.path=/nowhere"], "data.path=/nowhere"),
-        (["model.marker=ab"], "marker 'ab'"),
+        (["model.marker=xyzq"], "marker 'xyzq' is not one token"),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(arguments: list[str], message: str, tmp_path: Path) -> None:

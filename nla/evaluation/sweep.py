@@ -51,8 +51,9 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.add_subplot()
     values = [row["fve"] for row in rows]
-    below = [row["fve"] - row["fve_ci95"][0] for row in rows]
-    above = [row["fve_ci95"][1] - row["fve"] for row in rows]
+    # with a handful of documents a percentile interval can leave its own point outside
+    below = [max(0.0, row["fve"] - row["fve_ci95"][0]) for row in rows]
+    above = [max(0.0, row["fve_ci95"][1] - row["fve"]) for row in rows]
     axes.errorbar(places, values, yerr=[below, above], fmt="o-", capsize=4, label="after joint training (95 %)")
     warm = [row["fve_warm_start"] for row in rows]
     if all(value is not None for value in warm):
