@@ -11,7 +11,7 @@ from torch.optim import AdamW, Muon, Optimizer
 class MuonAdamW(Optimizer):
     """``torch.optim.Muon`` on the matrices of each parameter group, ``torch.optim.AdamW`` on the rest.
 
-    Small models learn to read an activation several times faster with Muon. Lightning counts a step for each optimizer
+    Small models learn to read an activation faster with Muon. Lightning counts a step for each optimizer
     it is given, hence one object: schedules see all groups, a checkpoint holds both states.
 
     Args:

@@ -82,7 +82,7 @@ class Recipe:
     bf16: bool = False
     """autocast of the forward pass (slower than fp32 on CPUs without AMX)"""
     compile: bool = False
-    """fuse each block with ``torch.compile`` (needs a C++ compiler; 1.4 times as fast on a CPU core)"""
+    """fuse each block with ``torch.compile`` (needs a C++ compiler)"""
     seed: int = 0
 
 
