@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nla.backbone import body, embed, has_lora, head_logits, input_gain, stop_ids, width
 from nla.errors import InjectionError, NLAError
 from nla.objectives import Scale, normalize
+from nla.packing import pack
 from nla.prompts import (
     VerbalizerPrompt,
     forbidden_in_explanations,
@@ -96,22 +97,39 @@ class Verbalizer(nn.Module):
 
     def forward(
         self,
-        activation: Float[Tensor, "sample d_model"],
+        activation: Float[Tensor, "batch d_model"],
         tokens: Int[Tensor, "sample time"],
         mask: Bool[Tensor, "sample time"],
     ) -> Float[Tensor, "sample time"]:
         """Teacher-forced log-probs of `tokens` from raw logits, fp32, 0 where masked.
 
-        Only unmasked response positions reach the output head. A marker among `tokens` is an ordinary token.
+        The samples of one activation are contiguous and share its prompt. Only unmasked response positions reach the
+        output head. A marker among `tokens` is an ordinary token.
         """
-        decoder = body(self.model)
+        if len(tokens) % len(activation):
+            raise InjectionError(f"{len(tokens)} samples cannot be shared evenly by {len(activation)} activations")
         prompt = self.prompt_embeddings(activation)
-        # the last token predicts nothing that is asked for; padding is on the right, so causal attention needs no mask
-        inputs = torch.cat([prompt, embed(decoder, tokens[:, :-1])], dim=1)
-        hidden = decoder(inputs_embeds=inputs, use_cache=False).last_hidden_state[:, prompt.shape[1] - 1 :]
-        logits = head_logits(self.model, hidden[mask])
+        hidden = self._hidden_alone if len(tokens) == len(activation) else self._hidden_packed
+        logits = head_logits(self.model, hidden(prompt, tokens, mask))
         log_probs = -F.cross_entropy(logits, tokens[mask], reduction="none")
         return torch.zeros(tokens.shape, device=tokens.device).masked_scatter(mask, log_probs)
+
+    def _hidden_alone(self, prompt: Tensor, tokens: Tensor, mask: Tensor) -> Float[Tensor, "asked d_model"]:
+        decoder = body(self.model)
+        # the last token predicts nothing that is asked for; padding is on the right, so causal attention needs no mask
+        inputs = torch.cat([prompt, embed(decoder, tokens[:, :-1])], dim=1)
+        return decoder(inputs_embeds=inputs, use_cache=False).last_hidden_state[:, prompt.shape[1] - 1 :][mask]
+
+    def _hidden_packed(self, prompt: Tensor, tokens: Tensor, mask: Tensor) -> Float[Tensor, "asked d_model"]:
+        decoder = body(self.model)
+        packing = pack(mask, len(prompt), prompt.shape[1])
+        hidden = decoder(
+            inputs_embeds=packing.inputs(prompt, embed(decoder, tokens[:, :-1][packing.fed])),
+            attention_mask=packing.attention_mask(decoder, prompt.dtype),
+            position_ids=packing.position,
+            use_cache=False,
+        ).last_hidden_state
+        return hidden[packing.predictor_row, packing.predictor_column]
 
     def respond(self, texts: Sequence[str]) -> tuple[Int[Tensor, "sample time"], Bool[Tensor, "sample time"]]:
         """Warm-start answers as token ids: tags, text, the token that ends a turn; right padded."""
@@ -148,6 +166,7 @@ class Verbalizer(nn.Module):
                 self.model,
                 self.prompt_embeddings(activation),
                 samples,
+                shared=self.prompt.position,
                 stop_ids=self.stop_ids,
                 pad_id=self.pad_id,
                 max_new_tokens=max_new_tokens,

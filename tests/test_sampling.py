@@ -3,11 +3,11 @@
 import pytest
 import torch
 from conftest import FAMILIES
-from transformers import DynamicCache
 
 from nla import backbone, sampling
 from nla.errors import ConfigError
 from nla.sampling import engine, hf
+from nla.sampling.attention import FilledCache
 
 STOPS = {1, 4}
 
@@ -75,13 +75,28 @@ def test_dropping_ended_rows_changes_nothing(qwen, monkeypatch: pytest.MonkeyPat
 
 def test_rows_are_in_fact_dropped(qwen, monkeypatch: pytest.MonkeyPatch):
     sizes = []
-    select = DynamicCache.batch_select_indices
-    monkeypatch.setattr(
-        DynamicCache, "batch_select_indices", lambda self, keep: (sizes.append(len(keep)), select(self, keep))[1]
-    )
+    keep = FilledCache.keep
+    monkeypatch.setattr(FilledCache, "keep", lambda self, rows: (sizes.append(len(rows)), keep(self, rows))[1])
     run(engine, qwen, prompts(qwen, 6), samples=8, stop_ids=set(range(1, 60)), seed=3)
     assert sizes
     assert sizes == sorted(sizes, reverse=True)
+
+
+@pytest.mark.parametrize("shared", [1, 6, 10])
+def test_sharing_the_prompts_beginning_changes_nothing(model, shared: int):
+    """Before, inside and behind the windows of 8 tokens; rows end early, so that prefixes are read by what is left."""
+    inputs = prompts(model, 4)
+    inputs[:, :shared] = inputs[:1, :shared]
+    options = {"samples": 5, "stop_ids": set(range(1, 40)), "seed": 3}
+    whole, apart = run(engine, model, inputs, **options), run(engine, model, inputs, shared=shared, **options)
+    assert torch.equal(whole[0], apart[0])
+    assert torch.allclose(whole[2], apart[2], atol=1e-5)
+
+
+def test_attention_of_the_model_is_put_back(model):
+    usual = backbone.body(model).config._attn_implementation
+    run(engine, model, prompts(model))
+    assert backbone.body(model).config._attn_implementation == usual
 
 
 def test_a_sample_does_not_depend_on_its_batch(model):
@@ -126,16 +141,17 @@ def test_uniforms_are_uniform_and_keyed():
 def test_choice_follows_the_distribution():
     logits = torch.tensor([0.5, 0.3, 0.2]).log().expand(3000, 3)
     points = (torch.arange(3000) + 0.5) / 3000
-    tokens = engine.choose(logits, points, 1.0, 1.0, 0)
+    tokens, log_probs = engine.choose(logits, points, 1.0, 1.0, 0)
+    assert torch.allclose(log_probs, logits.gather(1, tokens.unsqueeze(1)).squeeze(1), atol=1e-6)
     assert torch.bincount(tokens, minlength=3).tolist() == [1500, 900, 600]
-    assert torch.bincount(engine.choose(logits, points, 0.5, 1.0, 0), minlength=3)[0] == round(3000 * 25 / 38)
-    assert engine.choose(logits, points, 0.0, 1.0, 0).unique().tolist() == [0]
+    assert torch.bincount(engine.choose(logits, points, 0.5, 1.0, 0)[0], minlength=3)[0] == round(3000 * 25 / 38)
+    assert engine.choose(logits, points, 0.0, 1.0, 0)[0].unique().tolist() == [0]
 
 
 def test_choice_never_takes_the_impossible():
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf]]).expand(3, 3)
     points = torch.tensor([0.0, 0.5, 1 - 2**-24])
-    assert engine.choose(logits, points, 1.0, 1.0, 0).tolist() == [1, 1, 1]
+    assert engine.choose(logits, points, 1.0, 1.0, 0)[0].tolist() == [1, 1, 1]
 
 
 def test_top_k_and_top_p():

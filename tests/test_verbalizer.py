@@ -86,6 +86,34 @@ def test_teacher_forcing_gives_the_sampling_log_probs(verbalizer: Verbalizer, ba
     assert sampled.tokens.shape[0] == len(sampled) == 12
 
 
+def test_samples_packed_behind_one_prompt_equal_separate_rows(verbalizer: Verbalizer):
+    """Log-probs and gradients, for samples of all lengths from one token up, across the windows of 8 tokens."""
+    activation = vectors(3)
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(5, 300, (12, 14), generator=generator)
+    lengths = torch.tensor([1, 14, 5, 2, 14, 14, 14, 14, 1, 1, 1, 3])
+    mask = torch.arange(14) < lengths.unsqueeze(1)
+    weight = torch.randn(12, 14, generator=generator)
+    found = []
+    for rows in (activation, activation.repeat_interleave(4, 0)):
+        verbalizer.zero_grad()
+        log_probs = verbalizer(rows, tokens, mask)
+        (log_probs * weight).sum().backward()
+        found.append((log_probs, [p.grad.clone() for p in verbalizer.parameters() if p.grad is not None]))
+    (packed, packed_gradient), (alone, alone_gradient) = found
+    assert torch.allclose(packed, alone, atol=1e-5)
+    assert (packed[~mask] == 0).all()
+    assert len(packed_gradient) == len(alone_gradient) > 0
+    for one, other in zip(packed_gradient, alone_gradient, strict=True):
+        assert torch.allclose(one, other, atol=1e-4, rtol=1e-3)
+
+
+def test_samples_must_share_activations_evenly(qwen: Verbalizer):
+    tokens, mask = qwen.respond(["a", "b", "c"])
+    with pytest.raises(InjectionError, match="3 samples"):
+        qwen(vectors(2), tokens, mask)
+
+
 def test_different_vectors_give_different_log_probs(qwen: Verbalizer):
     tokens, mask = qwen.respond(["It rains."] * 3)
     log_probs = qwen(vectors(3), tokens, mask)

@@ -1,6 +1,8 @@
-"""The decode loop: prefill each prompt once, repeat its cache for the samples, drop rows that have ended.
+"""The decode loop for prompts that differ in one embedding: prefill once what is shared, drop rows that have ended.
 
-A sample depends on (seed, row, step) only, not on what else is in the batch. Prompts have one length, hence no mask.
+What stands before the marker is run once, the rest of the prompt once for each activation; its samples attend to both
+where they lie (`attention.py`). A sample depends on (seed, row, step) only, not on what else is in the batch, beyond
+rounding. Prompts have one length, hence no mask.
 """
 
 from collections.abc import Collection
@@ -9,10 +11,10 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional as F
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
-from nla.backbone import body, embed, head_logits
+from nla.backbone import body, depth, embed, head_logits
+from nla.sampling.attention import FilledCache, Prefix, shared_attention
 
 COMPACT_BELOW = 0.75  # gather the cache anew once fewer rows than this share are alive: the copy costs about one step
 
@@ -52,13 +54,21 @@ def choose(
     temperature: float,
     top_p: float,
     top_k: int,
-) -> Int[Tensor, " sample"]:
-    """Greedy at temperature 0, else the inverse of the cumulative distribution at `uniform`."""
+) -> tuple[Int[Tensor, " sample"], Float[Tensor, " sample"]]:
+    """Next tokens and their log-probs under the raw logits.
+
+    Greedy at temperature 0, else the inverse of the cumulative distribution at `uniform`.
+    """
+    log_sum = logits.logsumexp(-1, keepdim=True)
     if temperature == 0:
-        return logits.argmax(-1)
-    cumulative = restrict(logits / temperature, top_p, top_k).softmax(-1).cumsum(-1)
-    point = uniform.unsqueeze(1) * cumulative[:, -1:]  # the sum is 1 only up to rounding
-    return torch.searchsorted(cumulative, point, right=True).squeeze(1).clamp_max(logits.shape[-1] - 1)
+        token = logits.argmax(-1)
+    else:
+        plain = temperature == 1 and top_p == 1 and top_k == 0
+        chosen = (logits - log_sum).exp() if plain else restrict(logits / temperature, top_p, top_k).softmax(-1)
+        cumulative = chosen.cumsum(-1)
+        point = uniform.unsqueeze(1) * cumulative[:, -1:]  # the sum is 1 only up to rounding
+        token = torch.searchsorted(cumulative, point, right=True).squeeze(1).clamp_max(logits.shape[-1] - 1)
+    return token, (logits.gather(1, token.unsqueeze(1)) - log_sum).squeeze(1)
 
 
 @torch.no_grad()
@@ -67,6 +77,7 @@ def sample(
     prompt_embeddings: Float[Tensor, "batch prompt d_model"],
     samples: int,
     *,
+    shared: int = 0,
     stop_ids: Collection[int],
     pad_id: int,
     max_new_tokens: int,
@@ -78,43 +89,67 @@ def sample(
 ) -> tuple[Int[Tensor, "sample time"], Bool[Tensor, "sample time"], Float[Tensor, "sample time"]]:
     """`samples` answers to each prompt, contiguous: tokens, mask (through the first stop token), log-probs.
 
-    Log-probs are those of the sampled tokens under the raw logits, whatever the temperature. `first_row` continues
-    the numbering of rows when a large request is cut into chunks. Set the model to evaluation mode before.
+    Log-probs are those of the sampled tokens under the raw logits, whatever the temperature. `shared`: so many leading
+    tokens are the same in all prompts. `first_row` continues the numbering of rows when a large request is cut into
+    chunks. Set the model to evaluation mode before.
     """
     decoder, device = body(model), prompt_embeddings.device
-    rows, length = prompt_embeddings.shape[0] * samples, prompt_embeddings.shape[1]
+    batch, length = prompt_embeddings.shape[:2]
+    rows = batch * samples
     random = uniforms(seed, rows, max_new_tokens, first_row).to(device)
     stops = torch.tensor(sorted(stop_ids), device=device)
     tokens = torch.full((rows, max_new_tokens), pad_id, device=device)
     log_probs = torch.zeros(rows, max_new_tokens, device=device)
     mask = torch.zeros(rows, max_new_tokens, dtype=torch.bool, device=device)
-
-    cache = DynamicCache(config=decoder.config)
-    hidden = decoder(inputs_embeds=prompt_embeddings, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
-    logits = head_logits(model, hidden).repeat_interleave(samples, 0)
-    cache.batch_repeat_interleave(samples)
-    row = torch.arange(rows, device=device)  # where each row of the cache belongs
-    alive = torch.ones(rows, dtype=torch.bool, device=device)
-    for step in range(max_new_tokens):
-        token = choose(logits, random[step, row], temperature, top_p, top_k)
-        tokens[row, step] = torch.where(alive, token, pad_id)
-        log_probs[row, step] = torch.where(alive, -F.cross_entropy(logits, token, reduction="none"), 0.0)
-        mask[row, step] = alive
-        alive = alive & ~torch.isin(token, stops)
-        living = int(alive.sum())
-        if living == 0 or step + 1 == max_new_tokens:
-            break
-        if living < COMPACT_BELOW * len(row):
-            keep = alive.nonzero().squeeze(1)
-            cache.batch_select_indices(keep)
-            row, token, alive = row[keep], token[keep], alive[keep]
-        position = torch.full((1, 1), length + step, device=device)
-        hidden = decoder(
-            inputs_embeds=embed(decoder, token.unsqueeze(1)),
-            past_key_values=cache,
-            position_ids=position,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
-        logits = head_logits(model, hidden)
+    with shared_attention(decoder):
+        hidden, prefixes = prefill(decoder, prompt_embeddings, samples, shared)
+        logits = head_logits(model, hidden).repeat_interleave(samples, 0)
+        cache = FilledCache(depth(decoder), max_new_tokens, before=length)
+        row = torch.arange(rows, device=device)  # the sample that each row of the batch is
+        alive = torch.ones(rows, dtype=torch.bool, device=device)
+        for step in range(max_new_tokens):
+            token, log_prob = choose(logits, random[step, row], temperature, top_p, top_k)
+            tokens[row, step] = torch.where(alive, token, pad_id)
+            log_probs[row, step] = torch.where(alive, log_prob, 0.0)
+            mask[row, step] = alive
+            alive = alive & ~torch.isin(token, stops)
+            living = int(alive.sum())
+            if living == 0 or step + 1 == max_new_tokens:
+                break
+            if living < COMPACT_BELOW * len(row):
+                keep = alive.nonzero().squeeze(1)
+                if step:
+                    cache.keep(keep)
+                row, token, alive = row[keep], token[keep], alive[keep]
+                prefixes = [prefix.at(row) for prefix in prefixes]
+            hidden = decoder(
+                inputs_embeds=embed(decoder, token.unsqueeze(1)),
+                past_key_values=cache,
+                position_ids=torch.full((1, 1), length + step, device=device),
+                use_cache=True,
+                prefixes=prefixes,
+            ).last_hidden_state[:, -1]
+            logits = head_logits(model, hidden)
     time = step + 1
     return tokens[:, :time], mask[:, :time], log_probs[:, :time]
+
+
+def prefill(
+    decoder: PreTrainedModel, prompts: Float[Tensor, "batch prompt d_model"], samples: int, shared: int
+) -> tuple[Float[Tensor, "batch d_model"], list[Prefix]]:
+    """The last hidden state of each prompt, and keys and values: once for what all share, once for each prompt."""
+    length = prompts.shape[1]
+    prefixes: list[Prefix] = []
+    hidden = prompts[:, -1]
+    for embeddings, start, end in ((prompts[:1], 0, shared), (prompts, shared, length)):
+        if start < end:
+            cache = FilledCache(depth(decoder), end - start, before=start)
+            hidden = decoder(
+                inputs_embeds=embeddings[:, start:end],
+                past_key_values=cache,
+                position_ids=torch.arange(start, end, device=prompts.device).unsqueeze(0),
+                use_cache=True,
+                prefixes=prefixes,
+            ).last_hidden_state[:, -1]
+            prefixes = [*prefixes, cache.as_prefix(samples if end == length else 1)]
+    return hidden, prefixes

@@ -14,6 +14,7 @@ def sample(
     prompt_embeddings: Float[Tensor, "batch prompt d_model"],
     samples: int,
     *,
+    shared: int = 0,
     stop_ids: Collection[int],
     pad_id: int,
     max_new_tokens: int,
@@ -23,7 +24,7 @@ def sample(
     seed: int = 0,
     first_row: int = 0,
 ) -> tuple[Int[Tensor, "sample time"], Bool[Tensor, "sample time"], Float[Tensor, "sample time"]]:
-    """As `engine.sample`, with random numbers from torch's own generator (restored afterwards)."""
+    """As `engine.sample`, with random numbers from torch's own generator (restored afterwards); `shared` is unused."""
     device = prompt_embeddings.device
     prompts = prompt_embeddings.repeat_interleave(samples, 0)
     choices = {"do_sample": False} if temperature == 0 else {"do_sample": True, "temperature": temperature}

@@ -161,8 +161,8 @@ class JointStage(Stage):
         error = reconstruction_error(prediction, activation, self.nla.mse_scale)
         mse = torch.where(well_formed, error, 0.0).sum() / counts["well_formed"]
 
-        log_probs = self.nla.verbalizer(activation, completions.tokens, mask)
-        reference = self._reference_log_probs(activation, rollout)
+        log_probs = self.nla.verbalizer(rollout.activation, completions.tokens, mask)
+        reference = self._reference_log_probs(rollout)
         earned = reward(error, well_formed, orthogonal_error(activation, self.nla.mse_scale), self.reward.kind)
         if self.kl.kind == "reward" and reference is not None:
             earned = earned - self.kl.coefficient * sequence_kl(log_probs, reference, mask)
@@ -175,11 +175,11 @@ class JointStage(Stage):
             loss = loss + self.kl.coefficient * kl
         return loss, self._metrics(rollout, counts, prediction, log_probs, reference, earned, advantage, mse)
 
-    def _reference_log_probs(self, activation: Tensor, rollout: Rollout) -> Float[Tensor, "sample time"] | None:
+    def _reference_log_probs(self, rollout: Rollout) -> Float[Tensor, "sample time"] | None:
         if self.kl.coefficient == 0:
             return None
         with self.nla.verbalizer.reference() as reference:
-            return reference(activation, rollout.completions.tokens, rollout.completions.mask)
+            return reference(rollout.activation, rollout.completions.tokens, rollout.completions.mask)
 
     @torch.no_grad()
     def _metrics(
@@ -213,5 +213,3 @@ class JointStage(Stage):
             gap = torch.where(mask, log_probs - completions.log_probs, 0.0).abs()
             metrics["sampling_gap"] = gap.sum() / tokens
         return metrics
-
-

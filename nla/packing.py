@@ -1,0 +1,90 @@
+"""One row per activation for the trained forward pass: its prompt once, then all its samples, apart from each other.
+
+    prompt | sample 0 | sample 1 | ... | padding
+
+Each sample attends to the prompt and to itself, at the positions it would have alone, so that log-probs equal those of
+separate rows to rounding while the prompt is run once and no sample is padded to the longest.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """Where everything lies. `row`, `column`: of each fed token, in the order of `tokens[:, :-1][fed]`."""
+
+    length: int
+    fed: Bool[Tensor, "sample fed_time"]  # tokens whose successor is asked for
+    row: Int[Tensor, " fed"]
+    column: Int[Tensor, " fed"]
+    predictor_row: Int[Tensor, " asked"]  # where each token of the mask is predicted
+    predictor_column: Int[Tensor, " asked"]
+    position: Int[Tensor, "batch length"]
+    segment: Int[Tensor, "batch length"]  # 0 the prompt, 1.. the samples, -1 padding
+
+    def inputs(
+        self, prompt: Float[Tensor, "batch prompt d_model"], fed: Float[Tensor, "fed d_model"]
+    ) -> Float[Tensor, "batch length d_model"]:
+        """The embeddings in their places, zeros for padding."""
+        batch, start, d_model = prompt.shape
+        rows = torch.cat([prompt, prompt.new_zeros(batch, self.length - start, d_model)], dim=1)
+        return rows.index_put((self.row, self.column), fed)
+
+    def attention_mask(self, decoder: PreTrainedModel, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
+        """What each place may attend to, in the form that the decoder takes: one mask, or one per kind of layer."""
+        own = self.segment.unsqueeze(2) == self.segment.unsqueeze(1)
+        prompt = (self.segment == 0).unsqueeze(1)
+        causal = torch.ones(self.length, self.length, dtype=torch.bool, device=own.device).tril()
+        # padding attends to the prompt: a row without any key would give NaN
+        allowed = (causal & (prompt | own)).unsqueeze(1)
+        config = decoder.config
+        window = getattr(config, "sliding_window", None)
+        near = allowed
+        if window is not None:
+            near = allowed & (self.position.unsqueeze(2) - self.position.unsqueeze(1) < window).unsqueeze(1)
+        eager = config._attn_implementation == "eager"  # adds its mask to the scores
+        full, near = (_additive(mask, dtype) if eager else mask for mask in (allowed, near))
+        kinds = set(getattr(config, "layer_types", None) or ())
+        if not kinds:
+            return near  # Mistral: every layer has the window
+        if kinds == {"full_attention"}:
+            return full
+        return {"full_attention": full, "sliding_attention": near}
+
+
+def pack(mask: Bool[Tensor, "sample time"], batch: int, prompt: int) -> Packing:
+    """Lay out `batch` groups of samples of equal number behind a prompt of `prompt` tokens.
+
+    Args:
+        mask: tokens asked for; True from a sample's first token through its last.
+    """
+    samples, time = mask.shape
+    group = samples // batch
+    device = mask.device
+    lengths = (mask.sum(1) - 1).clamp_min(0)
+    ends = lengths.view(batch, group).cumsum(1)
+    start = prompt + (ends - lengths.view(batch, group)).view(-1, 1)
+    length = prompt + int(ends.max())
+    step = torch.arange(time, device=device)
+    fed = step[:-1] < lengths.unsqueeze(1)
+    row = torch.arange(batch, device=device).repeat_interleave(group).unsqueeze(1)
+    column = start + step
+    rows, columns = row.expand(-1, time - 1)[fed], column[:, :-1][fed]
+    position = torch.zeros(batch, length, dtype=torch.long, device=device)
+    position[:, :prompt] = torch.arange(prompt, device=device)
+    position[rows, columns] = (prompt + step[:-1]).expand(samples, -1)[fed]
+    segment = torch.full((batch, length), -1, device=device)
+    segment[:, :prompt] = 0
+    number = torch.arange(1, group + 1, device=device).repeat(batch).unsqueeze(1)
+    segment[rows, columns] = number.expand(-1, time - 1)[fed]
+    predictor = torch.where(step == 0, prompt - 1, column - 1)
+    return Packing(length, fed, rows, columns, row.expand(-1, time)[mask], predictor[mask], position, segment)
+
+
+def _additive(mask: Bool[Tensor, "*rows length"], dtype: torch.dtype) -> Float[Tensor, "*rows length"]:
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)

@@ -1,0 +1,180 @@
+"""Attention over shared prefixes: what all samples have in common is stored once and multiplied once.
+
+Registered under `SHARED` through transformers' public AttentionInterface; a model is switched to it while it samples
+and back afterwards. The prefixes reach it as an extra keyword argument of the model's forward, so no model is changed.
+The scores of prefixes and of a row's own tokens pass through one softmax, which is the same as merging the partial
+softmaxes of each by their log-sum-exp.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import AttentionInterface, Cache, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
+
+SHARED = "nla_shared_prefix"
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """Keys and values that come before a row's own, per block: `[part kv_heads time head_dim]`.
+
+    `part` is 1 where all rows share them, else one for each activation. `slot` then says which place each row has
+    among all `part * group` samples (rows that have ended are gone from the batch, not from their group).
+    """
+
+    keys: Sequence[Tensor]
+    values: Sequence[Tensor]
+    group: int = 1
+    slot: Int[Tensor, " row"] | None = None
+
+    @property
+    def time(self) -> int:
+        return self.keys[0].shape[2]
+
+    def at(self, slot: Int[Tensor, " row"] | None) -> "Prefix":
+        return Prefix(self.keys, self.values, self.group, slot)
+
+    def scores(self, block: int, query: Float[Tensor, "row kv_heads some head_dim"]) -> Tensor:
+        """`q k^T` with the samples of one part as one matrix: [row kv_heads some time]."""
+        return self._each(query, self.keys[block].transpose(-1, -2))
+
+    def mix(self, block: int, weight: Float[Tensor, "row kv_heads some time"]) -> Tensor:
+        """The values, weighted: [row kv_heads some head_dim]."""
+        return self._each(weight, self.values[block])
+
+    def _each(self, left: Tensor, right: Tensor) -> Tensor:
+        rows, heads, some, inner = left.shape
+        part, places = len(right), len(right) * self.group
+        if part > 1 and rows != places:  # rows have ended: their places stay empty
+            spread = left.new_zeros(places, heads, some, inner)
+            spread[self.slot] = left
+            return self._each(spread, right)[self.slot]
+        together = left.view(part, -1, heads, some, inner).transpose(1, 2).reshape(part, heads, -1, inner)
+        product = together @ right
+        return product.view(part, heads, -1, some, right.shape[-1]).transpose(1, 2).reshape(rows, heads, some, -1)
+
+
+def attention(
+    module: nn.Module,
+    query: Float[Tensor, "row heads new head_dim"],
+    key: Float[Tensor, "row kv_heads own head_dim"],
+    value: Float[Tensor, "row kv_heads own head_dim"],
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
+    prefixes: Sequence[Prefix] = (),
+    **_: Any,
+) -> tuple[Float[Tensor, "row new heads head_dim"], None]:
+    """Causal attention of the newest tokens to the prefixes and to the row's own tokens so far.
+
+    Heads that share keys are one matrix, not copies of the keys. The softmax is in fp32.
+    """
+    rows, heads, new, size = query.shape
+    kv_heads, own = key.shape[1], key.shape[2]
+    block: Any = module.layer_idx
+    grouped = query.reshape(rows, kv_heads, heads // kv_heads * new, size)
+    scores = [prefix.scores(block, grouped) for prefix in prefixes]
+    scores.append(grouped @ key.transpose(-1, -2))
+    joint = torch.cat(scores, -1).float() * (size**-0.5 if scaling is None else scaling)
+    if softcap is not None:
+        joint = softcap * torch.tanh(joint / softcap)
+    total = joint.shape[-1]
+    if new > 1 or (sliding_window is not None and total > sliding_window):
+        hidden = _hidden(new, total, sliding_window, joint.device)
+        joint = joint.view(rows, kv_heads, -1, new, total).masked_fill(hidden, -torch.inf).view(joint.shape)
+    weight = joint.softmax(-1).to(value.dtype)
+    parts = weight.split([*(prefix.time for prefix in prefixes), own], -1)
+    mixed = parts[-1] @ value
+    for prefix, part in zip(prefixes, parts[:-1], strict=True):
+        mixed = mixed + prefix.mix(block, part)
+    return mixed.view(rows, heads, new, size).transpose(1, 2), None
+
+
+def _hidden(new: int, total: int, window: int | None, device: torch.device) -> Tensor:
+    """True where the newest tokens must not look: ahead of themselves, or further back than the window."""
+    behind = torch.arange(total - new, total, device=device).unsqueeze(1) - torch.arange(total, device=device)
+    return (behind < 0) if window is None else (behind < 0) | (behind >= window)
+
+
+AttentionInterface.register(SHARED, attention)
+
+
+@contextmanager
+def shared_attention(decoder: PreTrainedModel) -> Iterator[None]:
+    """Inside, the decoder attends through `attention`."""
+    usual: Any = decoder.config._attn_implementation
+    decoder.set_attn_implementation(SHARED)
+    try:
+        yield
+    finally:
+        decoder.set_attn_implementation(usual)
+
+
+class Filled(CacheLayerMixin):
+    """Keys and values of one block in buffers of their final size, filled in place instead of copied at each token."""
+
+    is_sliding = False  # windows are the attention's affair
+
+    def __init__(self, size: int, before: int) -> None:
+        super().__init__()
+        self.size, self.before, self.time = size, before, 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        rows, heads, _, width = key_states.shape
+        self.keys = key_states.new_empty(rows, heads, self.size, width)
+        self.values = value_states.new_empty(rows, heads, self.size, value_states.shape[-1])
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
+        end = self.time + key_states.shape[2]
+        self.keys[:, :, self.time : end] = key_states
+        self.values[:, :, self.time : end] = value_states
+        self.time = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def keep(self, rows: Int[Tensor, " kept"]) -> None:
+        """Only these rows go on."""
+        for name in ("keys", "values"):
+            old: Any = getattr(self, name)
+            new = old.new_empty(len(rows), *old.shape[1:])
+            new[:, :, : self.time] = old[rows, :, : self.time]
+            setattr(self, name, new)
+
+    def get_seq_length(self) -> int:
+        return self.before + self.time
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+    def get_max_length(self) -> int:
+        return self.before + self.size
+
+
+class FilledCache(Cache):
+    """One `Filled` for each block; `before` tokens lie in the prefixes."""
+
+    def __init__(self, blocks: int, size: int, before: int = 0) -> None:
+        super().__init__(layers=[Filled(size, before) for _ in range(blocks)])
+
+    def keep(self, rows: Int[Tensor, " kept"]) -> None:
+        for layer in self.layers:
+            layer.keep(rows)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def as_prefix(self, group: int = 1) -> Prefix:
+        """What was filled so far, for rows that come after."""
+        filled: Any = self.layers
+        return Prefix(
+            [layer.keys[:, :, : layer.time] for layer in filled],
+            [layer.values[:, :, : layer.time] for layer in filled],
+            group,
+        )
