@@ -8,10 +8,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nla.backbone import blocks, body, check_layer, embed, load_model, load_tokenizer, truncated, width
+from nla.batching import length_buckets
 from nla.errors import DataError
 from nla.objectives import normalize
 from nla.prompts import token_ids
 from nla.types import Reading
+
+TOKENS_AT_ONCE = 4096  # of a forward pass, padding included
+TEXTS_AT_ONCE = 1024  # whose ids are held as one padded matrix
 
 Positions = str | Sequence[int] | Sequence[Sequence[int]]
 
@@ -47,21 +51,38 @@ class Target(nn.Module):
         mask: Bool[Tensor, "document time"],
         row: Int[Tensor, " batch"],
         position: Int[Tensor, " batch"],
-    ) -> Float[Tensor, "batch d_model"]:
-        """Raw activations at `position` of document `row`; blocks above the layer are not run.
+        layers: Sequence[int] | None = None,
+    ) -> Float[Tensor, "batch d_model"] | Float[Tensor, "batch layer d_model"]:
+        """Raw activations at `position` of document `row`; with `layers`, those of several blocks in one pass.
 
-        Padding must be on the right: causal attention then needs no mask. Raises DataError for a padded position.
+        Blocks above the highest layer are not run, tokens behind a document's last position are not read, and documents
+        of like length go together. Padding must be on the right: causal attention then needs no mask. Raises DataError
+        for a padded position, ConfigError for a layer that the model does not have.
         """
         if not bool(mask[row, position].all()):
             raise DataError(
                 "a position to be read lies on padding: positions must be smaller than their document's length"
             )
-        decoder = body(self.model)
-        view = truncated(decoder, self.layer)
-        hidden = view(inputs_embeds=embed(decoder, tokens), use_cache=False).last_hidden_state
-        return hidden[row, position].float()
+        for layer in layers or ():
+            check_layer(self.model, layer)
+        wanted = [self.layer] if layers is None else list(layers)
+        view = truncated(body(self.model), max(wanted))
+        needed = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
+        needed = needed.scatter_reduce(0, row, position + 1, "amax")
+        output = torch.zeros(len(row), len(wanted), self.d_model, device=tokens.device)
+        place = torch.zeros_like(needed)
+        asked = needed.nonzero().squeeze(1)
+        lengths = needed[asked].tolist()
+        for bucket in length_buckets(lengths, TOKENS_AT_ONCE):
+            documents, time = asked[bucket], lengths[bucket[-1]]
+            hidden = _after_blocks(view, tokens[documents, :time], wanted)
+            chosen = torch.isin(row, documents).nonzero().squeeze(1)
+            place[documents] = torch.arange(len(bucket), device=tokens.device)
+            for index, states in enumerate(hidden):
+                output[chosen, index] = states[place[row[chosen]], position[chosen]].float()
+        return output.squeeze(1) if layers is None else output
 
-    def read(self, texts: Sequence[str], positions: Positions = "last", batch_size: int = 16) -> Reading:
+    def read(self, texts: Sequence[str], positions: Positions = "last") -> Reading:
         """Activations of texts: at the last token, at "all", or at given token indices (one list per text, or one int).
 
         Special tokens that the tokenizer adds are part of the input and never read by "last" and "all".
@@ -69,7 +90,8 @@ class Target(nn.Module):
         ids = token_ids(self.tokenizer, texts)
         wanted = [self._positions(index, row, positions, len(texts)) for index, row in enumerate(ids)]
         found = [
-            self._read(ids[i : i + batch_size], wanted[i : i + batch_size]) for i in range(0, len(ids), batch_size)
+            self._read(ids[i : i + TEXTS_AT_ONCE], wanted[i : i + TEXTS_AT_ONCE])
+            for i in range(0, len(ids), TEXTS_AT_ONCE)
         ]
         document = [index for index, places in enumerate(wanted) for _ in places]
         position = [place for places in wanted for place in places]
@@ -136,3 +158,14 @@ class Target(nn.Module):
             return self.model(inputs_embeds=embed(decoder, tokens), use_cache=False).logits.float()
         finally:
             handle.remove()
+
+
+def _after_blocks(
+    view: PreTrainedModel, tokens: Int[Tensor, "document time"], layers: list[int]
+) -> list[Float[Tensor, "document time d_model"]]:
+    """The residual stream after each of `layers`; the view ends with the highest of them."""
+    inputs = embed(view, tokens)
+    if set(layers) == {view.config.num_hidden_layers - 1}:
+        return [view(inputs_embeds=inputs, use_cache=False).last_hidden_state] * len(layers)
+    states = view(inputs_embeds=inputs, use_cache=False, output_hidden_states=True).hidden_states
+    return [states[layer + 1] for layer in layers]

@@ -25,6 +25,7 @@ from nla.prompts import (
     token_ids,
 )
 from nla.sampling import sampler
+from nla.sampling.engine import misfit
 from nla.types import Completions
 
 FAR_OFF = 100.0  # ratio of injection scale and activation norm beyond which a person is warned
@@ -51,6 +52,7 @@ class Verbalizer(nn.Module):
         self.forbidden = forbidden_in_explanations(tokenizer, prompt.marker, reconstructor_template)
         self._gain = input_gain(body(model))
         self._scale_checked = False
+        self._engine_fits: bool | None = None  # unknown until the first sample
         self._prompt_tokens: Tensor
         self.register_buffer("_prompt_tokens", torch.tensor(prompt.tokens), persistent=False)
         self._reference: tuple[Any, ...] = ()  # in a tuple, so that neither state_dict nor parameters() sees it
@@ -162,9 +164,10 @@ class Verbalizer(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            tokens, mask, log_probs = sampler(backend)(
+            prompts = self.prompt_embeddings(activation)
+            tokens, mask, log_probs = sampler(self._backend(backend, prompts))(
                 self.model,
-                self.prompt_embeddings(activation),
+                prompts,
                 samples,
                 shared=self.prompt.position,
                 stop_ids=self.stop_ids,
@@ -179,6 +182,21 @@ class Verbalizer(nn.Module):
         finally:
             self.train(was_training)
         return Completions(tokens, mask, self.parse(tokens, mask), log_probs)
+
+    def _backend(self, wanted: str, prompts: Tensor) -> str:
+        """`wanted`, or the reference where the engine does not fit this model, which is said once."""
+        if wanted != "engine" or not len(prompts):
+            return wanted
+        if self._engine_fits is None:
+            reason = misfit(self.model, prompts[:1], self.prompt.position)
+            self._engine_fits = reason is None
+            if reason is not None:
+                warnings.warn(
+                    f"{type(self.model).__name__} cannot be sampled by the engine ({reason}); Hugging Face's generate "
+                    "does it instead, which is slower",
+                    stacklevel=3,
+                )
+        return "engine" if self._engine_fits else "hf"
 
     def parse(self, tokens: Int[Tensor, "sample time"], mask: Bool[Tensor, "sample time"]) -> list[str | None]:
         """The explanation of each completion, None when malformed or cut off."""

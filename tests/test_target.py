@@ -71,10 +71,38 @@ def test_no_texts(target: Target):
     assert target.read([]).activation.shape == (0, target.d_model)
 
 
-def test_batching_does_not_matter(target: Target):
-    assert torch.allclose(
-        target.read(TEXTS, "all", batch_size=1).activation, target.read(TEXTS, "all").activation, atol=1e-5
-    )
+def test_how_documents_are_batched_changes_nothing(target: Target, monkeypatch: pytest.MonkeyPatch):
+    together = target.read(TEXTS, "all").activation
+    monkeypatch.setattr("nla.target.TOKENS_AT_ONCE", 1)
+    assert torch.allclose(target.read(TEXTS, "all").activation, together, atol=1e-5)
+    monkeypatch.setattr("nla.target.TEXTS_AT_ONCE", 2)
+    assert torch.allclose(target.read(TEXTS, "all").activation, together, atol=1e-5)
+
+
+def test_nothing_is_run_that_nobody_asked_for(target: Target, monkeypatch: pytest.MonkeyPatch):
+    """Documents without a position, tokens behind the last position, and blocks above the layer."""
+    seen = []
+    handles = [
+        block.register_forward_pre_hook(lambda _m, args, number=number: seen.append((number, args[0].shape[:2])))
+        for number, block in enumerate(backbone.blocks(backbone.body(target.model)))
+    ]
+    tokens = torch.randint(5, 300, (3, 20))
+    target(tokens, torch.ones(3, 20, dtype=torch.bool), torch.tensor([0, 2]), torch.tensor([4, 6]))
+    for handle in handles:
+        handle.remove()
+    assert seen == [(number, (2, 7)) for number in range(target.layer + 1)]
+
+
+def test_several_layers_in_one_pass(family_folder: str):
+    target = Target.from_pretrained(family_folder, 1)
+    tokens, mask = torch.randint(5, 300, (3, 20)), torch.ones(3, 20, dtype=torch.bool)
+    row, position = torch.tensor([2, 0, 1, 2]), torch.tensor([19, 3, 11, 0])
+    together = target(tokens, mask, row, position, layers=[2, 0])
+    for index, layer in enumerate((2, 0)):
+        alone = Target.from_pretrained(family_folder, layer)(tokens, mask, row, position)
+        assert torch.allclose(together[:, index], alone, atol=1e-5)
+    with pytest.raises(ConfigError, match="layer"):
+        target(tokens, mask, row, position, layers=[9])
 
 
 def test_blocks_above_the_layer_do_not_run(target: Target):

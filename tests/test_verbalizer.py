@@ -1,5 +1,7 @@
 """Injection, log-probs, sampling, and the reference policy."""
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 from conftest import FAMILIES, MARKER, TEMPLATES
@@ -9,6 +11,7 @@ from nla.autoencoder import NLA
 from nla.errors import InjectionError, NLAError
 from nla.objectives import kl_to_reference, normalize
 from nla.prompts import build_verbalizer_prompt
+from nla.sampling import engine
 from nla.verbalizer import Verbalizer
 
 
@@ -106,6 +109,33 @@ def test_samples_packed_behind_one_prompt_equal_separate_rows(verbalizer: Verbal
     assert len(packed_gradient) == len(alone_gradient) > 0
     for one, other in zip(packed_gradient, alone_gradient, strict=True):
         assert torch.allclose(one, other, atol=1e-4, rtol=1e-3)
+
+
+def test_the_engine_takes_every_family(verbalizer: Verbalizer, recwarn: pytest.WarningsRecorder):
+    verbalizer.sample(vectors(2), max_new_tokens=2)
+    assert verbalizer._engine_fits
+    assert not [w for w in recwarn if "engine" in str(w.message)]
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        ("prefill", "TypeError: no such cache"),  # a model whose code does not take the engine's arguments
+        ("_step", "differs by 0.0"),  # one whose attention does more than the engine's
+    ],
+)
+def test_a_model_the_engine_does_not_fit_is_sampled_by_the_reference_and_said_once(
+    qwen: Verbalizer, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder, broken: str, reason: str
+):
+    expected = qwen.sample(vectors(), max_new_tokens=8, temperature=0, backend="hf")
+    step = engine._step
+    stand_in = {"prefill": Mock(side_effect=TypeError("no such cache")), "_step": lambda *a: step(*a) * 1.01}[broken]
+    monkeypatch.setattr(engine, broken, stand_in)
+    for _ in range(2):
+        assert torch.equal(qwen.sample(vectors(), max_new_tokens=8, temperature=0).tokens, expected.tokens)
+    said = [str(w.message) for w in recwarn if "cannot be sampled by the engine" in str(w.message)]
+    assert len(said) == 1
+    assert reason in said[0]
 
 
 def test_samples_must_share_activations_evenly(qwen: Verbalizer):

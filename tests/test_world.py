@@ -240,6 +240,14 @@ def test_describe_says_the_ending_last():
     assert describe(facts, 9, random.Random(0)).count(".") == 3
 
 
+def test_describe_tells_in_one_order_unless_shuffled():
+    facts = dict.fromkeys(reversed(KINDS), "x") | {"hero": "Tom"}
+    told = {describe(facts, 11, random.Random(seed)) for seed in range(20)}
+    shuffled = {describe(facts, 11, random.Random(seed), shuffled=True) for seed in range(20)}
+    assert told == {" ".join(statement(kind, facts[kind]) for kind in STEMS)}
+    assert len(shuffled) > 10
+
+
 def test_false_unrevealed_and_unparsed_claims_are_false(source: WorldSource):
     document = generate("test-000003")
     place = document.facts["place"]

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from nla.batching import length_buckets
 from nla.data.documents import Prepared, ReadingPlan, collate, prepare
 from nla.data.positions import keyed_seed
 from nla.data.source import Source
@@ -73,7 +74,7 @@ def read_rows(target: Target, data: Data, split: str, documents: int | None, tai
     for item in prepared:
         first.append(total)
         total += len(item.positions)
-    for batch in _by_length(prepared):
+    for batch in length_buckets([len(item.tokens) for item in prepared], TOKENS_AT_ONCE):
         chosen = [prepared[index] for index in batch]
         places = torch.tensor([first[i] + k for i in batch for k in range(len(prepared[i].positions))])
         activation[places] = _read(target, data.source, chosen)
@@ -100,14 +101,3 @@ def _read(target: Target, source: Source, chosen: list[Prepared]) -> Float[Tenso
     device = next(target.model.parameters()).device
     batch = collate([(item, 0) for item in chosen], source, False, 0, pad_id(target.tokenizer)).to(device)
     return target(batch.tokens, batch.mask, batch.row, batch.position).cpu()
-
-
-def _by_length(prepared: list[Prepared]) -> list[list[int]]:
-    """Indices in batches of documents of like length, each of at most `TOKENS_AT_ONCE` tokens."""
-    batches: list[list[int]] = []
-    for index in sorted(range(len(prepared)), key=lambda i: len(prepared[i].tokens)):
-        longest = len(prepared[index].tokens)
-        if not batches or (len(batches[-1]) + 1) * longest > TOKENS_AT_ONCE:
-            batches.append([])
-        batches[-1].append(index)
-    return batches

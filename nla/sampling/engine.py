@@ -122,14 +122,7 @@ def sample(
                     cache.keep(keep)
                 row, token, alive = row[keep], token[keep], alive[keep]
                 prefixes = [prefix.at(row) for prefix in prefixes]
-            hidden = decoder(
-                inputs_embeds=embed(decoder, token.unsqueeze(1)),
-                past_key_values=cache,
-                position_ids=torch.full((1, 1), length + step, device=device),
-                use_cache=True,
-                prefixes=prefixes,
-            ).last_hidden_state[:, -1]
-            logits = head_logits(model, hidden)
+            logits = head_logits(model, _step(decoder, embed(decoder, token.unsqueeze(1)), cache, prefixes))
     time = step + 1
     return tokens[:, :time], mask[:, :time], log_probs[:, :time]
 
@@ -153,3 +146,33 @@ def prefill(
             ).last_hidden_state[:, -1]
             prefixes = [*prefixes, cache.as_prefix(samples if end == length else 1)]
     return hidden, prefixes
+
+
+@torch.no_grad()
+def misfit(model: PreTrainedModel, prompt: Float[Tensor, "1 prompt d_model"], shared: int) -> str | None:
+    """Why this model cannot be sampled here, or None: one prompt through both paths, its last token as a decode step.
+
+    What the shared attention does not know (attention sinks, latent or linear attention, other caches) shows as a
+    difference or an exception.
+    """
+    decoder, length = body(model), prompt.shape[1]
+    usual = decoder(inputs_embeds=prompt, use_cache=False).last_hidden_state[:, -1].float()
+    try:
+        with shared_attention(decoder):
+            _, prefixes = prefill(decoder, prompt[:, :-1], 1, min(shared, length - 1))
+            ours = _step(decoder, prompt[:, -1:], FilledCache(depth(decoder), 1, before=length - 1), prefixes)
+    except Exception as error:  # whatever a model's own code makes of arguments that it does not know
+        return f"{type(error).__name__}: {error}"
+    apart = float((ours.float() - usual).norm() / usual.norm())
+    allowed = 1e-3 if prompt.dtype == torch.float32 and not torch.is_autocast_enabled(prompt.device.type) else 0.1
+    return None if apart < allowed else f"its hidden state differs by {apart:.2g} of its norm, allowed is {allowed}"
+
+
+def _step(
+    decoder: PreTrainedModel, embeddings: Float[Tensor, "row 1 d_model"], cache: FilledCache, prefixes: list[Prefix]
+) -> Float[Tensor, "row d_model"]:
+    """The hidden state of one more token in each row."""
+    position = torch.full((1, 1), cache.get_seq_length(), device=embeddings.device)
+    return decoder(
+        inputs_embeds=embeddings, past_key_values=cache, position_ids=position, use_cache=True, prefixes=prefixes
+    ).last_hidden_state[:, -1]

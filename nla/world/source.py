@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from nla.data.source import Claim, Document
 from nla.errors import DataError
 from nla.world.generator import generate
-from nla.world.statements import STEMS, describe, parse_statements, statement
+from nla.world.statements import STEMS, describe, parse_statements
 
 
 class WorldSource:
@@ -16,13 +16,17 @@ class WorldSource:
         sizes: documents per split (``warm_start``, ``joint``, ``validation``, ``test``, ...).
         seed: of the world; another seed gives other documents under the same ids.
         statements: fewest and most facts that a warm-start text mentions, so that joint training has more to find.
+        shuffled: whether a warm-start text tells its facts in random order, as the descriptions did from which the
+            packaged target learnt to write, instead of a fixed one.
     """
 
     phrases = tuple(STEMS.values())
     """frequent enough to be one token each in the world's tokenizer"""
 
-    def __init__(self, sizes: dict[str, int], seed: int = 0, statements: tuple[int, int] = (2, 4)) -> None:
-        self.sizes, self.seed, self.statements = dict(sizes), seed, tuple(statements)
+    def __init__(
+        self, sizes: dict[str, int], seed: int = 0, statements: tuple[int, int] = (2, 4), shuffled: bool = False
+    ) -> None:
+        self.sizes, self.seed, self.statements, self.shuffled = dict(sizes), seed, tuple(statements), shuffled
 
     def documents(self, split: str) -> Sequence[Document]:
         if split not in self.sizes:
@@ -32,7 +36,8 @@ class WorldSource:
     def explanation(self, document: Document, end: int, seed: int) -> str | None:
         """A random few of the facts known after ``end`` characters; the choice is keyed by seed, document and end."""
         rng = random.Random(f"{seed}/{document.id}/{end}")
-        return describe(generate(document.id, self.seed).known(end), rng.randint(*self.statements), rng) or None
+        known = generate(document.id, self.seed).known(end)
+        return describe(known, rng.randint(*self.statements), rng, self.shuffled) or None
 
     def claims(self, explanation: str, document_id: str, text: str) -> list[Claim]:
         """Judge each sentence; one that does not parse, or whose fact is not yet revealed, is false."""
@@ -47,7 +52,8 @@ class WorldSource:
 
     def full_description(self, document_id: str, text: str) -> str:
         """Every known fact, in one fixed order: what an explanation could say at best."""
-        return " ".join(statement(kind, value) for kind, value in sorted(self.facts(document_id, text)))
+        facts = dict(self.facts(document_id, text))
+        return describe(facts, len(facts), random.Random(0))
 
     def _document(self, document_id: str) -> Document:
         return Document(document_id, generate(document_id, self.seed).text)

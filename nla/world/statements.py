@@ -28,10 +28,14 @@ def statement(kind: str, value: str) -> str:
     return f"{STEMS[kind]} {value}."
 
 
-def describe(facts: dict[str, str], count: int, rng: random.Random) -> str:
-    """``count`` statements of ``facts`` in random order; what the text ends with comes last."""
+def describe(facts: dict[str, str], count: int, rng: random.Random, shuffled: bool = False) -> str:
+    """``count`` statements of ``facts``, chosen at random, told in the order of ``STEMS``.
+
+    In that order leaving a kind out is a choice of its own at its own place, which joint training can explore: after
+    shuffled texts the verbalizer learnt to go on until every kind was named, whether the text had revealed it or not.
+    """
     chosen = rng.sample(sorted(facts), min(count, len(facts)))
-    chosen.sort(key=lambda kind: kind == "ending")
+    chosen.sort(key=(lambda kind: kind == "ending") if shuffled else list(STEMS).index)
     return " ".join(statement(kind, facts[kind]) for kind in chosen)
 
 
