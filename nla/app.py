@@ -27,7 +27,7 @@ from nla.config import STAGE_OWN, check_evaluate, check_train, model_depth, pars
 from nla.data.datamodule import NLADataModule
 from nla.errors import ConfigError
 from nla.prompts import Templates
-from nla.release import read_yaml
+from nla.release import fetch, read_metadata, read_yaml
 from nla.secrets import redacted
 from nla.settings import EvaluateSettings, TrainSettings
 from nla.target import Target
@@ -65,8 +65,8 @@ def run_stage(cfg: DictConfig, settings: TrainSettings, name: str, start: str | 
     cfg.stage_dir = str(folder)
     plain = plain_config(cfg)
     seed_everything(settings.seed, workers=True, verbose=False)
-    pair = starting_pair(settings, start)
-    target = Target.from_pretrained(pair.base_model, pair.layer, settings.model.dtype, settings.model.revision)
+    target = starting_target(settings, start)
+    pair = starting_pair(settings, start, target)
     options = plain["stage"][name]
     arguments = {key: value for key, value in options.items() if key not in STAGE_OWN}
     stage = instantiate({**arguments, "_partial_": True}, _convert_="all")(nla=pair, target=target)
@@ -92,15 +92,24 @@ def run_stage(cfg: DictConfig, settings: TrainSettings, name: str, start: str | 
     trainer.strategy.barrier()
 
 
-def starting_pair(settings: TrainSettings, start: str | None) -> NLA:
-    """The saved pair, or an untrained one whose halves are copies of the target."""
+def starting_target(settings: TrainSettings, start: str | None) -> Target:
+    """The model that the saved pair reads, else the config's."""
+    model = settings.model
+    if start is None:
+        return Target.from_pretrained(model.id, settings.layer.block(model_depth(model)), model.dtype, model.revision)
+    about = read_metadata(fetch(start) / HALVES[1])
+    return Target.from_pretrained(about.base_model, about.layer, model.dtype, model.revision)
+
+
+def starting_pair(settings: TrainSettings, start: str | None, target: Target) -> NLA:
+    """The saved pair, or an untrained one: copies of the target, or adapters on the target's own weights."""
     adapter = settings.adapter.model_dump(exclude={"kind"}) if settings.adapter.kind == "lora" else None
     model = settings.model
     if start is not None:
-        return NLA.from_pretrained(start, dtype=model.dtype, adapter=adapter)
+        return NLA.from_pretrained(start, dtype=model.dtype, adapter=adapter, base=target.model)
     return NLA.from_target(
         model.id,
-        settings.layer.block(model_depth(model)),
+        target.layer,
         Templates(**model.templates.model_dump()),
         marker=model.marker,
         injection_scale=model.injection_scale,
@@ -108,6 +117,7 @@ def starting_pair(settings: TrainSettings, start: str | None) -> NLA:
         adapter=adapter,
         dtype=model.dtype,
         revision=model.revision,
+        base=target.model,
     )
 
 

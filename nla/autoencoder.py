@@ -9,9 +9,20 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from nla import release
-from nla.backbone import add_lora, body, check_layer, load_model, load_tokenizer, truncated, width
+from nla.backbone import (
+    add_lora,
+    body,
+    check_layer,
+    load_adapter,
+    load_model,
+    load_tokenizer,
+    truncated,
+    twin,
+    width,
+)
 from nla.errors import DataError, ReleaseError
 from nla.objectives import Scale, cosine, orthogonal_error, reconstruction_error, resolve_scale
 from nla.prompts import Templates, build_verbalizer_prompt, find_marker
@@ -71,23 +82,30 @@ class NLA(nn.Module):
         adapter: dict[str, Any] | None = None,
         dtype: str = "float32",
         revision: str | None = None,
+        base: PreTrainedModel | None = None,
     ) -> "NLA":
         """An untrained pair: both halves start as copies of the target.
 
-        `marker=None` searches for one; `adapter` (rank, alpha, dropout) trains a LoRA on each half's own copy, None
-        trains all weights. Raises ModelError, ConfigError (layer, scales, templates), InjectionError (marker).
+        `marker=None` searches for one; `adapter` (rank, alpha, dropout) trains a LoRA on each half, and all of them
+        share one frozen copy of the weights: that of `base` (the target's model) where it is given. Without an adapter
+        each half trains its own copy. Raises ModelError, ConfigError (layer, scales, templates), InjectionError
+        (marker).
         """
-        model = load_model(model_id, dtype, revision)
+        model = twin(base) if base is not None and adapter is not None else load_model(model_id, dtype, revision)
         check_layer(model, layer)
         tokenizer = load_tokenizer(model_id, revision)
         marker = find_marker(tokenizer) if marker is None else marker
         prompt = build_verbalizer_prompt(tokenizer, templates.verbalizer, marker)
+        # before the verbalizer's adapter enters its tree of modules
+        reconstructor = Reconstructor.from_target(
+            model_id, layer, templates.reconstructor, dtype, revision, adapter, base=model
+        )
         if adapter is not None:
             add_lora(model, **adapter)
         scale = resolve_scale(injection_scale, width(model))
         return cls(
             Verbalizer(model, tokenizer, prompt, scale, templates.reconstructor),
-            Reconstructor.from_target(model_id, layer, templates.reconstructor, dtype, revision, adapter),
+            reconstructor,
             base_model=str(model_id),
             layer=layer,
             mse_scale=resolve_scale(mse_scale, width(model)),
@@ -147,8 +165,9 @@ class NLA(nn.Module):
     def save_pretrained(
         self, folder: str | Path, stage: str | None = None, training: dict[str, Any] | None = None
     ) -> None:
-        """Write `folder/verbalizer` and `folder/reconstructor` in the released format; adapters are merged.
+        """Write `folder/verbalizer` and `folder/reconstructor` in the released format.
 
+        Adapters are merged into these weights and also saved apart, in `adapter/` of each half, to be continued.
         Both are written beside the folder first and then moved, so that a kill never leaves half a pair.
         """
         folder = Path(folder)
@@ -161,6 +180,7 @@ class NLA(nn.Module):
                 release.save_causal_lm(self.verbalizer.model, part)
             else:
                 release.save_reconstructor(self.reconstructor.body, self.reconstructor.head, part)
+            release.save_adapter(getattr(self, half), self.base_model, part)
             getattr(self, half).tokenizer.save_pretrained(part)
             release.write_metadata(part, self._metadata(role, stage or self.stage, training))
         folder.mkdir(parents=True, exist_ok=True)
@@ -200,11 +220,16 @@ class NLA(nn.Module):
         dtype: str = "float32",
         revision: str | None = None,
         adapter: dict[str, Any] | None = None,
+        base: PreTrainedModel | None = None,
     ) -> "NLA":
         """Load a pair: one folder (or hub repository) holding both halves, or the two halves by name.
 
-        Raises ReleaseError for missing files, pickles, contradictions, and tokens that drifted. `adapter` puts a fresh
-        LoRA on each loaded half.
+        `adapter` (rank, alpha, dropout) trains a LoRA on each half. With `base` (the target's model) a pair that was
+        saved with adapters continues them, and all parts share the weights of `base`; otherwise each half gets a fresh
+        adapter on its own weights, which starts at the same function.
+
+        Raises ReleaseError for missing files, pickles, contradictions, and tokens that drifted; ModelError for an
+        adapter that does not fit.
         """
         if folder is not None:
             root = release.fetch(folder, revision)
@@ -216,8 +241,8 @@ class NLA(nn.Module):
         about_av, about_ar = release.read_metadata(first), release.read_metadata(second)
         templates = _agreed(first, about_av, second, about_ar)
         return cls(
-            _load_verbalizer(first, about_av, templates, dtype, adapter),
-            _load_reconstructor(second, about_ar, templates, dtype, adapter),
+            _load_verbalizer(first, about_av, templates, dtype, adapter, base),
+            _load_reconstructor(second, about_ar, templates, dtype, adapter, base),
             base_model=about_av.base_model,
             layer=about_ar.layer,
             mse_scale=about_ar.mse_scale,
@@ -240,8 +265,21 @@ def _agreed(first: Path, av: Metadata, second: Path, ar: Metadata) -> Templates:
     return Templates(av.templates["av"], ar.templates["ar"])
 
 
+def _saved_adapter(
+    folder: Path, adapter: dict[str, Any] | None, base: PreTrainedModel | None
+) -> dict[str, Tensor] | None:
+    if base is None or adapter is None:
+        return None
+    return release.load_adapter_state(folder, adapter["rank"], adapter["alpha"])
+
+
 def _load_verbalizer(
-    folder: Path, about: Metadata, templates: Templates, dtype: str, adapter: dict[str, Any] | None
+    folder: Path,
+    about: Metadata,
+    templates: Templates,
+    dtype: str,
+    adapter: dict[str, Any] | None,
+    base: PreTrainedModel | None,
 ) -> Verbalizer:
     path = folder / release.METADATA
     if isinstance(about.injection_scale, str):
@@ -249,7 +287,9 @@ def _load_verbalizer(
     marker = about.tokens.get("injection_char")
     if not isinstance(marker, str):
         raise ReleaseError(f"{path}: tokens.injection_char is {marker!r}, expected the marker character")
-    model, tokenizer = release.load_causal_lm(folder, dtype), load_tokenizer(folder)
+    saved = _saved_adapter(folder, adapter, base)
+    model = release.load_causal_lm(folder, dtype) if saved is None or base is None else twin(base)
+    tokenizer = load_tokenizer(folder)
     if width(model) != about.d_model:
         raise ReleaseError(f"{path}: d_model is {about.d_model}, the model beside it has {width(model)}")
     prompt = build_verbalizer_prompt(tokenizer, templates.verbalizer, marker)
@@ -258,11 +298,18 @@ def _load_verbalizer(
     release.check_token(folder, about.tokens, "injection_right_neighbor_id", prompt.right_id)
     if adapter is not None:
         add_lora(model, **adapter)
+    if saved is not None:
+        load_adapter(model, saved)
     return Verbalizer(model, tokenizer, prompt, about.injection_scale, templates.reconstructor)
 
 
 def _load_reconstructor(
-    folder: Path, about: Metadata, templates: Templates, dtype: str, adapter: dict[str, Any] | None
+    folder: Path,
+    about: Metadata,
+    templates: Templates,
+    dtype: str,
+    adapter: dict[str, Any] | None,
+    base: PreTrainedModel | None,
 ) -> Reconstructor:
     model, head = release.load_reconstructor(folder, about, dtype)
     decoder = body(model)
@@ -271,9 +318,12 @@ def _load_reconstructor(
             f"{folder}: config.json has {decoder.config.num_hidden_layers} blocks of width {width(model)}, "
             f"layer {about.layer} of width {about.d_model} needs {about.layer + 1}"
         )
-    decoder = truncated(decoder, about.layer)
+    saved = _saved_adapter(folder, adapter, base)
+    decoder = truncated(decoder if saved is None or base is None else body(twin(base)), about.layer)
     if adapter is not None:
         add_lora(decoder, **adapter)
+    if saved is not None:
+        load_adapter(decoder, saved)
     reconstructor = Reconstructor(decoder, load_tokenizer(folder), templates.reconstructor)
     recorded = about.tokens.get("critic_suffix_ids")
     if recorded:

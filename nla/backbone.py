@@ -5,7 +5,7 @@ norm. No remote code, no pickled weights.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -210,21 +210,65 @@ def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[
     return {int(token) for token in ids if token is not None}
 
 
+def twin(model: PreTrainedModel) -> PreTrainedModel:
+    """Another tree of modules around the very same weights: what is added to one (adapters) the other does not see.
+
+    Costs no memory, and the copies' configs are apart. Loading or training the weights of one changes both.
+    """
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
+
+
 def add_lora(model: PreTrainedModel, rank: int, alpha: float, dropout: float = 0.0) -> PreTrainedModel:
     """Low-rank adapters on all linear layers, in place; everything else is frozen (attention alone underfits)."""
-    from peft import LoraConfig, inject_adapter_in_model
+    from peft import inject_adapter_in_model
 
-    transposed = any(isinstance(module, Conv1D) for module in model.modules())  # GPT-2
-    settings: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "fan_in_fan_out": transposed}
-    config = LoraConfig(**settings, target_modules="all-linear", bias="none")
-    inject_adapter_in_model(config, model)
+    inject_adapter_in_model(lora_config(model, rank, alpha, dropout), model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
     return model
 
 
+def lora_config(model: nn.Module, rank: int, alpha: float, dropout: float = 0.0) -> Any:
+    """PEFT's description of the adapters that `add_lora` makes."""
+    from peft import LoraConfig
+
+    transposed = any(isinstance(module, Conv1D) for module in model.modules())  # GPT-2
+    settings: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "fan_in_fan_out": transposed}
+    return LoraConfig(**settings, target_modules="all-linear", bias="none")
+
+
+def lora_strength(model: nn.Module) -> tuple[int, float]:
+    """Rank and alpha of the adapters that a model has."""
+    layer: Any = next(module for module in model.modules() if hasattr(module, "lora_alpha"))
+    return int(layer.r["default"]), float(layer.lora_alpha["default"])
+
+
 def has_lora(model: nn.Module) -> bool:
     return any("lora_" in name for name, _ in model.named_parameters())
+
+
+def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """The adapter's weights alone, under PEFT's names."""
+    return {
+        f"base_model.model.{name.replace('.default', '')}": tensor.detach()
+        for name, tensor in model.named_parameters()
+        if "lora_" in name
+    }
+
+
+@torch.no_grad()
+def load_adapter(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Put a saved adapter into the place that `add_lora` made. Raises ModelError where they do not fit."""
+    own = {f"base_model.model.{n.replace('.default', '')}": p for n, p in model.named_parameters() if "lora_" in n}
+    wrong = sorted(set(own) ^ set(state)) or [n for n in own if own[n].shape != state[n].shape]
+    if wrong:
+        raise ModelError(
+            f"the saved adapter does not fit this model ({len(wrong)} tensors, such as {wrong[0]}): "
+            "rank, layer or base model differ from the run that made it"
+        )
+    for name, parameter in own.items():
+        parameter.copy_(state[name])
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nla.backbone import add_lora, body, check_layer, embed, load_model, load_tokenizer, truncated
+from nla.backbone import add_lora, body, check_layer, embed, load_model, load_tokenizer, truncated, twin
 from nla.prompts import reconstructor_tokens, suffix_ids
 
 MAX_LENGTH = 512  # tokens of the filled prompt; longer explanations are cut, the suffix is kept
@@ -48,9 +48,13 @@ class Reconstructor(nn.Module):
         dtype: str = "float32",
         revision: str | None = None,
         adapter: dict | None = None,
+        base: PreTrainedModel | None = None,
     ) -> "Reconstructor":
-        """Its own copy of the target's blocks 0..layer. `adapter`: rank, alpha, dropout of a LoRA, None trains all."""
-        model = load_model(model_id, dtype, revision)
+        """The target's blocks 0..layer: its own copy, or the weights of `base` under an adapter.
+
+        `adapter`: rank, alpha, dropout of a LoRA; None trains all weights, of an own copy.
+        """
+        model = load_model(model_id, dtype, revision) if base is None or adapter is None else twin(base)
         check_layer(model, layer)
         decoder = truncated(body(model), layer)
         if adapter is not None:

@@ -4,6 +4,7 @@ Both spellings met in the wild are read (`av`/`ar`, older `actor`/`critic`); onl
 are checked against the live tokenizer by the reader of the pair (`NLA.from_pretrained`).
 """
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from nla.backbone import FINAL_NORMS, has_lora, load_model_with_info, merged_state_dict, quiet
+from nla.backbone import (
+    FINAL_NORMS,
+    adapter_state_dict,
+    has_lora,
+    load_model_with_info,
+    lora_config,
+    lora_strength,
+    merged_state_dict,
+    quiet,
+)
 from nla.errors import ConfigError, ModelError, ReleaseError
 from nla.objectives import Scale, resolve_scale
 
@@ -29,6 +39,7 @@ MAX_METADATA_BYTES = 1 << 20
 ROLES = {"av": "av", "actor": "av", "ar": "ar", "critic": "ar"}
 OLDER = {"av": "actor", "ar": "critic"}
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+ADAPTER, ADAPTER_WEIGHTS = "adapter", "adapter_model.safetensors"
 SAFE_FILES = ["*.safetensors", "*.json", "*.yaml", "*.txt", "*.jinja", "*.model"]
 
 
@@ -207,6 +218,38 @@ def refuse_pickles(folder: Path) -> None:
     for pattern in PICKLES:
         for found in sorted(folder.glob(pattern)):
             raise ReleaseError(f"{found}: pickled files can run code and are refused; keep only safetensors")
+
+
+def save_adapter(half: nn.Module, base_model: str, folder: Path) -> None:
+    """`adapter/` of a half in PEFT's format, for a half that has one: what merged weights cannot be continued from."""
+    if not has_lora(half):
+        return
+    folder = folder / ADAPTER
+    config = lora_config(half, *lora_strength(half))
+    config.base_model_name_or_path = base_model
+    config.save_pretrained(str(folder))
+    tree: Any = getattr(half, "model", None) or getattr(half, "body", None)
+    state = {name: tensor.cpu().contiguous() for name, tensor in adapter_state_dict(tree).items()}
+    save_file(state, folder / ADAPTER_WEIGHTS)
+
+
+def load_adapter_state(folder: Path, rank: int, alpha: float) -> dict[str, Tensor] | None:
+    """The adapter saved in a half's folder; None where it has none.
+
+    Raises ReleaseError where its rank or alpha are others, since the same weights would then mean something else.
+    """
+    path = folder / ADAPTER / "adapter_config.json"
+    if not path.is_file():
+        return None
+    refuse_pickles(folder / ADAPTER)
+    recorded = json.loads(path.read_text(encoding="utf-8"))
+    found = (recorded.get("r"), recorded.get("lora_alpha"))
+    if found != (rank, alpha):
+        raise ReleaseError(
+            f"{path}: the adapter has rank {found[0]} and alpha {found[1]}, adapter.rank={rank} and "
+            f"adapter.alpha={alpha} were asked for: continue it with its own"
+        )
+    return load_file(path.with_name(ADAPTER_WEIGHTS))
 
 
 def save_causal_lm(model: PreTrainedModel, folder: Path) -> None:
