@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import rich
+import torch
 import yaml
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -39,7 +40,8 @@ EXPECTED_WARNINGS = (
     r"Found \d+ module\(s\) in eval mode.*",
     ".*does not have many workers.*",
 )
-# A run folder belongs to one setting of these; stages that stand were made with it.
+# A run folder belongs to one setting of these, and of a begun stage's own but for FREE, which never changes the result.
+FREE = ("trainer", "micro_batch_size")
 FIXED = ("model", "layer", "adapter", "data.source", "data.positions_per_document", "data.min_context", "seed")
 
 
@@ -165,10 +167,12 @@ def evaluate(cfg: DictConfig) -> Path:
 
 def evaluate_pair(cfg: DictConfig, settings: EvaluateSettings) -> Path:
     """Write metrics.json and samples.parquet of one pair, print the tables, return their folder."""
-    data = plain_config(cfg)["data"] if settings.data is not None else recorded_data(Path(settings.nla))
+    plain = plain_config(cfg)
+    data = plain["data"] if settings.data is not None else recorded_data(Path(settings.nla))
     seed_everything(settings.seed, workers=True, verbose=False)
-    pair = NLA.from_pretrained(settings.nla)
-    target = Target.from_pretrained(pair.base_model, pair.layer)
+    device = evaluation_device(plain["hardware"]["trainer"]["accelerator"])
+    pair = NLA.from_pretrained(settings.nla).to(device)
+    target = Target.from_pretrained(pair.base_model, pair.layer).to(device)
     run = run_folder(Path(settings.nla))
     output = Path(settings.output) if settings.output else default_output(Path(settings.nla), run)
     from nla.evaluation import run as run_evaluation  # needed by this program alone
@@ -178,6 +182,15 @@ def evaluate_pair(cfg: DictConfig, settings: EvaluateSettings) -> Path:
     loader = build_data(data, target, split="joint", explanations=False, batch_size=size, seed=settings.seed)
     run_evaluation(pair, target, loader, output, settings=how, seed=settings.seed, run_folder=run)
     return output
+
+
+def evaluation_device(accelerator: str) -> torch.device:
+    """The device of `hardware.trainer.accelerator`. Raises ConfigError where this machine has none."""
+    if accelerator not in ("gpu", "cuda"):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError(f"hardware.trainer.accelerator={accelerator}: this machine has no GPU; use hardware=cpu")
+    return torch.device("cuda")
 
 
 def default_output(pair: Path, run: Path | None) -> Path:
@@ -213,7 +226,7 @@ def record_config(cfg: DictConfig, run: Path) -> None:
     path = run / CONFIG
     if path.is_file():
         recorded = read_yaml(path)
-        for key in FIXED:
+        for key in (*FIXED, *_begun(public["stage"], run / "stages")):
             before, now = _at(recorded, key), _at(public, key)
             if before != now:
                 raise ConfigError(
@@ -224,6 +237,12 @@ def record_config(cfg: DictConfig, run: Path) -> None:
     scratch = run / f".{CONFIG}.{os.getpid()}"
     scratch.write_text(yaml.safe_dump(public, sort_keys=False, allow_unicode=True), encoding="utf-8")
     os.replace(scratch, path)
+
+
+def _begun(stages: Mapping[str, Any], folder: Path) -> list[str]:
+    """Keys of the stages that have started. One that has not ended may still be made longer or shorter."""
+    keys = [(name, key) for name in stages if (folder / name).is_dir() for key in stages[name] if key not in FREE]
+    return [f"stage.{name}.{key}" for name, key in keys if key != "steps" or is_pair(folder / name / "nla")]
 
 
 def _at(node: Any, key: str) -> Any:

@@ -89,19 +89,11 @@ class Completions(Record):
 
 @dataclass(frozen=True, slots=True)
 class Rollout(Record):
-    """Activations with a group of sampled explanations each; a group's samples are contiguous.
-
-    What follows `completions` is filled in by whoever computes it, and cut along by `split`.
-    """
+    """Activations with a group of sampled explanations each; a group's samples are contiguous."""
 
     activation: Float[Tensor, "batch d_model"]
     group: int
     completions: Completions
-    log_probs: Float[Tensor, "sample time"] | None = None
-    reference_log_probs: Float[Tensor, "sample time"] | None = None
-    error: Float[Tensor, " sample"] | None = None
-    reward: Float[Tensor, " sample"] | None = None
-    advantage: Float[Tensor, " sample"] | None = None
 
     def split(self, size: int) -> Iterator["Rollout"]:
         """Micro-batches of at most `size` samples, always whole groups.
@@ -116,11 +108,7 @@ class Rollout(Record):
             )
         for first in range(0, len(self.activation), groups):
             samples = slice(first * self.group, (first + groups) * self.group)
-            cut = {
-                name: None if (value := getattr(self, name)) is None else value[samples]
-                for name in ("log_probs", "reference_log_probs", "error", "reward", "advantage")
-            }
-            yield Rollout(self.activation[first : first + groups], self.group, self.completions.cut(samples), **cut)
+            yield Rollout(self.activation[first : first + groups], self.group, self.completions.cut(samples))
 
 
 @dataclass(frozen=True, slots=True)

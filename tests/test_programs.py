@@ -9,6 +9,7 @@ from pathlib import Path
 import nbformat
 import pyarrow.parquet as pq
 import pytest
+import torch
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
@@ -56,6 +57,14 @@ def test_the_same_command_again_trains_nothing(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("change", ["stage.joint.steps=4", "reward.kind=neg_log_error", "rollout.group_size=2"])
+def test_settings_of_a_stage_that_stands_cannot_change_unnoticed(folder: Path, change: str) -> None:
+    shown = run("train.py", *SMOKE, change, cwd=folder, status=2)
+    assert "holds a run with another stage.joint" in shown
+    assert "name=<another>" in shown
+
+
+@pytest.mark.slow
 def test_an_interrupted_run_continues_with_the_same_command(folder: Path) -> None:
     """Stopped by a shorter joint stage whose export is then lost: the longer one starts from its checkpoint."""
     name = ["name=again", "nla=runs/world_smoke/stages/reconstructor/nla", "stages=[joint]"]
@@ -79,6 +88,14 @@ def test_evaluation_writes_figures_and_the_rows_behind_them(folder: Path) -> Non
     assert metrics["command"].startswith("python evaluate.py nla=runs/world_smoke/nla")
     assert set(metrics["controls"]) >= {"mean", "constant_direction", "empty_text", "shuffled", "source_text"}
     assert metrics["claims"]["true_share"] is not None and metrics["fve_warm_start"] is not None
+
+
+@pytest.mark.slow
+def test_evaluation_on_a_gpu_that_is_not_there_says_so(folder: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    shown = run("evaluate.py", "nla=runs/world_smoke/nla", "hardware=gpu", cwd=folder, status=2)
+    assert "hardware.trainer.accelerator=gpu: this machine has no GPU" in shown
 
 
 @pytest.mark.slow

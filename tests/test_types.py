@@ -22,11 +22,6 @@ def make_rollout(batch: int = 3, group: int = 2, time: int = 4) -> Rollout:
         activation=torch.randn(batch, 5),
         group=group,
         completions=completions,
-        log_probs=None,
-        reference_log_probs=torch.randn(samples, time),
-        error=torch.rand(samples),
-        reward=torch.rand(samples),
-        advantage=torch.arange(samples).float(),
     )
 
 
@@ -35,7 +30,6 @@ def test_to_moves_every_tensor_and_keeps_the_rest():
     assert moved.activation.is_meta
     assert moved.completions.tokens.is_meta
     assert moved.completions.explanation[0] == "text 0"
-    assert moved.log_probs is None
 
 
 def test_records_are_frozen():
@@ -67,8 +61,7 @@ def test_split_keeps_groups_whole(size: int, parts: list[int]):
     rollout = make_rollout()
     pieces = list(rollout.split(size))
     assert [len(piece.activation) for piece in pieces] == parts
-    assert torch.equal(torch.cat([piece.advantage for piece in pieces]), rollout.advantage)
-    assert all(piece.log_probs is None for piece in pieces)
+    assert torch.equal(torch.cat([piece.activation for piece in pieces]), rollout.activation)
     assert torch.equal(torch.cat([piece.completions.tokens for piece in pieces]), rollout.completions.tokens)
     assert [text for piece in pieces for text in piece.completions.explanation] == rollout.completions.explanation
 

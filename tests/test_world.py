@@ -240,6 +240,18 @@ def test_describe_says_the_ending_last():
     assert describe(facts, 9, random.Random(0)).count(".") == 3
 
 
+def test_warm_start_texts_tell_each_known_fact_with_its_probability():
+    source = WorldSource({"warm_start": 60}, statements=0.3)
+    told = known = 0
+    for document in source.documents("warm_start"):
+        facts = dict(source.facts(document.id, document.text))
+        for seed in range(10):
+            parsed = parse_statements(str(source.explanation(document, len(document.text), seed)))
+            assert parsed and all(facts[str(kind)] == value for kind, value in parsed)
+            told, known = told + len(parsed), known + len(facts)
+    assert told / known == pytest.approx(0.3, abs=0.02)
+
+
 def test_describe_tells_in_one_order_unless_shuffled():
     facts = dict.fromkeys(reversed(KINDS), "x") | {"hero": "Tom"}
     told = {describe(facts, 11, random.Random(seed)) for seed in range(20)}
@@ -273,7 +285,8 @@ def test_facts_are_those_of_the_prefix(source: WorldSource):
     assert source.facts(document.id, half) == list(document.known(len(half)).items())
 
 
-def test_warm_start_texts_are_two_to_four_true_statements(source: WorldSource):
+def test_warm_start_texts_of_a_range_are_as_many_true_statements():
+    source = WorldSource(SIZES, statements=(2, 4))
     counts = set()
     for document in source.documents("warm_start"):
         ends = [end for _, end in words(document.text)]

@@ -15,7 +15,9 @@ class WorldSource:
     Args:
         sizes: documents per split (``warm_start``, ``joint``, ``validation``, ``test``, ...).
         seed: of the world; another seed gives other documents under the same ids.
-        statements: fewest and most facts that a warm-start text mentions, so that joint training has more to find.
+        statements: which of the known facts a warm-start text mentions, a few, so that joint training has more to
+            find: each with this probability, or as many as lie in this range, fewest and most. With a probability the
+            decision on one fact does not hang on how many were told before.
         shuffled: whether a warm-start text tells its facts in random order, as the descriptions did from which the
             packaged target learnt to write, instead of a fixed one.
     """
@@ -24,9 +26,9 @@ class WorldSource:
     """frequent enough to be one token each in the world's tokenizer"""
 
     def __init__(
-        self, sizes: dict[str, int], seed: int = 0, statements: tuple[int, int] = (2, 4), shuffled: bool = False
+        self, sizes: dict[str, int], seed: int = 0, statements: float | tuple[int, int] = 0.3, shuffled: bool = False
     ) -> None:
-        self.sizes, self.seed, self.statements, self.shuffled = dict(sizes), seed, tuple(statements), shuffled
+        self.sizes, self.seed, self.statements, self.shuffled = dict(sizes), seed, statements, shuffled
 
     def documents(self, split: str) -> Sequence[Document]:
         if split not in self.sizes:
@@ -37,7 +39,13 @@ class WorldSource:
         """A random few of the facts known after ``end`` characters; the choice is keyed by seed, document and end."""
         rng = random.Random(f"{seed}/{document.id}/{end}")
         known = generate(document.id, self.seed).known(end)
-        return describe(known, rng.randint(*self.statements), rng, self.shuffled) or None
+        return describe(known, self._count(len(known), rng), rng, self.shuffled) or None
+
+    def _count(self, known: int, rng: random.Random) -> int:
+        """Facts to mention, at least one."""
+        if isinstance(self.statements, int | float):
+            return max(1, sum(rng.random() < self.statements for _ in range(known)))
+        return rng.randint(*self.statements)
 
     def claims(self, explanation: str, document_id: str, text: str) -> list[Claim]:
         """Judge each sentence; one that does not parse, or whose fact is not yet revealed, is false."""
