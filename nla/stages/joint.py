@@ -6,8 +6,9 @@ micro-batches or ranks, so advantages are final within each.
 
 Logged per step: ``reward``, ``error`` (well-formed explanations), ``fve_batch`` (this batch's own variance), ``kl``
 (nats per token), ``surprisal`` (nats per token, estimates the policy's entropy), ``explanation_tokens``,
-``well_formed``, ``cut_off``, ``equal_groups`` (share of groups without a signal), ``sampling_gap`` (mean |log-prob as
-sampled - teacher forced|), gradient norms, and the seconds spent sampling and updating.
+``well_formed``, ``equal_groups`` (share of groups without a signal), ``sampling_gap`` (mean |log-prob as sampled -
+teacher forced|), gradient norms, and the seconds spent sampling, scoring (the reconstructor's forward pass, which
+serves its own loss too) and updating.
 """
 
 import time
@@ -116,7 +117,8 @@ class JointStage(Stage):
             "explanation_tokens": token_count(rollout.completions),
             "well_formed": rollout.completions.well_formed.float().mean(),
         }
-        seconds = {"seconds_sampling": sampled - started, "seconds_update": time.perf_counter() - sampled}
+        scoring = float(metrics["seconds_scoring"])
+        seconds = {"seconds_sampling": sampled - started, "seconds_update": time.perf_counter() - sampled - scoring}
         shown = ["fve_batch", "reward", "kl", "explanation_tokens", "well_formed"]
         self.log_step({**metrics, **texts, **update, **seconds}, shown)
 
@@ -157,7 +159,9 @@ class JointStage(Stage):
         well_formed, mask = completions.well_formed, completions.mask
         # malformed samples run through with weight 0, so that every rank runs the same modules
         texts = [text or "" for text in completions.explanation]
+        started = time.perf_counter()
         prediction = self.nla.reconstructor(*self.nla.reconstructor.tokenize(texts))
+        scoring = torch.tensor(time.perf_counter() - started)
         error = reconstruction_error(prediction, activation, self.nla.mse_scale)
         mse = torch.where(well_formed, error, 0.0).sum() / counts["well_formed"]
 
@@ -173,7 +177,8 @@ class JointStage(Stage):
         if reference is not None and self.kl.kind != "reward":
             kl = kl_to_reference(log_probs, reference, mask, self.kl.kind, self.kl.clamp, self.length, over)
             loss = loss + self.kl.coefficient * kl
-        return loss, self._metrics(rollout, counts, prediction, log_probs, reference, earned, advantage, mse)
+        metrics = self._metrics(rollout, counts, prediction, log_probs, reference, earned, advantage, mse)
+        return loss, metrics | {"seconds_scoring": scoring}
 
     def _reference_log_probs(self, rollout: Rollout) -> Float[Tensor, "sample time"] | None:
         if self.kl.coefficient == 0:
