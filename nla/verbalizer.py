@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,7 +25,7 @@ from nla.prompts import (
     token_ids,
 )
 from nla.sampling import sampler
-from nla.sampling.engine import misfit
+from nla.sampling.engine import advance, misfit
 from nla.types import Completions
 
 FAR_OFF = 100.0  # ratio of injection scale and activation norm beyond which a person is warned
@@ -53,6 +53,7 @@ class Verbalizer(nn.Module):
         self._gain = input_gain(body(model))
         self._scale_checked = False
         self._engine_fits: bool | None = None  # unknown until the first sample
+        self._step: Callable[..., Tensor] | None = None
         self._prompt_tokens: Tensor
         self.register_buffer("_prompt_tokens", torch.tensor(prompt.tokens), persistent=False)
         self._reference: tuple[Any, ...] = ()  # in a tuple, so that neither state_dict nor parameters() sees it
@@ -156,16 +157,20 @@ class Verbalizer(nn.Module):
         seed: int = 0,
         first_row: int = 0,
         backend: str = "engine",
+        compiled: bool = False,
     ) -> Completions:
         """`samples` explanations per activation, contiguous. Dropout is off while sampling.
 
+        `compiled`: the engine's decode step through `torch.compile` (CUDA graphs on a GPU); pays off in long runs.
         An explanation is None when it is malformed or when the length cap came before the stop token.
         """
         was_training = self.training
         self.eval()
         try:
             prompts = self.prompt_embeddings(activation)
-            tokens, mask, log_probs = sampler(self._backend(backend, prompts))(
+            backend = self._backend(backend, prompts)
+            extra = {"compiled": self._compiled_step()} if compiled and backend == "engine" else {}
+            tokens, mask, log_probs = sampler(backend)(
                 self.model,
                 prompts,
                 samples,
@@ -178,6 +183,7 @@ class Verbalizer(nn.Module):
                 top_k=top_k,
                 seed=seed,
                 first_row=first_row,
+                **extra,
             )
         finally:
             self.train(was_training)
@@ -197,6 +203,23 @@ class Verbalizer(nn.Module):
                     stacklevel=3,
                 )
         return "engine" if self._engine_fits else "hf"
+
+    def _compiled_step(self) -> Callable[..., Tensor]:
+        """The decode step through `torch.compile`, made once; the plain one from then on where it cannot be made."""
+        if self._step is None:
+            traced = torch.compile(advance, mode="reduce-overhead", dynamic=True)
+
+            def step(*arguments: Any) -> Tensor:
+                try:
+                    return traced(*arguments).clone()  # a CUDA graph's output is overwritten by its next run
+                except Exception as error:  # no compiler, or code that it does not take: many classes
+                    said = f"the decode step is not compiled ({_first_line(error)}); it runs plainly"
+                    warnings.warn(said, stacklevel=2)
+                    self._step = advance
+                    return advance(*arguments)
+
+            self._step = step
+        return self._step
 
     def parse(self, tokens: Int[Tensor, "sample time"], mask: Bool[Tensor, "sample time"]) -> list[str | None]:
         """The explanation of each completion, None when malformed or cut off."""
@@ -234,6 +257,10 @@ class Verbalizer(nn.Module):
                 yield self
         finally:
             self.train(was_training)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 @contextmanager

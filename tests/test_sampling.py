@@ -1,5 +1,8 @@
 """The decode loop against Hugging Face's generate, and against itself in other batches."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from conftest import FAMILIES
@@ -73,10 +76,25 @@ def test_dropping_ended_rows_changes_nothing(qwen, monkeypatch: pytest.MonkeyPat
     assert torch.allclose(dropped[2], kept[2], atol=1e-5)
 
 
+def test_looking_rarely_for_ended_rows_changes_nothing(qwen, monkeypatch: pytest.MonkeyPatch):
+    """As on a GPU, where looking makes the CPU wait."""
+    options = {"samples": 8, "stop_ids": set(range(1, 60)), "seed": 3, "max_new_tokens": 40}
+    often = run(engine, qwen, prompts(qwen, 6), **options)
+    monkeypatch.setattr(engine, "LOOK_EVERY", {"cpu": 7})
+    rarely = run(engine, qwen, prompts(qwen, 6), **options)
+    assert torch.equal(often[0], rarely[0])
+    assert torch.equal(often[1], rarely[1])
+
+
 def test_rows_are_in_fact_dropped(qwen, monkeypatch: pytest.MonkeyPatch):
     sizes = []
-    keep = FilledCache.keep
-    monkeypatch.setattr(FilledCache, "keep", lambda self, rows: (sizes.append(len(rows)), keep(self, rows))[1])
+    change = FilledCache.change
+
+    def noting(self, rows, size):
+        sizes.append(len(rows))
+        change(self, rows, size)
+
+    monkeypatch.setattr(FilledCache, "change", noting)
     run(engine, qwen, prompts(qwen, 6), samples=8, stop_ids=set(range(1, 60)), seed=3)
     assert sizes
     assert sizes == sorted(sizes, reverse=True)
@@ -91,6 +109,50 @@ def test_sharing_the_prompts_beginning_changes_nothing(model, shared: int):
     whole, apart = run(engine, model, inputs, **options), run(engine, model, inputs, shared=shared, **options)
     assert torch.equal(whole[0], apart[0])
     assert torch.allclose(whole[2], apart[2], atol=1e-5)
+
+
+def test_static_shapes_change_nothing(model, monkeypatch: pytest.MonkeyPatch):
+    """As a compiled step needs them: buffers that grow by buckets, rows that are halved."""
+    monkeypatch.setattr(engine, "BUCKET", 5)
+    inputs = prompts(model, 4)
+    options = {"samples": 4, "stop_ids": set(range(1, 60)), "seed": 3, "shared": 0}
+    shapes = []
+
+    def advance(decoder, embeddings, cache, prefixes, position):
+        hidden = engine.advance(decoder, embeddings, cache, prefixes, position)
+        shapes.append((len(embeddings), cache.layers[0].keys.shape[2]))
+        return hidden
+
+    plain, static = run(engine, model, inputs, **options), run(engine, model, inputs, compiled=advance, **options)
+    assert torch.equal(plain[0], static[0])
+    assert torch.allclose(plain[2], static[2], atol=1e-5)
+    assert {size for _, size in shapes} <= {5, 10, 15, 16}
+    assert {rows for rows, _ in shapes} <= {16, 8, 4, 2, 1}
+    assert len(set(shapes)) > 2
+
+
+COMPILED = """
+import sys
+import torch
+from nla import backbone
+from nla.sampling import engine
+
+model = backbone.load_model(sys.argv[1])
+inputs = backbone.embed(backbone.body(model), torch.randint(5, 300, (3, 11))).detach()
+options = {"stop_ids": set(range(1, 60)), "pad_id": 0, "max_new_tokens": 12, "seed": 3}
+engine.BUCKET = 8
+compiled = torch.compile(engine.advance, backend="eager", fullgraph=True, dynamic=True)
+plain = engine.sample(model, inputs, 4, **options)
+traced = engine.sample(model, inputs, 4, compiled=compiled, **options)
+assert torch.equal(plain[0], traced[0])
+assert torch.allclose(plain[2], traced[2], atol=1e-5)
+"""
+
+
+@pytest.mark.parametrize("family", ["gemma2"])
+def test_the_step_is_traced_without_a_break(family: str, model_folders: dict[str, str]):
+    """By torch.compile, with the backend that runs what was traced. Apart: the shape checks of the tests are not."""
+    subprocess.run([sys.executable, "-c", COMPILED, model_folders[family]], check=True, timeout=120)
 
 
 def test_attention_of_the_model_is_put_back(model):

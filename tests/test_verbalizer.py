@@ -121,21 +121,31 @@ def test_the_engine_takes_every_family(verbalizer: Verbalizer, recwarn: pytest.W
     ("broken", "reason"),
     [
         ("prefill", "TypeError: no such cache"),  # a model whose code does not take the engine's arguments
-        ("_step", "differs by 0.0"),  # one whose attention does more than the engine's
+        ("advance", "differs by 0.0"),  # one whose attention does more than the engine's
     ],
 )
 def test_a_model_the_engine_does_not_fit_is_sampled_by_the_reference_and_said_once(
     qwen: Verbalizer, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder, broken: str, reason: str
 ):
     expected = qwen.sample(vectors(), max_new_tokens=8, temperature=0, backend="hf")
-    step = engine._step
-    stand_in = {"prefill": Mock(side_effect=TypeError("no such cache")), "_step": lambda *a: step(*a) * 1.01}[broken]
+    step = engine.advance
+    stand_in = {"prefill": Mock(side_effect=TypeError("no such cache")), "advance": lambda *a: step(*a) * 1.01}[broken]
     monkeypatch.setattr(engine, broken, stand_in)
     for _ in range(2):
         assert torch.equal(qwen.sample(vectors(), max_new_tokens=8, temperature=0).tokens, expected.tokens)
     said = [str(w.message) for w in recwarn if "cannot be sampled by the engine" in str(w.message)]
     assert len(said) == 1
     assert reason in said[0]
+
+
+def test_a_step_that_cannot_be_compiled_runs_plainly_and_says_so(
+    qwen: Verbalizer, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+):
+    plain = qwen.sample(vectors(), max_new_tokens=8, seed=2)
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: Mock(side_effect=RuntimeError("no compiler")))
+    for _ in range(2):
+        assert torch.equal(qwen.sample(vectors(), max_new_tokens=8, seed=2, compiled=True).tokens, plain.tokens)
+    assert len([w for w in recwarn if "no compiler" in str(w.message)]) == 1
 
 
 def test_samples_must_share_activations_evenly(qwen: Verbalizer):

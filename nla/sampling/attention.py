@@ -9,7 +9,7 @@ softmaxes of each by their log-sum-exp.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -70,11 +70,13 @@ def attention(
     softcap: float | None = None,
     sliding_window: int | None = None,
     prefixes: Sequence[Prefix] = (),
+    place: Int[Tensor, " new"] | None = None,
     **_: Any,
 ) -> tuple[Float[Tensor, "row new heads head_dim"], None]:
     """Causal attention of the newest tokens to the prefixes and to the row's own tokens so far.
 
-    Heads that share keys are one matrix, not copies of the keys. The softmax is in fp32.
+    Heads that share keys are one matrix, not copies of the keys. The softmax is in fp32. `place` says where the newest
+    tokens stand among a row's own, where `key` is a buffer that is not full yet.
     """
     rows, heads, new, size = query.shape
     kv_heads, own = key.shape[1], key.shape[2]
@@ -86,8 +88,9 @@ def attention(
     if softcap is not None:
         joint = softcap * torch.tanh(joint / softcap)
     total = joint.shape[-1]
-    if new > 1 or (sliding_window is not None and total > sliding_window):
-        hidden = _hidden(new, total, sliding_window, joint.device)
+    if place is not None or new > 1 or (sliding_window is not None and total > sliding_window):
+        last = torch.arange(own - new, own, device=joint.device) if place is None else place
+        hidden = _hidden(last + total - own, total, sliding_window)
         joint = joint.view(rows, kv_heads, -1, new, total).masked_fill(hidden, -torch.inf).view(joint.shape)
     weight = joint.softmax(-1).to(value.dtype)
     parts = weight.split([*(prefix.time for prefix in prefixes), own], -1)
@@ -97,9 +100,9 @@ def attention(
     return mixed.view(rows, heads, new, size).transpose(1, 2), None
 
 
-def _hidden(new: int, total: int, window: int | None, device: torch.device) -> Tensor:
+def _hidden(position: Int[Tensor, " new"], total: int, window: int | None) -> Tensor:
     """True where the newest tokens must not look: ahead of themselves, or further back than the window."""
-    behind = torch.arange(total - new, total, device=device).unsqueeze(1) - torch.arange(total, device=device)
+    behind = position.unsqueeze(1) - torch.arange(total, device=position.device)
     return (behind < 0) if window is None else (behind < 0) | (behind >= window)
 
 
@@ -118,37 +121,49 @@ def shared_attention(decoder: PreTrainedModel) -> Iterator[None]:
 
 
 class Filled(CacheLayerMixin):
-    """Keys and values of one block in buffers of their final size, filled in place instead of copied at each token."""
+    """Keys and values of one block in buffers of their final size, filled in place instead of copied at each token.
+
+    Hands out what is filled so far; with `place`, a tensor that says where the next token goes, the whole buffers, so
+    that every step has the same shapes and can be compiled.
+    """
 
     is_sliding = False  # windows are the attention's affair
 
-    def __init__(self, size: int, before: int) -> None:
+    def __init__(self, size: int, before: int, place: Int[Tensor, " 1"] | None) -> None:
         super().__init__()
-        self.size, self.before, self.time = size, before, 0
+        self.size, self.before, self.place, self.time = size, before, place, 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         rows, heads, _, width = key_states.shape
-        self.keys = key_states.new_empty(rows, heads, self.size, width)
-        self.values = value_states.new_empty(rows, heads, self.size, value_states.shape[-1])
+        # zeros where the whole buffer takes part: a weight of 0 times a stray NaN would be NaN
+        make = key_states.new_empty if self.place is None else key_states.new_zeros
+        self.keys = make(rows, heads, self.size, width)
+        self.values = make(rows, heads, self.size, value_states.shape[-1])
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None and self.values is not None
+        if self.place is not None:
+            self.keys.index_copy_(2, self.place, key_states)
+            self.values.index_copy_(2, self.place, value_states)
+            return self.keys, self.values
         end = self.time + key_states.shape[2]
         self.keys[:, :, self.time : end] = key_states
         self.values[:, :, self.time : end] = value_states
         self.time = end
         return self.keys[:, :, :end], self.values[:, :, :end]
 
-    def keep(self, rows: Int[Tensor, " kept"]) -> None:
-        """Only these rows go on."""
+    def change(self, rows: Int[Tensor, " kept"] | slice, size: int) -> None:
+        """Only these rows go on, in buffers of this size."""
+        used = self.time if self.place is None else min(size, self.size)
         for name in ("keys", "values"):
-            old: Any = getattr(self, name)
-            new = old.new_empty(len(rows), *old.shape[1:])
-            new[:, :, : self.time] = old[rows, :, : self.time]
+            kept: Any = getattr(self, name)[rows, :, :used]
+            new = kept.new_zeros(*kept.shape[:2], size, kept.shape[3])
+            new[:, :, :used] = kept
             setattr(self, name, new)
+        self.size = size
 
     def get_seq_length(self) -> int:
         return self.before + self.time
@@ -163,12 +178,18 @@ class Filled(CacheLayerMixin):
 class FilledCache(Cache):
     """One `Filled` for each block; `before` tokens lie in the prefixes."""
 
-    def __init__(self, blocks: int, size: int, before: int = 0) -> None:
-        super().__init__(layers=[Filled(size, before) for _ in range(blocks)])
+    def __init__(self, blocks: int, size: int, before: int = 0, place: Int[Tensor, " 1"] | None = None) -> None:
+        super().__init__(layers=[Filled(size, before, place) for _ in range(blocks)])
+        self.size, self.place = size, place
 
-    def keep(self, rows: Int[Tensor, " kept"]) -> None:
-        for layer in self.layers:
-            layer.keep(rows)  # pyright: ignore[reportAttributeAccessIssue]
+    def change(self, rows: Int[Tensor, " kept"] | slice, size: int) -> None:
+        """Only these rows go on, in buffers of this size."""
+        self.size, filled = size, cast(list[Filled], self.layers)
+        for layer in filled:
+            if layer.is_initialized:
+                layer.change(rows, size)
+            else:
+                layer.size = size
 
     def as_prefix(self, group: int = 1) -> Prefix:
         """What was filled so far, for rows that come after."""

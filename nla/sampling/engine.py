@@ -5,7 +5,7 @@ where they lie (`attention.py`). A sample depends on (seed, row, step) only, not
 rounding. Prompts have one length, hence no mask.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from nla.backbone import body, depth, embed, head_logits
 from nla.sampling.attention import FilledCache, Prefix, shared_attention
 
 COMPACT_BELOW = 0.75  # gather the cache anew once fewer rows than this share are alive: the copy costs about one step
+BUCKET = 32  # tokens by which the buffers of a compiled step grow; its rows are halved
+LOOK_EVERY = {"cpu": 1}  # steps between two looks at how many rows are alive: elsewhere they wait for the device, so 8
 
 
 def uniforms(seed: int, rows: int, steps: int, first_row: int = 0) -> Float[Tensor, "steps rows"]:
@@ -86,45 +88,96 @@ def sample(
     top_k: int = 0,
     seed: int = 0,
     first_row: int = 0,
+    compiled: Callable[..., Float[Tensor, "row d_model"]] | None = None,
 ) -> tuple[Int[Tensor, "sample time"], Bool[Tensor, "sample time"], Float[Tensor, "sample time"]]:
     """`samples` answers to each prompt, contiguous: tokens, mask (through the first stop token), log-probs.
 
     Log-probs are those of the sampled tokens under the raw logits, whatever the temperature. `shared`: so many leading
     tokens are the same in all prompts. `first_row` continues the numbering of rows when a large request is cut into
-    chunks. Set the model to evaluation mode before.
+    chunks. `compiled`: `advance` through `torch.compile`; buffers and batch then change their shapes by buckets only.
+    Set the model to evaluation mode before.
     """
     decoder, device = body(model), prompt_embeddings.device
     batch, length = prompt_embeddings.shape[:2]
     rows = batch * samples
     random = uniforms(seed, rows, max_new_tokens, first_row).to(device)
     stops = torch.tensor(sorted(stop_ids), device=device)
+    looks = LOOK_EVERY.get(device.type, 8)
     tokens = torch.full((rows, max_new_tokens), pad_id, device=device)
     log_probs = torch.zeros(rows, max_new_tokens, device=device)
     mask = torch.zeros(rows, max_new_tokens, dtype=torch.bool, device=device)
     with shared_attention(decoder):
         hidden, prefixes = prefill(decoder, prompt_embeddings, samples, shared)
         logits = head_logits(model, hidden).repeat_interleave(samples, 0)
-        cache = FilledCache(depth(decoder), max_new_tokens, before=length)
-        row = torch.arange(rows, device=device)  # the sample that each row of the batch is
-        alive = torch.ones(rows, dtype=torch.bool, device=device)
+        going = Rows(decoder, rows, length, max_new_tokens, prefixes, static=compiled is not None)
         for step in range(max_new_tokens):
+            row, alive = going.row, going.alive
             token, log_prob = choose(logits, random[step, row], temperature, top_p, top_k)
             tokens[row, step] = torch.where(alive, token, pad_id)
             log_probs[row, step] = torch.where(alive, log_prob, 0.0)
             mask[row, step] = alive
-            alive = alive & ~torch.isin(token, stops)
-            living = int(alive.sum())
-            if living == 0 or step + 1 == max_new_tokens:
+            going.alive = alive & ~torch.isin(token, stops)
+            if step + 1 == max_new_tokens:
                 break
-            if living < COMPACT_BELOW * len(row):
-                keep = alive.nonzero().squeeze(1)
-                if step:
-                    cache.keep(keep)
-                row, token, alive = row[keep], token[keep], alive[keep]
-                prefixes = [prefix.at(row) for prefix in prefixes]
-            logits = head_logits(model, _step(decoder, embed(decoder, token.unsqueeze(1)), cache, prefixes))
-    time = step + 1
+            if step % looks == 0:
+                kept = going.compact()
+                if kept is None:
+                    break
+                token = token[kept]
+            logits = head_logits(model, going.step(compiled or advance, embed(decoder, token.unsqueeze(1)), step))
+    time = int(mask.any(0).sum())
     return tokens[:, :time], mask[:, :time], log_probs[:, :time]
+
+
+class Rows:
+    """The samples that are still being written: which they are, who is alive, and what they attend to.
+
+    Args:
+        before: tokens of the prompt. most: tokens of an answer.
+        static: shapes change by buckets only, for a compiled step.
+    """
+
+    def __init__(
+        self, decoder: PreTrainedModel, rows: int, before: int, most: int, prefixes: list[Prefix], static: bool
+    ) -> None:
+        device = prefixes[-1].keys[0].device
+        place = torch.zeros(1, dtype=torch.long, device=device) if static else None
+        self.decoder, self.before, self.most, self.prefixes = decoder, before, most, prefixes
+        self.cache = FilledCache(depth(decoder), min(BUCKET, most) if static else most, before, place)
+        self.row = torch.arange(rows, device=device)  # the sample that each row of the batch is
+        self.alive = torch.ones(rows, dtype=torch.bool, device=device)
+
+    def compact(self) -> Int[Tensor, " kept"] | slice | None:
+        """Drop rows that have ended, if enough have; which of the rows are left, None if nobody is alive."""
+        living, rows = int(self.alive.sum()), len(self.row)
+        if living == 0:
+            return None
+        if self.cache.place is None:
+            if living >= COMPACT_BELOW * rows:
+                return slice(None)
+            kept = self.alive.nonzero().squeeze(1)
+        else:
+            size = rows
+            while size % 2 == 0 and size // 2 >= living:
+                size //= 2
+            if size == rows:
+                return slice(None)
+            kept = self.alive.long().argsort(descending=True, stable=True)[:size].sort().values
+        self.cache.change(kept, self.cache.size)
+        self.row, self.alive = self.row[kept], self.alive[kept]
+        self.prefixes = [prefix.at(self.row) for prefix in self.prefixes]
+        return kept
+
+    def step(
+        self, advance: Callable[..., Tensor], embeddings: Float[Tensor, "row 1 d_model"], number: int
+    ) -> Float[Tensor, "row d_model"]:
+        """The hidden state after one more token in each row, the `number`-th."""
+        if self.cache.place is not None:
+            if number == self.cache.size:
+                self.cache.change(slice(None), min(self.cache.size + BUCKET, self.most))
+            self.cache.place.fill_(number)
+        position = torch.full((1, 1), self.before + number, device=embeddings.device)
+        return advance(self.decoder, embeddings, self.cache, self.prefixes, position)
 
 
 def prefill(
@@ -160,7 +213,8 @@ def misfit(model: PreTrainedModel, prompt: Float[Tensor, "1 prompt d_model"], sh
     try:
         with shared_attention(decoder):
             _, prefixes = prefill(decoder, prompt[:, :-1], 1, min(shared, length - 1))
-            ours = _step(decoder, prompt[:, -1:], FilledCache(depth(decoder), 1, before=length - 1), prefixes)
+            last = torch.full((1, 1), length - 1, device=prompt.device)
+            ours = advance(decoder, prompt[:, -1:], FilledCache(depth(decoder), 1, length - 1), prefixes, last)
     except Exception as error:  # whatever a model's own code makes of arguments that it does not know
         return f"{type(error).__name__}: {error}"
     apart = float((ours.float() - usual).norm() / usual.norm())
@@ -168,11 +222,19 @@ def misfit(model: PreTrainedModel, prompt: Float[Tensor, "1 prompt d_model"], sh
     return None if apart < allowed else f"its hidden state differs by {apart:.2g} of its norm, allowed is {allowed}"
 
 
-def _step(
-    decoder: PreTrainedModel, embeddings: Float[Tensor, "row 1 d_model"], cache: FilledCache, prefixes: list[Prefix]
+def advance(
+    decoder: PreTrainedModel,
+    embeddings: Float[Tensor, "row 1 d_model"],
+    cache: FilledCache,
+    prefixes: list[Prefix],
+    position: Int[Tensor, "1 1"],
 ) -> Float[Tensor, "row d_model"]:
-    """The hidden state of one more token in each row."""
-    position = torch.full((1, 1), cache.get_seq_length(), device=embeddings.device)
+    """The hidden state of one more token in each row; what `torch.compile` takes."""
     return decoder(
-        inputs_embeds=embeddings, past_key_values=cache, position_ids=position, use_cache=True, prefixes=prefixes
+        inputs_embeds=embeddings,
+        past_key_values=cache,
+        position_ids=position,
+        use_cache=True,
+        prefixes=prefixes,
+        place=cache.place,
     ).last_hidden_state[:, -1]
