@@ -1,0 +1,101 @@
+"""What texts allow on the embedded world: a fresh reconstructor trained and tested on texts of known quality.
+
+    python benchmarks/reconstructor_ceiling.py
+
+`true`: every fact that the context has revealed. `guessed`: the same, and a random value for each fact that it has
+not. Between the two lies what a verbalizer loses that always names every kind. One core, minutes.
+"""
+
+import argparse
+import json
+import random
+import time
+from pathlib import Path
+
+import torch
+import yaml
+
+from nla import Target
+from nla.data.datamodule import NLADataModule
+from nla.objectives import fraction_of_variance_explained, reconstruction_error
+from nla.reconstructor import Reconstructor
+from nla.types import ActivationBatch
+from nla.world import WorldSource
+from nla.world.statements import describe
+from nla.world.vocabulary import KINDS
+
+ROOT = Path(__file__).parents[1]
+
+
+def read(target: Target, data: NLADataModule, split: str, number: int) -> ActivationBatch:
+    """One batch of a split with its activations."""
+    batch = data.batch(split, 0, number)
+    activation = target(batch.tokens, batch.mask, batch.row, batch.position)
+    return ActivationBatch(activation, batch.document, batch.position, batch.text, None)
+
+
+def texts(source: WorldSource, batch: ActivationBatch, guess: bool) -> list[str]:
+    """All known facts of each context, in the warm start's order."""
+    found = []
+    for document, text in zip(batch.document, batch.text, strict=True):
+        rng = random.Random(f"{document}/{len(text)}")
+        facts = dict(source.facts(document, text))
+        if guess:
+            facts |= {k: rng.choice(values) for k, values in KINDS.items() if k not in facts and k != "ending"}
+        found.append(describe(facts, len(facts), rng))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/reconstructor_ceiling.json")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    model = yaml.safe_load((ROOT / "conf/model/world.yaml").read_text())
+    settings = yaml.safe_load((ROOT / "conf/data/world.yaml").read_text())
+    source = WorldSource({"joint": 6000, "validation": 256})
+    target = Target.from_pretrained("world", model["default_layer"])
+    data = NLADataModule(
+        source,
+        target.tokenizer,
+        split="joint",
+        explanations=False,
+        batch_size=arguments.batch,
+        positions_per_document=1,
+        min_context=settings["min_context"],
+        max_tokens=settings["max_tokens"],
+        validation_documents=None,
+        seed=0,
+        num_workers=0,
+    )
+    held_out = [read(target, data, "validation", number) for number in range(256 // arguments.batch)]
+    truth = torch.cat([batch.activation for batch in held_out])
+    figures: dict[str, float] = {}
+    for name, guess in (("true", False), ("guessed", True)):
+        torch.manual_seed(0)
+        started = time.perf_counter()
+        reconstructor = Reconstructor.from_target("world", target.layer, model["templates"]["reconstructor"])
+        optimizer = torch.optim.AdamW(reconstructor.parameters(), lr=1e-3, weight_decay=0.0)
+        rate = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min(1.0, (step + 1) / 10) * (1 - 0.9 * step / arguments.steps)
+        )
+        for step in range(arguments.steps):
+            batch = read(target, data, "joint", step)
+            prediction = reconstructor(*reconstructor.tokenize(texts(source, batch, guess)))
+            optimizer.zero_grad()
+            reconstruction_error(prediction, batch.activation, truth.shape[1] ** 0.5).mean().backward()
+            torch.nn.utils.clip_grad_norm_(reconstructor.parameters(), 1.0)
+            optimizer.step()
+            rate.step()
+        written = [text for batch in held_out for text in texts(source, batch, guess)]
+        figures[name] = fraction_of_variance_explained(reconstructor.reconstruct(written), truth)
+        print(f"{name}: FVE {figures[name]:.3f} on {len(truth)} activations, {time.perf_counter() - started:.0f} s")
+    arguments.output.write_text(
+        json.dumps({"steps": arguments.steps, "batch": arguments.batch, "fve": figures}, indent=1)
+    )
+
+
+if __name__ == "__main__":
+    main()
