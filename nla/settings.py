@@ -75,6 +75,7 @@ class StageData(Settings):
     explanations: bool
     batch_size: PositiveInt
     positions_per_document: PositiveInt
+    min_context: int = Field(ge=0)
 
 
 class StageSettings(Settings):
