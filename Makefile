@@ -16,7 +16,7 @@ TORCH_STAMP := $(VENV)/.torch-$(shell printf '%s' '$(TORCH)' | cksum | cut -d' '
 RUN_STAMP := $(TORCH_STAMP).run
 TEST_STAMP := $(TORCH_STAMP).test
 
-.PHONY: demo test check clean
+.PHONY: demo test check bench clean
 .DEFAULT_GOAL := demo
 
 demo: $(RUN_STAMP)
@@ -31,6 +31,18 @@ check: $(TEST_STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
+
+# Each on one core, in minutes; the world's lengths are those of the demo's pair where it stands.
+PAIR := $(if $(wildcard runs/world/nla),--pair runs/world/nla)
+
+bench: $(TEST_STAMP)
+	$(BIN)/python benchmarks/scoring.py $(PAIR)
+	$(BIN)/python benchmarks/joint_step.py $(PAIR)
+	$(BIN)/python benchmarks/rollout.py $(PAIR)
+	$(BIN)/python benchmarks/reading.py
+	$(BIN)/python benchmarks/growth.py
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/table.py
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "No Python 3.11-3.13 with venv found: install one (Debian: apt install python3-venv) or name it, e.g. make demo PYTHON=/path/to/python3.12"; exit 2; }

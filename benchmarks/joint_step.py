@@ -1,0 +1,145 @@
+"""A whole joint step: what `nla.stages.JointStage` does against the straightforward step of `plain_step.py`.
+
+    python benchmarks/joint_step.py --pair runs/world/nla
+
+World's target, 16 activations of 8 samples, losses and optimizer of conf/stage/joint.yaml. For the same explanations
+both steps have the same loss and the same gradients, which is checked first. Learning rates are 0 while timing: the
+same work in every repeat, and weights that stay.
+"""
+
+import copy
+import functools
+import itertools
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from models import world_activations, world_pair
+from plain_step import Activations, Predictions, Setting, Step, plain, texts_of, total
+from timing import ROOT, alternate, options, pin, record
+from torch import Tensor, nn
+
+from nla.autoencoder import HALVES, NLA
+from nla.optim import MuonAdamW
+from nla.types import Completions
+
+PARTS = ("rollout", "scoring", "update")
+
+
+def main() -> int:
+    parser = options(__doc__)
+    parser.add_argument("--pair", type=Path, help="saved pair of the world; default: an untrained one, shorter texts")
+    arguments = parser.parse_args()
+    pin(arguments.core)
+    batch, samples, cap = (2, 2, 24) if arguments.quick else (16, 8, 40)
+    setting = setting_of(samples, cap)
+    nla = world_pair(arguments.pair)
+    activation = world_activations(nla, batch)
+    other = copy.deepcopy(nla)
+    steps = {"ours": (nla, shared(nla)), "other": (other, plain(other))}
+    completions = rollout(nla, activation, setting, 0)
+    check_same(steps, activation, completions, setting)
+    parts: dict[str, list[list[float]]] = {"ours": [], "other": []}
+    runs = {}
+    for name, (pair, step) in steps.items():
+        runs[name] = functools.partial(timed, parts[name], step, pair, optimizer_of(pair), activation, setting)
+    comparison = alternate(runs["ours"], runs["other"], arguments.repeats)
+    trained = "untrained pair" if arguments.pair is None else "trained pair"
+    what = f"joint step, world target, {trained}, {batch} x {samples} samples, up to {cap} tokens"
+    against = "`generate`, full softmax, separate reference, one text per forward"
+    seconds = {name: dict(zip(PARTS, map(statistics.median, zip(*taken[1:])))) for name, taken in parts.items()}
+    lengths = completions.mask.sum(1).float()
+    figures = {
+        "seconds": seconds,
+        "tokens": float(lengths.mean()),
+        "well_formed": float(completions.well_formed.float().mean()),
+    }
+    record("joint_step", arguments, [comparison.row("joint_step", what, against, "s")], figures)
+    return 0
+
+
+def setting_of(samples: int, max_new_tokens: int) -> Setting:
+    about = joint_config()
+    return Setting(samples, max_new_tokens, kl=about["kl"]["coefficient"], clip_norm=about["clip_norm"])
+
+
+def joint_config() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "conf/stage/joint.yaml").read_text(encoding="utf-8"))
+
+
+def optimizer_of(nla: NLA) -> MuonAdamW:
+    """As the joint stage makes it, except that its rates are then set to 0."""
+    about = joint_config()
+    defaults = {key: value for key, value in about["optimizer"].items() if not key.startswith("_")}
+    groups = [{"params": trainable(getattr(nla, half)), **about["groups"].get(half, {})} for half in HALVES]
+    optimizer = MuonAdamW(groups, **defaults)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    return optimizer
+
+
+def trainable(module: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def shared(nla: NLA) -> Step:
+    """Ours, with today's verbalizer as its reference."""
+    nla.verbalizer.freeze_reference()
+    return Step(rollout, score, loss)
+
+
+def rollout(nla: NLA, activation: Activations, setting: Setting, seed: int) -> Completions:
+    return nla.verbalizer.sample(activation, setting.samples, max_new_tokens=setting.max_new_tokens, seed=seed)
+
+
+def score(nla: NLA, completions: Completions) -> Predictions:
+    """With gradients: the same prediction earns the reward and is trained."""
+    return nla.reconstructor(*nla.reconstructor.tokenize(texts_of(completions)))
+
+
+def loss(nla: NLA, activation: Activations, completions: Completions, scored: Predictions, setting: Setting) -> Tensor:
+    log_probs = nla.verbalizer(activation, completions.tokens, completions.mask)
+    with nla.verbalizer.reference() as reference:
+        anchor = reference(activation, completions.tokens, completions.mask)
+    return total(nla, activation, completions, scored, scored, log_probs, anchor, setting)
+
+
+def timed(
+    taken: list[list[float]], step: Step, nla: NLA, optimizer: MuonAdamW, activation: Activations, setting: Setting
+) -> float:
+    """One step; seconds of rollout, scoring and update go to `taken`."""
+    marks = [time.perf_counter()]
+    completions = step.rollout(nla, activation, setting, len(taken))
+    marks.append(time.perf_counter())
+    scored = step.score(nla, completions)
+    marks.append(time.perf_counter())
+    optimizer.zero_grad()
+    step.loss(nla, activation, completions, scored, setting).backward()
+    for half in HALVES:
+        nn.utils.clip_grad_norm_(trainable(getattr(nla, half)), setting.clip_norm)
+    optimizer.step()
+    marks.append(time.perf_counter())
+    taken.append([end - start for start, end in itertools.pairwise(marks)])
+    return 1.0
+
+
+def check_same(
+    steps: dict[str, tuple[NLA, Step]], activation: Activations, completions: Completions, setting: Setting
+) -> None:
+    """Loss and gradients of both steps on the same explanations."""
+    found = []
+    for nla, step in steps.values():
+        value = step.loss(nla, activation, completions, step.score(nla, completions), setting)
+        value.backward()
+        found.append([value.detach(), *(parameter.grad for parameter in trainable(nla))])
+        nla.zero_grad()
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""The table of docs/benchmarks.md, from all files in benchmarks/results.
+
+    python benchmarks/table.py
+
+It stands between two comments, `<!-- table -->` and `<!-- /table -->`; the rest of the page is not touched.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from timing import RESULTS, ROOT
+
+BEGIN, END = "<!-- table -->", "<!-- /table -->"
+COLUMNS = ("what", "against", "ours", "other", "ratio", "to reach", "command", "date", "machine")
+MARKS = {  # ratios to reach; what is not named here is reported only
+    "rollout_world": 5.0,
+    "rollout_random": 4.0,
+    "rollout_random_per_activation": 6.0,
+    "reading": 8.0,
+    "scoring": 1.5,
+    "joint_step": 3.0,
+}
+AT_MOST = "growth_"  # of these, slopes of log time over log size, a smaller ratio is better: linear is 1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of JSON files")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs/benchmarks.md")
+    arguments = parser.parse_args()
+    page: Path = arguments.page
+    text = page.read_text(encoding="utf-8") if page.is_file() else f"# Benchmarks\n\n{BEGIN}\n{END}\n"
+    before, begun, rest = text.partition(BEGIN)
+    _, ended, after = rest.partition(END)
+    if not (begun and ended):
+        print(f"{page} lacks the comments {BEGIN} and {END}: put them where the table belongs", file=sys.stderr)
+        return 2
+    found = [line(row, run) for run in runs(arguments.results) for row in run["rows"]]
+    table = "\n".join([shown(COLUMNS), shown(["---"] * len(COLUMNS)), *map(shown, found)])
+    page.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
+    return 0
+
+
+def runs(folder: Path) -> list[dict[str, Any]]:
+    """The records of benchmarks; other measurements lie there too."""
+    files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    return sorted((file for file in files if "rows" in file), key=order)
+
+
+def order(run: dict[str, Any]) -> tuple[int, str]:
+    """Those with marks first, in the order of the marks."""
+    places = [index for index, key in enumerate(MARKS) if any(row["key"] == key for row in run["rows"])]
+    return min(places, default=len(MARKS)), run["benchmark"]
+
+
+def line(row: dict[str, Any], run: dict[str, Any]) -> list[str]:
+    ours, other = (
+        f"{row[way]:.3g} {row['unit']}".strip() if row[way] < 1000 else f"{row[way]:.0f} {row['unit']}"
+        for way in ("ours", "other")
+    )
+    versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
+    machine = (
+        f"{run['machine']['cpu']}, {run['machine']['cores_used']} core, load {run['machine']['load']:.1f}; {versions}"
+    )
+    ratio = f"**{row['ratio']:.2f}**"
+    return [row["what"], row["against"], ours, other, ratio, mark(row), f"`{run['command']}`", run["date"], machine]
+
+
+def mark(row: dict[str, Any]) -> str:
+    """The ratio to reach and whether it is."""
+    if row["key"].startswith(AT_MOST):
+        return f"≤ 1: {'yes' if row['ratio'] <= 1 else 'no'}"
+    wanted = MARKS.get(row["key"])
+    return "reported" if wanted is None else f"≥ {wanted:g}: {'yes' if row['ratio'] >= wanted else 'no'}"
+
+
+def shown(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
