@@ -1,4 +1,4 @@
-"""One row per activation for the trained forward pass: its prompt once, then all its samples, apart from each other.
+"""Rows of several samples for the trained forward pass: their prompt once, then the samples, apart from each other.
 
     prompt | sample 0 | sample 1 | ... | padding
 
@@ -55,6 +55,22 @@ class Packing:
         if kinds == {"full_attention"}:
             return full
         return {"full_attention": full, "sliding_attention": near}
+
+
+PAIR_COST = 2  # of a query and key, against as many operations inside a matrix product
+
+
+def samples_per_row(group: int, prompt: int, time: int, d_model: int) -> int:
+    """How many of a group's samples share a row: more save prompts, and lose on pairs that the mask then hides.
+
+    A token costs about 12 d^2 multiplications in a block's matrices, a pair of query and key 2 d in its attention.
+    """
+
+    def cost(together: int) -> float:
+        tokens, pairs = prompt / together + time, (prompt + together * time) ** 2 / together
+        return 6 * d_model * tokens + PAIR_COST * pairs
+
+    return min((count for count in range(1, group + 1) if group % count == 0), key=cost)
 
 
 def pack(mask: Bool[Tensor, "sample time"], batch: int, prompt: int) -> Packing:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nla.backbone import body, embed, has_lora, head_logits, input_gain, stop_ids, width
 from nla.errors import InjectionError, NLAError
 from nla.objectives import Scale, normalize
-from nla.packing import pack
+from nla.packing import pack, samples_per_row
 from nla.prompts import (
     VerbalizerPrompt,
     forbidden_in_explanations,
@@ -125,6 +125,9 @@ class Verbalizer(nn.Module):
 
     def _hidden_packed(self, prompt: Tensor, tokens: Tensor, mask: Tensor) -> Float[Tensor, "asked d_model"]:
         decoder = body(self.model)
+        group = len(tokens) // len(prompt)
+        together = samples_per_row(group, prompt.shape[1], tokens.shape[1], prompt.shape[2])
+        prompt = prompt.repeat_interleave(group // together, dim=0)
         packing = pack(mask, len(prompt), prompt.shape[1])
         hidden = decoder(
             inputs_embeds=packing.inputs(prompt, embed(decoder, tokens[:, :-1][packing.fed])),

@@ -5,12 +5,13 @@ where they lie (`attention.py`). A sample depends on (seed, row, step) only, not
 rounding. Prompts have one length, hence no mask.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nla.backbone import body, depth, embed, head_logits
@@ -106,7 +107,7 @@ def sample(
     tokens = torch.full((rows, max_new_tokens), pad_id, device=device)
     log_probs = torch.zeros(rows, max_new_tokens, device=device)
     mask = torch.zeros(rows, max_new_tokens, dtype=torch.bool, device=device)
-    with shared_attention(decoder):
+    with shared_attention(decoder), laid_out_for_few_rows(model):
         hidden, prefixes = prefill(decoder, prompt_embeddings, samples, shared)
         logits = head_logits(model, hidden).repeat_interleave(samples, 0)
         going = Rows(decoder, rows, length, max_new_tokens, prefixes, static=compiled is not None)
@@ -127,6 +128,29 @@ def sample(
             logits = head_logits(model, going.step(compiled or advance, embed(decoder, token.unsqueeze(1)), step))
     time = int(mask.any(0).sum())
     return tokens[:, :time], mask[:, :time], log_probs[:, :time]
+
+
+@contextmanager
+def laid_out_for_few_rows(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, the matrices of a CPU model lie in memory as their transposes: the same numbers, read in order.
+
+    A product of few rows with a matrix is 1.2 to 2 times faster that way (fp32, MKL). Pointers are exchanged, nothing
+    is written; the copy costs less than one decode step. Other devices and types are left alone.
+    """
+    weights = [
+        module.weight
+        for module in model.modules()
+        if isinstance(module, nn.Linear) and module.weight.device.type == "cpu" and module.weight.dtype == torch.float32
+    ]
+    before = [weight.data for weight in weights]
+    laid: dict[int, Tensor] = {}  # tied weights are laid out once
+    for weight, data in zip(weights, before, strict=True):
+        weight.data = laid.setdefault(data.data_ptr(), data.t().contiguous().t())
+    try:
+        yield
+    finally:
+        for weight, data in zip(weights, before, strict=True):
+            weight.data = data
 
 
 class Rows:
