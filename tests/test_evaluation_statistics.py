@@ -117,6 +117,7 @@ def test_claims_counted_by_hand() -> None:
     assert found["kinds_per_text"] == (2 + 2 + 0 + 1) / 4
     assert found["true_kinds_per_text"] == (1 + 2 + 0 + 1) / 4
     by_kind = found["by_kind"]
+    assert by_kind["animal"]["unrevealed_share"] == 1 / 2 and by_kind["colour"]["unrevealed_share"] == 0
     assert (by_kind["colour"]["n"], by_kind["colour"]["true_share"], by_kind["colour"]["recall"]) == (4, 1.0, 3 / 4)
     assert (by_kind["animal"]["n"], by_kind["animal"]["true_share"], by_kind["animal"]["recall"]) == (2, 0.5, 1.0)
     assert (by_kind["unparsed"]["n"], by_kind["unparsed"]["true_share"], by_kind["unparsed"]["recall"]) == (

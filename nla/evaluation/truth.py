@@ -17,7 +17,7 @@ from nla.data.source import GroundTruth
 from nla.evaluation.bootstrap import Resamples
 from nla.evaluation.rows import Rows
 
-CLAIMS, TRUE, FACTS, RECALLED = range(4)  # columns of a count
+CLAIMS, TRUE, FACTS, RECALLED, UNREVEALED = range(5)  # columns of a count
 Ratio = tuple[Float[Tensor, ""], Float[Tensor, " resample"]]
 
 
@@ -32,30 +32,33 @@ class FullDescription(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Per kind of fact and row: claims made, true ones, facts known, and known facts that were stated.
+    """Per kind of fact and row: claims made, true ones, facts known, known facts that were stated, guesses.
 
-    A repeated claim counts each time among the claims, its fact once among those recalled.
+    A repeated claim counts each time among the claims, its fact once among those recalled. A guess is a claim of a kind
+    of which the text has revealed nothing.
     """
 
-    total: Float[Tensor, "batch 4"]
-    by_kind: dict[str, Float[Tensor, "batch 4"]]
+    total: Float[Tensor, "batch 5"]
+    by_kind: dict[str, Float[Tensor, "batch 5"]]
     fact_kinds: frozenset[str]  # kinds that the source has facts of; other claims are inventions or unparsed
 
 
 def judge(source: GroundTruth, rows: Rows, explanations: Sequence[str | None]) -> Counts:
     """Count the claims of each row's explanation; a malformed one claims nothing and recalls nothing."""
-    nothing = torch.zeros(len(rows), 4, dtype=torch.float64)
+    nothing = torch.zeros(len(rows), 5, dtype=torch.float64)
     counts: dict[str, Tensor] = defaultdict(nothing.clone)
-    fact_kinds = set()
+    fact_kinds: set[str] = set()
     for index, (explanation, document, text) in enumerate(zip(explanations, rows.document_id, rows.text, strict=True)):
         facts = set(source.facts(document, text))
         claims = [] if explanation is None else source.claims(explanation, document, text)
+        known = {kind for kind, _ in facts}
+        fact_kinds |= known
         for kind, _ in facts:
-            fact_kinds.add(kind)
             counts[kind][index, FACTS] += 1
         for claim in claims:
             counts[claim.kind][index, CLAIMS] += 1
             counts[claim.kind][index, TRUE] += claim.true
+            counts[claim.kind][index, UNREVEALED] += claim.kind not in known
         for kind, _ in {(claim.kind, claim.value) for claim in claims if claim.true} & facts:
             counts[kind][index, RECALLED] += 1
     return Counts(sum(counts.values(), nothing), dict(sorted(counts.items())), frozenset(fact_kinds))
@@ -81,12 +84,13 @@ def change(after: Counts, before: Counts, resamples: Resamples) -> dict[str, Any
     }
 
 
-def _shares(count: Float[Tensor, "batch 4"], resamples: Resamples) -> dict[str, Any]:
+def _shares(count: Float[Tensor, "batch 5"], resamples: Resamples) -> dict[str, Any]:
     true, recall = _ratio(count, TRUE, CLAIMS, resamples), _ratio(count, RECALLED, FACTS, resamples)
     return {
         "n": int(count[:, CLAIMS].sum()),
         "true_share": _number(true[0]),
         "true_share_ci95": resamples.interval(true[1]),
+        "unrevealed_share": _number(_ratio(count, UNREVEALED, CLAIMS, resamples)[0]),
         "recall": _number(recall[0]),
         "recall_ci95": resamples.interval(recall[1]),
     }
@@ -97,7 +101,7 @@ def _change(after: Tensor, before: Tensor, resamples: Resamples) -> dict[str, An
     return {"true_share": _number(mine[0] - theirs[0]), "true_share_ci95": resamples.interval(mine[1] - theirs[1])}
 
 
-def _ratio(count: Float[Tensor, "batch 4"], part: int, whole: int, resamples: Resamples) -> Ratio:
+def _ratio(count: Float[Tensor, "batch 5"], part: int, whole: int, resamples: Resamples) -> Ratio:
     """Of the whole set and of each resample; NaN where there is nothing to divide by."""
     total, resampled = resamples.sums(count)
     return total[part] / total[whole], resampled[:, part] / resampled[:, whole]
