@@ -1,6 +1,6 @@
 """Log-probs of response tokens with their gradients: three ways to the same numbers.
 
-    python benchmarks/log_probs.py
+python benchmarks/log_probs.py
 """
 
 import functools
@@ -51,9 +51,8 @@ def main() -> int:
         inputs = (hidden, weight, token)
         for name, other in (("gather minus logsumexp", gathered), ("linear_cross_entropy, chunked", chunked)):
             torch.testing.assert_close(cross_entropy(*inputs), other(*inputs), atol=1e-4, rtol=1e-4)
-            comparison = alternate(
-                functools.partial(run, cross_entropy, *inputs), functools.partial(run, other, *inputs), arguments.repeats
-            )
+            ways = (functools.partial(run, way, *inputs) for way in (cross_entropy, other))
+            comparison = alternate(*ways, arguments.repeats)
             what = f"log-probs with gradients, {tokens} tokens, vocabulary {vocab}, width {d_model}"
             rows.append(comparison.row(f"log_probs_{vocab}_{other.__name__}", what, name, "s"))
     record("log_probs", arguments, rows, {})

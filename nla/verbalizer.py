@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nla.backbone import body, embed, has_lora, head_logits, input_gain, stop_ids, width
+from nla.backbone import DTYPES, body, embed, has_lora, head_logits, input_gain, stop_ids, width
 from nla.errors import InjectionError, NLAError
 from nla.objectives import Scale, normalize
 from nla.packing import pack, samples_per_row
@@ -160,11 +160,15 @@ class Verbalizer(nn.Module):
         seed: int = 0,
         first_row: int = 0,
         backend: str = "engine",
+        dtype: str | None = None,
         compiled: bool = False,
     ) -> Completions:
         """`samples` explanations per activation, contiguous. Dropout is off while sampling.
 
-        `compiled`: the engine's decode step through `torch.compile` (CUDA graphs on a GPU); pays off in long runs.
+        The engine computes in `dtype` (None: that of the weights; float32 is faster for bfloat16 weights on a CPU
+        without matrix units for them). `compiled`: its decode step through `torch.compile` (CUDA graphs on a GPU),
+        which pays off in long runs.
+
         An explanation is None when it is malformed or when the length cap came before the stop token.
         """
         was_training = self.training
@@ -172,7 +176,12 @@ class Verbalizer(nn.Module):
         try:
             prompts = self.prompt_embeddings(activation)
             backend = self._backend(backend, prompts)
-            extra = {"compiled": self._compiled_step()} if compiled and backend == "engine" else {}
+            extra: dict[str, Any] = {}
+            if backend == "engine":
+                extra = {
+                    "dtype": DTYPES[dtype] if dtype else None,
+                    "compiled": self._compiled_step() if compiled else None,
+                }
             tokens, mask, log_probs = sampler(backend)(
                 self.model,
                 prompts,

@@ -1,5 +1,6 @@
 """The decode loop against Hugging Face's generate, and against itself in other batches."""
 
+import copy
 import subprocess
 import sys
 
@@ -153,6 +154,22 @@ assert torch.allclose(plain[2], traced[2], atol=1e-5)
 def test_the_step_is_traced_without_a_break(family: str, model_folders: dict[str, str]):
     """By torch.compile, with the backend that runs what was traced. Apart: the shape checks of the tests are not."""
     subprocess.run([sys.executable, "-c", COMPILED, model_folders[family]], check=True, timeout=120)
+
+
+def test_weights_are_cast_and_laid_out_for_sampling_alone(model):
+    """bf16 weights sampled in fp32 give what an fp32 copy of them gives, and are what they were before."""
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    whole = copy.deepcopy(half).float()
+    kept = {name: (p.data_ptr(), p.dtype, p.stride()) for name, p in half.named_parameters()}
+    inputs = prompts(model).to(torch.bfloat16)
+    expected = run(engine, whole, inputs.float(), temperature=0)
+    found = run(engine, half, inputs, temperature=0, dtype=torch.float32)
+    assert torch.equal(found[0], expected[0])
+    assert torch.allclose(found[2], expected[2], atol=1e-5)
+    assert kept == {name: (p.data_ptr(), p.dtype, p.stride()) for name, p in half.named_parameters()}
+    with pytest.raises(RuntimeError, match="stop"), engine.prepared(half, torch.float32):
+        raise RuntimeError("stop")
+    assert kept == {name: (p.data_ptr(), p.dtype, p.stride()) for name, p in half.named_parameters()}
 
 
 def test_attention_of_the_model_is_put_back(model):

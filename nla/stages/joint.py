@@ -47,6 +47,7 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     backend: str = "engine"
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None  # the engine's; None: that of the weights
     compiled: bool = False  # the engine's decode step through torch.compile
 
 
@@ -135,6 +136,7 @@ class JointStage(Stage):
             seed=hash((self.seed, self.global_step)) % 2**31,
             first_row=self.global_rank * rows,
             backend=s.backend,
+            dtype=s.dtype,
             compiled=s.compiled,
         )
         return Rollout(batch.activation, s.group_size, completions)
