@@ -38,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("text", help="the text to be read")
     explain.add_argument("--positions", default="all", help="all (default), last, or token indices: 3,7,-1")
     explain.add_argument("--samples", type=int, default=1, help="explanations per position (default 1)")
+    explain.add_argument("--best-of", type=int, default=1, help="show the best of so many, by reconstruction")
     explain.add_argument("--temperature", type=float, default=None, help="0 is greedy, the default for one sample")
     explain.add_argument("--max-new-tokens", type=int, default=150)
     explain.add_argument("--seed", type=int, default=0)
@@ -55,8 +56,9 @@ def _explain(options: argparse.Namespace) -> int:
     positions = _positions(options.positions)
     if not options.text.strip():
         raise ConfigError("the text is empty: give at least one word, in quotation marks")
-    if options.samples < 1:
-        raise ConfigError(f"--samples {options.samples}: must be at least 1")
+    for name in ("samples", "best_of"):
+        if getattr(options, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name)}: must be at least 1")
 
     from rich.console import Console
     from rich.table import Table
@@ -68,13 +70,16 @@ def _explain(options: argparse.Namespace) -> int:
     pair = NLA.from_pretrained(options.pair)
     target = Target.from_pretrained(pair.base_model, pair.layer)
     reading = target.read([options.text], positions=positions)
-    temperature = options.temperature if options.temperature is not None else float(options.samples > 1)
+    temperature = (
+        options.temperature if options.temperature is not None else float(options.samples * options.best_of > 1)
+    )
     texts = pair.explain(
         reading.activation,
         samples=options.samples,
         temperature=temperature,
         max_new_tokens=options.max_new_tokens,
         seed=options.seed,
+        best_of=options.best_of,
     )
     title = f"{printable(pair.base_model)}, layer {pair.layer}"
     table = Table("position", "token", "explanation", "cosine", title=title)

@@ -124,6 +124,15 @@ def test_saving_twice_replaces(nla: NLA, tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["nla"]
 
 
+def test_best_of_takes_the_text_that_reconstructs_best(nla: NLA, monkeypatch: pytest.MonkeyPatch):
+    candidates = [["a", None, "It rains.", "Tom walks."], [None, None, "b", None]]
+    plain = nla.explain
+    monkeypatch.setattr(nla, "explain", lambda h, n, *a, **k: candidates if n == 4 else plain(h, n, *a, **k))
+    activation = nla.reconstruct(["It rains.", "b"])
+    assert NLA.explain(nla, activation, samples=1, best_of=4) == [["It rains."], ["b"]]
+    assert NLA.explain(nla, activation, samples=2, best_of=2) == [["a", "It rains."], [None, "b"]]
+
+
 def test_explain_has_one_list_per_activation(nla: NLA):
     texts = nla.explain(vectors(5), samples=3, max_new_tokens=6)
     assert [len(row) for row in texts] == [3] * 5

@@ -113,3 +113,13 @@ def test_table_says_what_a_page_lacks(tmp_path: Path) -> None:
     done = run("table.py", "--results", tmp_path, "--page", page)
     assert done.returncode == 2 and "<!-- table -->" in done.stderr
     assert page.read_text() == "no comments"
+
+
+def test_log_probs(tmp_path: Path) -> None:
+    assert len(record_of("log_probs", tmp_path)["rows"]) == 2
+
+
+def test_the_step_of_one_gpu_runs_small_on_a_cpu(tmp_path: Path) -> None:
+    figures = record_of("gpu_joint", tmp_path, "--device", "cpu")["figures"]
+    assert set(figures["seconds"]) == {"rollout", "scoring", "update"}
+    assert figures["tokens"] > 0 and figures["limit_update"] > 0

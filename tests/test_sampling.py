@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from conftest import FAMILIES
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from nla import backbone, sampling
 from nla.errors import ConfigError
@@ -42,6 +43,28 @@ def test_greedy_equals_generate(model):
     assert torch.equal(ours[0], reference[0])
     assert torch.equal(ours[1], reference[1])
     assert torch.allclose(ours[2], reference[2], atol=1e-4)
+
+
+def test_the_engine_samples_the_distribution_of_generate():
+    """All pairs of tokens of a model with 6 of them, 6000 samples of each: a chi-squared test of homogeneity."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=6, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        initializer_range=0.5, tie_word_embeddings=True, eos_token_id=5, pad_token_id=0, bos_token_id=None,
+    )  # fmt: skip
+    tiny = LlamaForCausalLM(config).eval()
+    inputs = 3 * torch.randn(1, 4, 16)
+    counts = []
+    for module in (engine, hf):
+        tokens, mask, _ = module.sample(tiny, inputs, 6000, stop_ids={5}, pad_id=0, max_new_tokens=2, seed=4)
+        second = torch.where(mask[:, 1], tokens[:, 1], 6)  # 6: it stopped
+        counts.append(torch.bincount(tokens[:, 0] * 7 + second, minlength=42).double())
+    table = torch.stack(counts)[:, sum(counts) >= 10]
+    assert table.shape[1] > 15
+    expected = table.sum(0) / 2
+    statistic = float(((table - expected).square() / expected).sum())
+    freedom = table.shape[1] - 1
+    assert abs(statistic - freedom) < 4 * (2 * freedom) ** 0.5
 
 
 def test_log_probs_equal_a_full_forward(model):
