@@ -7,6 +7,7 @@
 A stage whose pair stands is not run again, so the same command continues where it stopped.
 """
 
+import logging
 import os
 import shutil
 import warnings
@@ -26,7 +27,7 @@ from nla.autoencoder import HALVES, NLA
 from nla.components import check_components
 from nla.config import STAGE_OWN, check_evaluate, check_train, model_depth, parse_data, plain_config
 from nla.data.datamodule import NLADataModule
-from nla.errors import ConfigError
+from nla.errors import ConfigError, TrainingError
 from nla.prompts import Templates
 from nla.release import fetch, read_metadata, read_yaml
 from nla.secrets import redacted
@@ -34,12 +35,18 @@ from nla.settings import EvaluateSettings, TrainSettings
 from nla.target import Target
 
 CONFIG = "config.yaml"
-# Lightning's remarks on what is meant here: the stage reads activations after the transfer, and dropout stays off.
+# Lightning's remarks on what is meant here: the stage reads activations after the transfer, dropout stays off, and a
+# checkpoint holds the state after a step.
 EXPECTED_WARNINGS = (
     ".*overridden `on_after_batch_transfer`.*",
     r"Found \d+ module\(s\) in eval mode.*",
     ".*does not have many workers.*",
+    r"Checkpoint directory .* exists and is not empty\.",
+    ".*`IterableDataset` has `__len__` defined.*",
+    r"(?s)Using ModelCheckpoint with manual optimization.*",
+    ".*LeafSpec.*is deprecated.*",
 )
+CHATTY = ("lightning.pytorch", "huggingface_hub.serialization._torch")  # devices, tips, each file saved
 # A run folder belongs to one setting of these, and of a begun stage's own but for FREE, which never changes the result.
 FREE = ("trainer", "micro_batch_size")
 FIXED = ("model", "layer", "adapter", "data.source", "data.positions_per_document", "data.min_context", "seed")
@@ -72,6 +79,8 @@ def run_stage(cfg: DictConfig, settings: TrainSettings, name: str, start: str | 
     options = plain["stage"][name]
     arguments = {key: value for key, value in options.items() if key not in STAGE_OWN}
     stage = instantiate({**arguments, "_partial_": True}, _convert_="all")(nla=pair, target=target)
+    for logger in CHATTY:
+        logging.getLogger(logger).setLevel(logging.WARNING)
     trainer = Trainer(
         default_root_dir=folder,
         max_steps=options["steps"],
@@ -89,6 +98,11 @@ def run_stage(cfg: DictConfig, settings: TrainSettings, name: str, start: str | 
         for message in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message)
         trainer.fit(stage, data, ckpt_path=last_checkpoint(folder))
+    if trainer.interrupted or (trainer.global_step < options["steps"] and not trainer.fast_dev_run):  # pyright: ignore[reportAttributeAccessIssue]
+        raise TrainingError(
+            f"stage {name} stopped at step {trainer.global_step} of {options['steps']}: nothing was exported; "
+            "the same command continues it"
+        )
     if trainer.is_global_zero:
         pair.save_pretrained(folder / "nla", stage=name)
     trainer.strategy.barrier()
