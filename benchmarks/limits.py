@@ -39,10 +39,11 @@ def product_rate(rows: int, d_model: int, outputs: int, dtype: torch.dtype, seco
     return statistics.median(rates[1:])
 
 
-def decode_limit(model: torch.nn.Module, rows: int) -> float:
+def decode_limit(model: torch.nn.Module, rows: int, dtype: torch.dtype | None = None) -> float:
     """Operations per second of the model's largest inner product with all rows: what decoding could reach at most."""
     config = body(model).config
-    return product_rate(rows, config.hidden_size, config.intermediate_size, next(model.parameters()).dtype)
+    own = next(model.parameters()).dtype
+    return product_rate(rows, config.hidden_size, config.intermediate_size, own if dtype is None else dtype)
 
 
 def costliest(run: Callable[[], Any], top: int = 8) -> list[dict[str, Any]]:

@@ -4,11 +4,14 @@
 
 Counted are useful tokens, those through a sample's first stop token. The world's lengths are those of the pair; without
 `--pair` an untrained one is sampled, which writes less. Random weights never stop: a part of the vocabulary is declared
-to stop them, the same for all samplers, so large that a pilot's mean length is `--mean-length`.
+to stop them, the same for all samplers, so large that a pilot's mean length is `--mean-length`. The weights of the 60M
+model are bf16 for all; the engine computes in fp32, which a CPU without matrix units for bf16 does faster, and is
+compared with itself in bf16.
 """
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,7 @@ Sampler = Callable[[Task, int], Lengths]  # the second argument is a seed
 def main() -> int:
     parser = options(__doc__)
     parser.add_argument("--pair", type=Path, help="saved pair of the world")
-    parser.add_argument("--activations", type=int, default=16, help="of the 60M model, 8 samples each")
+    parser.add_argument("--activations", type=int, default=4, help="of the 60M model, 8 samples each")
     parser.add_argument("--mean-length", type=float, default=43.0, help="tokens per sample at 60M, of at most 100")
     arguments = parser.parse_args()
     pin(arguments.core)
@@ -43,9 +46,13 @@ def main() -> int:
         world = world_task(arguments.pair, 32, 4, 40)
         large = stopping(random_task(SIXTY_MILLION, arguments.activations, 8, 100), arguments.mean_length)
     rows, figures = [], {}
+    own = large
+    large = replace(large, dtype=torch.float32)
     for task, others in ((world, {BATCH: same_batch}), (large, {BATCH: same_batch, SINGLY: per_activation})):
         found, figures[task.name] = measure(task, others, arguments.repeats)
         rows += found
+    comparison = alternate(counted(large, ours, []), counted(own, ours, []), arguments.repeats)
+    rows.append(comparison.row("rollout_arithmetic", "the engine on bf16 weights, in fp32", "in bf16", "useful tokens"))
     record("rollout", arguments, rows, figures)
     return 0
 
@@ -72,7 +79,7 @@ def measure(task: Task, others: dict[str, Sampler], repeats: int) -> tuple[list[
     """The engine against each other way, with lengths; then how near it comes to the limit, and where the rest goes."""
     shape = f"{len(task.prompts)} x {task.samples}, prompt {task.prompts.shape[1]}, up to {task.max_new_tokens} tokens"
     dtype = str(task.prompts.dtype).removeprefix("torch.")
-    what = f"rollout, {task.about}, {shape}, {dtype}"
+    what = f"rollout, {task.about}, {shape}, {dtype}" + (" weights, in fp32" if task.dtype else "")
     rows: list[Row] = []
     lengths = {}
     for against, other in others.items():
@@ -101,7 +108,7 @@ def share_of_limit(task: Task, useful_per_second: float) -> tuple[Row, dict[str,
     useful = float(ours(task, 0).sum())
     needed = operations(lambda: ours(task, 0))
     reached = needed["weights"] / useful * useful_per_second / 1e9
-    limit = decode_limit(task.model, task.rows) / 1e9
+    limit = decode_limit(task.model, task.rows, task.dtype) / 1e9
     config = body(task.model).config
     width, inner = config.hidden_size, config.intermediate_size
     row = {

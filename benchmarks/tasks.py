@@ -27,6 +27,7 @@ class Task:
     max_new_tokens: int
     pad_id: int = 0
     stop_ids: frozenset[int] = frozenset({-1})  # no token has this id: nothing stops
+    dtype: torch.dtype | None = None  # what the engine computes in; None: the weights' own type
 
     @property
     def rows(self) -> int:
@@ -43,6 +44,7 @@ class Task:
             pad_id=self.pad_id,
             max_new_tokens=self.max_new_tokens,
             seed=seed,
+            dtype=self.dtype,
         )
         return tokens, mask
 

@@ -35,7 +35,8 @@ def test_rollout(tmp_path: Path) -> None:
     record = record_of("rollout", tmp_path)
     keys = [row["key"] for row in record["rows"]]
     assert keys == [
-        "rollout_world", "gemm_share_world", "rollout_random", "rollout_random_per_activation", "gemm_share_random"
+        "rollout_world", "gemm_share_world", "rollout_random", "rollout_random_per_activation", "gemm_share_random",
+        "rollout_arithmetic",
     ]  # fmt: skip
     for task in ("world", "random"):
         figures = record["figures"][task]
