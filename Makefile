@@ -41,6 +41,7 @@ bench: $(TEST_STAMP)
 	$(BIN)/python benchmarks/rollout.py $(PAIR)
 	$(BIN)/python benchmarks/reading.py
 	$(BIN)/python benchmarks/log_probs.py
+	$(BIN)/python benchmarks/precision.py
 	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/table.py

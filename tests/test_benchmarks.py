@@ -124,3 +124,7 @@ def test_the_step_of_one_gpu_runs_small_on_a_cpu(tmp_path: Path) -> None:
     figures = record_of("gpu_joint", tmp_path, "--device", "cpu")["figures"]
     assert set(figures["seconds"]) == {"rollout", "scoring", "update"}
     assert figures["tokens"] > 0 and figures["limit_update"] > 0
+
+
+def test_precision(tmp_path: Path) -> None:
+    assert max(record_of("precision", tmp_path)["figures"]["relative_error"].values()) < 1e-2
