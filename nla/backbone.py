@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as hf_logging
 
-from nla.errors import ConfigError, ModelError
+from nla.errors import ConfigError, ModelError, first_line
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BLOCKS = ("layers", "h")  # the two names under which decoder bodies keep their blocks
@@ -77,7 +77,7 @@ def load_model_with_info(
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, RuntimeError... for a wrong id
         raise ModelError(
             f"model {str(model_id)!r} cannot be loaded as a causal language model with safetensors weights "
-            f"({_first_line(error)}): give a packaged id, a folder or a hub id"
+            f"({first_line(error)}): give a packaged id, a folder or a hub id"
         ) from error
     model, info = loaded
     return model.eval(), info
@@ -89,13 +89,9 @@ def load_tokenizer(model_id: str | Path, revision: str | None = None) -> PreTrai
         return AutoTokenizer.from_pretrained(resolve(model_id), revision=revision, trust_remote_code=False)
     except Exception as error:
         raise ModelError(
-            f"no tokenizer can be loaded for {str(model_id)!r} ({_first_line(error)}): "
+            f"no tokenizer can be loaded for {str(model_id)!r} ({first_line(error)}): "
             "the folder or hub repository must hold tokenizer.json"
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def body(model: nn.Module) -> PreTrainedModel:

@@ -30,3 +30,8 @@ class InjectionError(NLAError):
 
 class TrainingError(NLAError):
     """A run that cannot go on: gradients that stay non-finite, a collapsed policy, data without what a stage needs."""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, short enough to stand inside one of ours."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -30,7 +30,7 @@ from nla.backbone import (
     merged_state_dict,
     quiet,
 )
-from nla.errors import ConfigError, ModelError, ReleaseError
+from nla.errors import ConfigError, ModelError, ReleaseError, first_line
 from nla.objectives import Scale, resolve_scale
 
 METADATA = "nla_meta.yaml"
@@ -207,9 +207,8 @@ def fetch(source: str | Path, revision: str | None = None) -> Path:
     try:
         return Path(snapshot_download(str(source), revision=revision, allow_patterns=SAFE_FILES))
     except Exception as error:  # offline, gated, unknown id, malformed id: many classes
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise ReleaseError(
-            f"{str(source)!r} is neither a folder nor a hub id that can be fetched ({reason})"
+            f"{str(source)!r} is neither a folder nor a hub id that can be fetched ({first_line(error)})"
         ) from error
 
 

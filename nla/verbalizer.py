@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nla.backbone import DTYPES, body, embed, has_lora, head_logits, input_gain, stop_ids, width
-from nla.errors import InjectionError, NLAError
+from nla.errors import InjectionError, NLAError, first_line
 from nla.objectives import Scale, normalize
 from nla.packing import pack, samples_per_row
 from nla.prompts import (
@@ -222,10 +222,12 @@ class Verbalizer(nn.Module):
             traced = torch.compile(advance, mode="reduce-overhead", dynamic=True)
 
             def step(*arguments: Any) -> Tensor:
+                if self._step is advance:  # it failed before, in this same rollout
+                    return advance(*arguments)
                 try:
                     return traced(*arguments).clone()  # a CUDA graph's output is overwritten by its next run
                 except Exception as error:  # no compiler, or code that it does not take: many classes
-                    said = f"the decode step is not compiled ({_first_line(error)}); it runs plainly"
+                    said = f"the decode step is not compiled ({first_line(error)}); it runs plainly"
                     warnings.warn(said, stacklevel=2)
                     self._step = advance
                     return advance(*arguments)
@@ -269,10 +271,6 @@ class Verbalizer(nn.Module):
                 yield self
         finally:
             self.train(was_training)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 @contextmanager

@@ -143,15 +143,15 @@ def prepared(model: PreTrainedModel, dtype: torch.dtype | None) -> Iterator[None
     """
     matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
     before: list[tuple[Tensor, Tensor]] = []
-    for weight in model.parameters():
-        data = weight.data
-        cast = data if dtype is None or not data.is_floating_point() else data.to(dtype)
-        if id(weight) in matrices and cast.device.type == "cpu" and cast.dtype == torch.float32:
-            cast = cast.t().contiguous().t()
-        if cast is not data:
-            before.append((weight, data))
-            weight.data = cast
     try:
+        for weight in model.parameters():
+            data = weight.data
+            cast = data if dtype is None or not data.is_floating_point() else data.to(dtype)
+            if id(weight) in matrices and cast.device.type == "cpu" and cast.dtype == torch.float32:
+                cast = cast.t().contiguous().t()
+            if cast is not data:
+                before.append((weight, data))
+                weight.data = cast
         yield
     finally:
         for weight, data in before:
