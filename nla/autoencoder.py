@@ -191,9 +191,10 @@ class NLA(nn.Module):
             part.mkdir(parents=True)
             if half == "verbalizer":
                 release.save_causal_lm(self.verbalizer.model, part)
+                release.save_adapter(self.verbalizer.model, self.base_model, part)
             else:
                 release.save_reconstructor(self.reconstructor.body, self.reconstructor.head, part)
-            release.save_adapter(getattr(self, half), self.base_model, part)
+                release.save_adapter(self.reconstructor.body, self.base_model, part)
             getattr(self, half).tokenizer.save_pretrained(part)
             release.write_metadata(part, self._metadata(role, stage or self.stage, training))
         folder.mkdir(parents=True, exist_ok=True)

@@ -244,11 +244,11 @@ def has_lora(model: nn.Module) -> bool:
     return any("lora_" in name for name, _ in model.named_parameters())
 
 
-def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The adapter's weights alone, under PEFT's names."""
+def adapter_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The adapter's weights alone, under PEFT's names; none without an adapter."""
     return {
-        f"base_model.model.{name.replace('.default', '')}": tensor.detach()
-        for name, tensor in model.named_parameters()
+        f"base_model.model.{name.replace('.default', '')}": parameter
+        for name, parameter in model.named_parameters()
         if "lora_" in name
     }
 
@@ -256,7 +256,7 @@ def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
 @torch.no_grad()
 def load_adapter(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Put a saved adapter into the place that `add_lora` made. Raises ModelError where they do not fit."""
-    own = {f"base_model.model.{n.replace('.default', '')}": p for n, p in model.named_parameters() if "lora_" in n}
+    own = adapter_weights(model)
     wrong = sorted(set(own) ^ set(state)) or [n for n in own if own[n].shape != state[n].shape]
     if wrong:
         raise ModelError(

@@ -22,7 +22,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from nla.backbone import (
     FINAL_NORMS,
-    adapter_state_dict,
+    adapter_weights,
     has_lora,
     load_model_with_info,
     lora_config,
@@ -219,16 +219,15 @@ def refuse_pickles(folder: Path) -> None:
             raise ReleaseError(f"{found}: pickled files can run code and are refused; keep only safetensors")
 
 
-def save_adapter(half: nn.Module, base_model: str, folder: Path) -> None:
-    """`adapter/` of a half in PEFT's format, for a half that has one: what merged weights cannot be continued from."""
-    if not has_lora(half):
+def save_adapter(model: nn.Module, base_model: str, folder: Path) -> None:
+    """`adapter/` of a half in PEFT's format, for a half that has one: merged weights cannot be continued."""
+    state = {name: weight.detach().cpu().contiguous() for name, weight in adapter_weights(model).items()}
+    if not state:
         return
     folder = folder / ADAPTER
-    config = lora_config(half, *lora_strength(half))
+    config = lora_config(model, *lora_strength(model))
     config.base_model_name_or_path = base_model
     config.save_pretrained(str(folder))
-    tree: Any = getattr(half, "model", None) or getattr(half, "body", None)
-    state = {name: tensor.cpu().contiguous() for name, tensor in adapter_state_dict(tree).items()}
     save_file(state, folder / ADAPTER_WEIGHTS)
 
 

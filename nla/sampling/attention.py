@@ -8,7 +8,7 @@ softmaxes of each by their log-sum-exp.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -37,8 +37,8 @@ class Prefix:
     def time(self) -> int:
         return self.keys[0].shape[2]
 
-    def at(self, slot: Int[Tensor, " row"] | None) -> "Prefix":
-        return Prefix(self.keys, self.values, self.group, slot)
+    def at(self, slot: Int[Tensor, " row"]) -> "Prefix":
+        return replace(self, slot=slot)
 
     def scores(self, block: int, query: Float[Tensor, "row kv_heads some head_dim"]) -> Tensor:
         """`q k^T` with the samples of one part as one matrix: [row kv_heads some time]."""
