@@ -287,6 +287,14 @@ def _saved_adapter(
     return release.load_adapter_state(folder, adapter["rank"], adapter["alpha"])
 
 
+def _adapt(model: PreTrainedModel, adapter: dict[str, Any] | None, saved: dict[str, Tensor] | None) -> None:
+    """A fresh adapter, or the saved one, where one is to be trained."""
+    if adapter is not None:
+        add_lora(model, **adapter)
+    if saved is not None:
+        load_adapter(model, saved)
+
+
 def _load_verbalizer(
     folder: Path,
     about: Metadata,
@@ -310,10 +318,7 @@ def _load_verbalizer(
     release.check_token(folder, about.tokens, "injection_token_id", prompt.marker_id)
     release.check_token(folder, about.tokens, "injection_left_neighbor_id", prompt.left_id)
     release.check_token(folder, about.tokens, "injection_right_neighbor_id", prompt.right_id)
-    if adapter is not None:
-        add_lora(model, **adapter)
-    if saved is not None:
-        load_adapter(model, saved)
+    _adapt(model, adapter, saved)
     return Verbalizer(model, tokenizer, prompt, about.injection_scale, templates.reconstructor)
 
 
@@ -334,10 +339,7 @@ def _load_reconstructor(
         )
     saved = _saved_adapter(folder, adapter, base)
     decoder = truncated(decoder if saved is None or base is None else body(twin(base)), about.layer)
-    if adapter is not None:
-        add_lora(decoder, **adapter)
-    if saved is not None:
-        load_adapter(decoder, saved)
+    _adapt(decoder, adapter, saved)
     reconstructor = Reconstructor(decoder, load_tokenizer(folder), templates.reconstructor)
     recorded = about.tokens.get("critic_suffix_ids")
     if recorded:
