@@ -23,13 +23,15 @@ from hydra.utils import instantiate
 from lightning.pytorch import Trainer, seed_everything
 from omegaconf import DictConfig
 
-from nla.autoencoder import HALVES, NLA
+from nla.autoencoder import NLA
 from nla.components import check_components
 from nla.config import STAGE_OWN, check_evaluate, check_train, model_depth, parse_data, plain_config
 from nla.data.datamodule import NLADataModule
 from nla.errors import ConfigError, TrainingError
+from nla.loading import HALVES
+from nla.metadata import read_metadata, read_yaml
 from nla.prompts import Templates
-from nla.release import fetch, read_metadata, read_yaml
+from nla.release import fetch
 from nla.secrets import redacted
 from nla.settings import EvaluateSettings, TrainSettings
 from nla.target import Target

@@ -11,27 +11,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nla import release
-from nla.backbone import (
-    add_lora,
-    body,
-    check_layer,
-    load_adapter,
-    load_model,
-    load_tokenizer,
-    truncated,
-    twin,
-    width,
-)
-from nla.errors import DataError, ReleaseError
+from nla import loading, release
+from nla.adapters import add_lora, save_adapter
+from nla.backbone import check_layer, load_model, load_tokenizer, twin, width
+from nla.errors import DataError
+from nla.loading import HALVES
+from nla.metadata import Metadata, write_metadata
 from nla.objectives import Scale, cosine, orthogonal_error, reconstruction_error, resolve_scale
 from nla.prompts import Templates, build_verbalizer_prompt, find_marker
 from nla.reconstructor import Reconstructor
-from nla.release import Metadata
 from nla.types import Score
 from nla.verbalizer import Verbalizer
-
-HALVES = ("verbalizer", "reconstructor")
 
 
 class NLA(nn.Module):
@@ -191,12 +181,12 @@ class NLA(nn.Module):
             part.mkdir(parents=True)
             if half == "verbalizer":
                 release.save_causal_lm(self.verbalizer.model, part)
-                release.save_adapter(self.verbalizer.model, self.base_model, part)
+                save_adapter(self.verbalizer.model, self.base_model, part)
             else:
                 release.save_reconstructor(self.reconstructor.body, self.reconstructor.head, part)
-                release.save_adapter(self.reconstructor.body, self.base_model, part)
+                save_adapter(self.reconstructor.body, self.base_model, part)
             getattr(self, half).tokenizer.save_pretrained(part)
-            release.write_metadata(part, self._metadata(role, stage or self.stage, training))
+            write_metadata(part, self._metadata(role, stage or self.stage, training))
         folder.mkdir(parents=True, exist_ok=True)
         for half in HALVES:
             shutil.rmtree(folder / half, ignore_errors=True)
@@ -245,106 +235,15 @@ class NLA(nn.Module):
         Raises ReleaseError for missing files, pickles, contradictions, and tokens that drifted; ModelError for an
         adapter that does not fit.
         """
-        if folder is not None:
-            root = release.fetch(folder, revision)
-            first, second = root / HALVES[0], root / HALVES[1]
-        elif verbalizer is not None and reconstructor is not None:
-            first, second = release.fetch(verbalizer, revision), release.fetch(reconstructor, revision)
-        else:
-            raise ReleaseError("give either one folder, or both verbalizer= and reconstructor=")
-        about_av, about_ar = release.read_metadata(first), release.read_metadata(second)
-        templates = _agreed(first, about_av, second, about_ar)
+        first, second = loading.fetch_halves(folder, verbalizer, reconstructor, revision)
+        about_av, about_ar, templates = loading.read_facts(first, second)
+        weights = loading.Weights(dtype, adapter, base)
         return cls(
-            _load_verbalizer(first, about_av, templates, dtype, adapter, base),
-            _load_reconstructor(second, about_ar, templates, dtype, adapter, base),
+            loading.load_verbalizer(first, about_av, templates, weights),
+            loading.load_reconstructor(second, about_ar, templates, weights),
             base_model=about_av.base_model,
             layer=about_ar.layer,
             mse_scale=about_ar.mse_scale,
             templates=templates,
             stage=about_ar.stage or about_av.stage,
         )
-
-
-def _agreed(first: Path, av: Metadata, second: Path, ar: Metadata) -> Templates:
-    if (av.role, ar.role) != ("av", "ar"):
-        raise ReleaseError(f"{first} has role {av.role!r} and {second} {ar.role!r}: expected av and ar, in this order")
-    for key in ("d_model", "layer"):
-        if getattr(av, key) != getattr(ar, key):
-            raise ReleaseError(
-                f"{first} has {key} {getattr(av, key)}, {second} {getattr(ar, key)}: the two halves are not a pair"
-            )
-    for folder, about in ((first, av), (second, ar)):
-        if about.role not in about.templates:
-            raise ReleaseError(f"{folder / release.METADATA}: prompt_templates.{about.role} is missing")
-    return Templates(av.templates["av"], ar.templates["ar"])
-
-
-def _saved_adapter(
-    folder: Path, adapter: dict[str, Any] | None, base: PreTrainedModel | None
-) -> dict[str, Tensor] | None:
-    if base is None or adapter is None:
-        return None
-    return release.load_adapter_state(folder, adapter["rank"], adapter["alpha"])
-
-
-def _adapt(model: PreTrainedModel, adapter: dict[str, Any] | None, saved: dict[str, Tensor] | None) -> None:
-    """A fresh adapter, or the saved one, where one is to be trained."""
-    if adapter is not None:
-        add_lora(model, **adapter)
-    if saved is not None:
-        load_adapter(model, saved)
-
-
-def _load_verbalizer(
-    folder: Path,
-    about: Metadata,
-    templates: Templates,
-    dtype: str,
-    adapter: dict[str, Any] | None,
-    base: PreTrainedModel | None,
-) -> Verbalizer:
-    path = folder / release.METADATA
-    if isinstance(about.injection_scale, str):
-        raise ReleaseError(f"{path}: extraction.injection_scale is missing: it cannot be guessed")
-    marker = about.tokens.get("injection_char")
-    if not isinstance(marker, str):
-        raise ReleaseError(f"{path}: tokens.injection_char is {marker!r}, expected the marker character")
-    saved = _saved_adapter(folder, adapter, base)
-    model = release.load_causal_lm(folder, dtype) if saved is None or base is None else twin(base)
-    tokenizer = load_tokenizer(folder)
-    if width(model) != about.d_model:
-        raise ReleaseError(f"{path}: d_model is {about.d_model}, the model beside it has {width(model)}")
-    prompt = build_verbalizer_prompt(tokenizer, templates.verbalizer, marker)
-    release.check_token(folder, about.tokens, "injection_token_id", prompt.marker_id)
-    release.check_token(folder, about.tokens, "injection_left_neighbor_id", prompt.left_id)
-    release.check_token(folder, about.tokens, "injection_right_neighbor_id", prompt.right_id)
-    _adapt(model, adapter, saved)
-    return Verbalizer(model, tokenizer, prompt, about.injection_scale, templates.reconstructor)
-
-
-def _load_reconstructor(
-    folder: Path,
-    about: Metadata,
-    templates: Templates,
-    dtype: str,
-    adapter: dict[str, Any] | None,
-    base: PreTrainedModel | None,
-) -> Reconstructor:
-    model, head = release.load_reconstructor(folder, about, dtype)
-    decoder = body(model)
-    if decoder.config.num_hidden_layers != about.layer + 1 or width(model) != about.d_model:
-        raise ReleaseError(
-            f"{folder}: config.json has {decoder.config.num_hidden_layers} blocks of width {width(model)}, "
-            f"layer {about.layer} of width {about.d_model} needs {about.layer + 1}"
-        )
-    saved = _saved_adapter(folder, adapter, base)
-    decoder = truncated(decoder if saved is None or base is None else body(twin(base)), about.layer)
-    _adapt(decoder, adapter, saved)
-    reconstructor = Reconstructor(decoder, load_tokenizer(folder), templates.reconstructor)
-    recorded = about.tokens.get("critic_suffix_ids")
-    if recorded:
-        live = reconstructor.tokenize(["x"])[0][0].tolist()[-len(recorded) :]
-        release.check_token(folder, about.tokens, "critic_suffix_ids", live)
-    with torch.no_grad():
-        reconstructor.head.weight.copy_(head)
-    return reconstructor

@@ -1,11 +1,11 @@
-"""Hugging Face causal language models: load, find the decoder body, cut it at a layer, adapt it with LoRA.
+"""Hugging Face causal language models: load, find the decoder body, cut it at a layer.
 
 Layer convention: `layer = l` is the output of block l, counted from 0, that is `hidden_states[l + 1]` before the final
 norm. No remote code, no pickled weights.
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as hf_logging
 
-from nla.errors import ConfigError, ModelError, first_line
+from nla.errors import ConfigError, ModelError, ReleaseError, first_line
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BLOCKS = ("layers", "h")  # the two names under which decoder bodies keep their blocks
 FINAL_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm")
 PACKAGED = Path(__file__).parent / "packaged"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
 def resolve(model_id: str | Path) -> str | Path:
@@ -215,67 +215,8 @@ def twin(model: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(model, shared)
 
 
-def add_lora(model: PreTrainedModel, rank: int, alpha: float, dropout: float = 0.0) -> PreTrainedModel:
-    """Low-rank adapters on all linear layers, in place; everything else is frozen (attention alone underfits)."""
-    from peft import inject_adapter_in_model
-
-    inject_adapter_in_model(lora_config(model, rank, alpha, dropout), model)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_" in name)
-    return model
-
-
-def lora_config(model: nn.Module, rank: int, alpha: float, dropout: float = 0.0) -> Any:
-    """PEFT's description of the adapters that `add_lora` makes."""
-    from peft import LoraConfig
-
-    transposed = any(isinstance(module, Conv1D) for module in model.modules())  # GPT-2
-    settings: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "fan_in_fan_out": transposed}
-    return LoraConfig(**settings, target_modules="all-linear", bias="none")
-
-
-def lora_strength(model: nn.Module) -> tuple[int, float]:
-    """Rank and alpha of the adapters that a model has."""
-    layer: Any = next(module for module in model.modules() if hasattr(module, "lora_alpha"))
-    return int(layer.r["default"]), float(layer.lora_alpha["default"])
-
-
-def has_lora(model: nn.Module) -> bool:
-    return any("lora_" in name for name, _ in model.named_parameters())
-
-
-def adapter_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The adapter's weights alone, under PEFT's names; none without an adapter."""
-    return {
-        f"base_model.model.{name.replace('.default', '')}": parameter
-        for name, parameter in model.named_parameters()
-        if "lora_" in name
-    }
-
-
-@torch.no_grad()
-def load_adapter(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put a saved adapter into the place that `add_lora` made. Raises ModelError where they do not fit."""
-    own = adapter_weights(model)
-    wrong = sorted(set(own) ^ set(state)) or [n for n in own if own[n].shape != state[n].shape]
-    if wrong:
-        raise ModelError(
-            f"the saved adapter does not fit this model ({len(wrong)} tensors, such as {wrong[0]}): "
-            "rank, layer or base model differ from the run that made it"
-        )
-    for name, parameter in own.items():
-        parameter.copy_(state[name])
-
-
-@torch.no_grad()
-def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict as a plain model would have it: adapters merged into their base weights, names unchanged."""
-    state = {}
-    for name, tensor in model.state_dict().items():
-        if "lora_" in name:
-            continue
-        if name.endswith(".base_layer.weight"):
-            layer: Any = model.get_submodule(name.removesuffix(".base_layer.weight"))
-            tensor = tensor + layer.get_delta_weight("default").to(tensor)
-        state[name.replace(".base_layer.", ".")] = tensor
-    return state
+def refuse_pickles(folder: Path) -> None:
+    """Raises ReleaseError if the folder holds weights in a format that can run code."""
+    for pattern in PICKLES:
+        for found in sorted(folder.glob(pattern)):
+            raise ReleaseError(f"{found}: pickled files can run code and are refused; keep only safetensors")

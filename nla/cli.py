@@ -102,8 +102,9 @@ def _info(options: argparse.Namespace) -> int:
     from rich.table import Table
     from rich.text import Text
 
-    from nla.autoencoder import HALVES
-    from nla.release import fetch, read_metadata
+    from nla.loading import HALVES
+    from nla.metadata import read_metadata
+    from nla.release import fetch
 
     folder = fetch(options.pair)
     table = Table("", *HALVES, title=printable(str(options.pair)))

@@ -7,7 +7,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nla.backbone import add_lora, body, check_layer, embed, load_model, load_tokenizer, truncated, twin
+from nla.adapters import add_lora
+from nla.backbone import body, check_layer, embed, load_model, load_tokenizer, truncated, twin
 from nla.prompts import reconstructor_tokens, suffix_ids
 
 MAX_LENGTH = 512  # tokens of the filled prompt; longer explanations are cut, the suffix is kept

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nla.backbone import DTYPES, body, embed, has_lora, head_logits, input_gain, stop_ids, width
+from nla.adapters import has_lora
+from nla.backbone import DTYPES, body, embed, head_logits, input_gain, stop_ids, width
 from nla.errors import InjectionError, NLAError, first_line
 from nla.objectives import Scale, normalize
 from nla.packing import pack, samples_per_row

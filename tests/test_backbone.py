@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nla import backbone
+from nla import adapters, backbone
 from nla.autoencoder import NLA
 from nla.errors import ConfigError, ModelError
 from nla.prompts import Templates
@@ -131,7 +131,7 @@ def test_resolve_leaves_paths_and_hub_ids_alone(tmp_path: Path):
 
 def test_lora_covers_all_linear_layers_and_merges(model, family_folder: str):
     adapted = backbone.load_model(family_folder)
-    backbone.add_lora(adapted, rank=2, alpha=4)
+    adapters.add_lora(adapted, rank=2, alpha=4)
     trainable = [name for name, p in adapted.named_parameters() if p.requires_grad]
     assert trainable
     assert all("lora_" in name for name in trainable)
@@ -141,7 +141,7 @@ def test_lora_covers_all_linear_layers_and_merges(model, family_folder: str):
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
     plain = backbone.load_model(family_folder)
-    plain.load_state_dict(backbone.merged_state_dict(adapted))
+    plain.load_state_dict(adapters.merged_state_dict(adapted))
     assert torch.allclose(plain(TOKENS).logits, adapted(TOKENS).logits, atol=1e-4)
     assert not torch.allclose(plain(TOKENS).logits, model(TOKENS).logits, atol=1e-2)
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from nla import release
 from nla.autoencoder import NLA
 from nla.errors import NLAError, ReleaseError
+from nla.metadata import read_metadata
 
 
 def edit(folder: Path, change) -> None:
@@ -175,7 +176,7 @@ def test_unsafe_or_broken_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "nla_meta.yaml").write_text(text)
     with pytest.raises(ReleaseError, match=message) as caught:
-        release.read_metadata(tmp_path)
+        read_metadata(tmp_path)
     assert str(tmp_path / "nla_meta.yaml") in str(caught.value)
     assert not (tmp_path / "canary").exists()
 

@@ -1,0 +1,114 @@
+"""Low-rank adapters: put on, merged, saved in PEFT's format and put back."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from nla.backbone import refuse_pickles
+from nla.errors import ModelError, ReleaseError
+
+ADAPTER, ADAPTER_WEIGHTS = "adapter", "adapter_model.safetensors"
+
+
+def add_lora(model: PreTrainedModel, rank: int, alpha: float, dropout: float = 0.0) -> PreTrainedModel:
+    """Low-rank adapters on all linear layers, in place; everything else is frozen (attention alone underfits)."""
+    from peft import inject_adapter_in_model
+
+    inject_adapter_in_model(lora_config(model, rank, alpha, dropout), model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+    return model
+
+
+def lora_config(model: nn.Module, rank: int, alpha: float, dropout: float = 0.0) -> Any:
+    """PEFT's description of the adapters that `add_lora` makes."""
+    from peft import LoraConfig
+
+    transposed = any(isinstance(module, Conv1D) for module in model.modules())  # GPT-2
+    settings: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "fan_in_fan_out": transposed}
+    return LoraConfig(**settings, target_modules="all-linear", bias="none")
+
+
+def lora_strength(model: nn.Module) -> tuple[int, float]:
+    """Rank and alpha of the adapters that a model has."""
+    layer: Any = next(module for module in model.modules() if hasattr(module, "lora_alpha"))
+    return int(layer.r["default"]), float(layer.lora_alpha["default"])
+
+
+def has_lora(model: nn.Module) -> bool:
+    return any("lora_" in name for name, _ in model.named_parameters())
+
+
+def adapter_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The adapter's weights alone, under PEFT's names; none without an adapter."""
+    return {
+        f"base_model.model.{name.replace('.default', '')}": parameter
+        for name, parameter in model.named_parameters()
+        if "lora_" in name
+    }
+
+
+@torch.no_grad()
+def load_adapter(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Put a saved adapter into the place that `add_lora` made. Raises ModelError where they do not fit."""
+    own = adapter_weights(model)
+    wrong = sorted(set(own) ^ set(state)) or [n for n in own if own[n].shape != state[n].shape]
+    if wrong:
+        raise ModelError(
+            f"the saved adapter does not fit this model ({len(wrong)} tensors, such as {wrong[0]}): "
+            "rank, layer or base model differ from the run that made it"
+        )
+    for name, parameter in own.items():
+        parameter.copy_(state[name])
+
+
+@torch.no_grad()
+def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict as a plain model would have it: adapters merged into their base weights, names unchanged."""
+    state = {}
+    for name, tensor in model.state_dict().items():
+        if "lora_" in name:
+            continue
+        if name.endswith(".base_layer.weight"):
+            layer: Any = model.get_submodule(name.removesuffix(".base_layer.weight"))
+            tensor = tensor + layer.get_delta_weight("default").to(tensor)
+        state[name.replace(".base_layer.", ".")] = tensor
+    return state
+
+
+def save_adapter(model: nn.Module, base_model: str, folder: Path) -> None:
+    """`adapter/` of a half in PEFT's format, for a half that has one: merged weights cannot be continued."""
+    state = {name: weight.detach().cpu().contiguous() for name, weight in adapter_weights(model).items()}
+    if not state:
+        return
+    folder = folder / ADAPTER
+    config = lora_config(model, *lora_strength(model))
+    config.base_model_name_or_path = base_model
+    config.save_pretrained(str(folder))
+    save_file(state, folder / ADAPTER_WEIGHTS)
+
+
+def load_adapter_state(folder: Path, rank: int, alpha: float) -> dict[str, Tensor] | None:
+    """The adapter saved in a half's folder; None where it has none.
+
+    Raises ReleaseError where its rank or alpha are others, since the same weights would then mean something else.
+    """
+    path = folder / ADAPTER / "adapter_config.json"
+    if not path.is_file():
+        return None
+    refuse_pickles(folder / ADAPTER)
+    recorded = json.loads(path.read_text(encoding="utf-8"))
+    found = (recorded.get("r"), recorded.get("lora_alpha"))
+    if found != (rank, alpha):
+        raise ReleaseError(
+            f"{path}: the adapter has rank {found[0]} and alpha {found[1]}, adapter.rank={rank} and "
+            f"adapter.alpha={alpha} were asked for: continue it with its own"
+        )
+    return load_file(path.with_name(ADAPTER_WEIGHTS))

@@ -1,0 +1,113 @@
+"""A saved pair read back: the halves' facts agree with each other, with the weights and with the live tokenizer."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from nla import release
+from nla.adapters import add_lora, load_adapter, load_adapter_state
+from nla.backbone import body, load_tokenizer, truncated, twin, width
+from nla.errors import ReleaseError
+from nla.metadata import METADATA, Metadata, check_token, read_metadata
+from nla.prompts import Templates, build_verbalizer_prompt
+from nla.reconstructor import Reconstructor
+from nla.verbalizer import Verbalizer
+
+HALVES = ("verbalizer", "reconstructor")
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What a half's weights are to be: their type, an adapter (rank, alpha, dropout) to train, a base to share."""
+
+    dtype: str = "float32"
+    adapter: dict[str, Any] | None = None
+    base: PreTrainedModel | None = None
+
+    def shared(self, folder: Path) -> tuple[PreTrainedModel, dict[str, Tensor]] | None:
+        """Modules around the base's weights and the saved adapter for them; None where nothing is to be shared."""
+        if self.base is None or self.adapter is None:
+            return None
+        state = load_adapter_state(folder, self.adapter["rank"], self.adapter["alpha"])
+        return None if state is None else (twin(self.base), state)
+
+    def adapt(self, model: PreTrainedModel, saved: dict[str, Tensor] | None) -> None:
+        """A fresh adapter, or the saved one, where one is to be trained."""
+        if self.adapter is not None:
+            add_lora(model, **self.adapter)
+        if saved is not None:
+            load_adapter(model, saved)
+
+
+def fetch_halves(
+    folder: str | Path | None, verbalizer: str | Path | None, reconstructor: str | Path | None, revision: str | None
+) -> tuple[Path, Path]:
+    """Local folders of the two halves: of one folder that holds both, or named one by one. Raises ReleaseError."""
+    if folder is not None:
+        root = release.fetch(folder, revision)
+        return root / HALVES[0], root / HALVES[1]
+    if verbalizer is not None and reconstructor is not None:
+        return release.fetch(verbalizer, revision), release.fetch(reconstructor, revision)
+    raise ReleaseError("give either one folder, or both verbalizer= and reconstructor=")
+
+
+def read_facts(first: Path, second: Path) -> tuple[Metadata, Metadata, Templates]:
+    """The metadata of both halves and the prompts. Raises ReleaseError where they are not a pair."""
+    av, ar = read_metadata(first), read_metadata(second)
+    if (av.role, ar.role) != ("av", "ar"):
+        raise ReleaseError(f"{first} has role {av.role!r} and {second} {ar.role!r}: expected av and ar, in this order")
+    for key in ("d_model", "layer"):
+        if getattr(av, key) != getattr(ar, key):
+            raise ReleaseError(
+                f"{first} has {key} {getattr(av, key)}, {second} {getattr(ar, key)}: the two halves are not a pair"
+            )
+    for folder, about in ((first, av), (second, ar)):
+        if about.role not in about.templates:
+            raise ReleaseError(f"{folder / METADATA}: prompt_templates.{about.role} is missing")
+    return av, ar, Templates(av.templates["av"], ar.templates["ar"])
+
+
+def load_verbalizer(folder: Path, about: Metadata, templates: Templates, weights: Weights) -> Verbalizer:
+    """Raises ReleaseError: missing facts, another width, a marker or neighbours that drifted."""
+    path = folder / METADATA
+    if isinstance(about.injection_scale, str):
+        raise ReleaseError(f"{path}: extraction.injection_scale is missing: it cannot be guessed")
+    marker = about.tokens.get("injection_char")
+    if not isinstance(marker, str):
+        raise ReleaseError(f"{path}: tokens.injection_char is {marker!r}, expected the marker character")
+    model, saved = weights.shared(folder) or (release.load_causal_lm(folder, weights.dtype), None)
+    tokenizer = load_tokenizer(folder)
+    if width(model) != about.d_model:
+        raise ReleaseError(f"{path}: d_model is {about.d_model}, the model beside it has {width(model)}")
+    prompt = build_verbalizer_prompt(tokenizer, templates.verbalizer, marker)
+    check_token(folder, about.tokens, "injection_token_id", prompt.marker_id)
+    check_token(folder, about.tokens, "injection_left_neighbor_id", prompt.left_id)
+    check_token(folder, about.tokens, "injection_right_neighbor_id", prompt.right_id)
+    weights.adapt(model, saved)
+    return Verbalizer(model, tokenizer, prompt, about.injection_scale, templates.reconstructor)
+
+
+def load_reconstructor(folder: Path, about: Metadata, templates: Templates, weights: Weights) -> Reconstructor:
+    """Raises ReleaseError: no or a wrong head, blocks that do not fit the layer, a suffix that drifted."""
+    model, head = release.load_reconstructor(folder, about, weights.dtype)
+    config = body(model).config
+    if config.num_hidden_layers != about.layer + 1 or width(model) != about.d_model:
+        raise ReleaseError(
+            f"{folder}: config.json has {config.num_hidden_layers} blocks of width {width(model)}, "
+            f"layer {about.layer} of width {about.d_model} needs {about.layer + 1}"
+        )
+    model, saved = weights.shared(folder) or (model, None)
+    decoder = truncated(body(model), about.layer)
+    weights.adapt(decoder, saved)
+    reconstructor = Reconstructor(decoder, load_tokenizer(folder), templates.reconstructor)
+    recorded = about.tokens.get("critic_suffix_ids")
+    if recorded:
+        live = reconstructor.tokenize(["x"])[0][0].tolist()[-len(recorded) :]
+        check_token(folder, about.tokens, "critic_suffix_ids", live)
+    with torch.no_grad():
+        reconstructor.head.weight.copy_(head)
+    return reconstructor
