@@ -64,6 +64,15 @@ class ActivationBatch(Record):
     def __len__(self) -> int:
         return len(self.document)
 
+    def split(self, size: int) -> Iterator["ActivationBatch"]:
+        """Micro-batches of at most `size` rows."""
+        for first in range(0, len(self), size):
+            rows = slice(first, first + size)
+            explanation = None if self.explanation is None else self.explanation[rows]
+            yield ActivationBatch(
+                self.activation[rows], self.document[rows], self.position[rows], self.text[rows], explanation
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class Completions(Record):

@@ -29,6 +29,7 @@ from nla.sampling import sampler
 from nla.sampling.engine import advance, misfit
 from nla.types import Completions
 
+ROUNDING = 0.02  # by which an injected row may differ from its activation, as a share of its norm; bfloat16 needs 0.004
 FAR_OFF = 100.0  # ratio of injection scale and activation norm beyond which a person is warned
 
 
@@ -87,6 +88,25 @@ class Verbalizer(nn.Module):
         place = self.prompt.position
         return torch.cat([rows[:, :place], injected.unsqueeze(1), rows[:, place + 1 :]], dim=1)
 
+    def require_injected(
+        self, inputs: Float[Tensor, "row length d_model"], activation: Float[Tensor, "batch d_model"]
+    ) -> None:
+        """The injection counter: each row of what the decoder is about to read carries its own activation.
+
+        Rows of one activation are contiguous. Compared is what stands at the marker's place, in the model's own type,
+        with `normalize(h, injection_scale)`. Raises InjectionError unless the rows injected equal the rows.
+        """
+        each = len(inputs) // max(1, len(activation))
+        expected = normalize(activation, self.injection_scale).repeat_interleave(each, dim=0)
+        apart = (inputs[:, self.prompt.position].detach().float() * self._gain - expected).norm(dim=-1)
+        injected = int((apart <= ROUNDING * expected.norm(dim=-1)).sum())
+        if injected != len(inputs):
+            raise InjectionError(
+                f"{injected} of {len(inputs)} rows carry their activation at token {self.prompt.position} of the "
+                f"verbalizer's prompt: the others would be explained unread; with model.dtype={inputs.dtype} look for "
+                "overflow, else for code that changes the prompt's embeddings"
+            )
+
     def _warn_once(self, norm: Float[Tensor, " batch"]) -> None:
         if self._scale_checked or self.injection_scale is None or not len(norm):
             return
@@ -114,24 +134,31 @@ class Verbalizer(nn.Module):
             raise InjectionError(f"{len(tokens)} samples cannot be shared evenly by {len(activation)} activations")
         prompt = self.prompt_embeddings(activation)
         hidden = self._hidden_alone if len(tokens) == len(activation) else self._hidden_packed
-        logits = head_logits(self.model, hidden(prompt, tokens, mask))
+        logits = head_logits(self.model, hidden(activation, prompt, tokens, mask))
         log_probs = -F.cross_entropy(logits, tokens[mask], reduction="none")
         return torch.zeros(tokens.shape, device=tokens.device).masked_scatter(mask, log_probs)
 
-    def _hidden_alone(self, prompt: Tensor, tokens: Tensor, mask: Tensor) -> Float[Tensor, "asked d_model"]:
+    def _hidden_alone(
+        self, activation: Tensor, prompt: Tensor, tokens: Tensor, mask: Tensor
+    ) -> Float[Tensor, "asked d_model"]:
         decoder = body(self.model)
         # the last token predicts nothing that is asked for; padding is on the right, so causal attention needs no mask
         inputs = torch.cat([prompt, embed(decoder, tokens[:, :-1])], dim=1)
+        self.require_injected(inputs, activation)
         return decoder(inputs_embeds=inputs, use_cache=False).last_hidden_state[:, prompt.shape[1] - 1 :][mask]
 
-    def _hidden_packed(self, prompt: Tensor, tokens: Tensor, mask: Tensor) -> Float[Tensor, "asked d_model"]:
+    def _hidden_packed(
+        self, activation: Tensor, prompt: Tensor, tokens: Tensor, mask: Tensor
+    ) -> Float[Tensor, "asked d_model"]:
         decoder = body(self.model)
         group = len(tokens) // len(prompt)
         together = samples_per_row(group, prompt.shape[1], tokens.shape[1], prompt.shape[2])
         prompt = prompt.repeat_interleave(group // together, dim=0)
         packing = pack(mask, len(prompt), prompt.shape[1])
+        inputs = packing.inputs(prompt, embed(decoder, tokens[:, :-1][packing.fed]))
+        self.require_injected(inputs, activation)
         hidden = decoder(
-            inputs_embeds=packing.inputs(prompt, embed(decoder, tokens[:, :-1][packing.fed])),
+            inputs_embeds=inputs,
             attention_mask=packing.attention_mask(decoder, prompt.dtype),
             position_ids=packing.position,
             use_cache=False,
@@ -176,6 +203,7 @@ class Verbalizer(nn.Module):
         self.eval()
         try:
             prompts = self.prompt_embeddings(activation)
+            self.require_injected(prompts, activation)
             backend = self._backend(backend, prompts)
             extra: dict[str, Any] = {}
             if backend == "engine":

@@ -25,9 +25,7 @@ TEXTS = ["It rains.", "Tom walks to the town.", "The dog jumps.", "A lazy fox."]
 
 def batch(rows: int = 4, seed: int = 0) -> ActivationBatch:
     activation = torch.randn(rows, 32, generator=torch.Generator().manual_seed(seed))
-    return ActivationBatch(
-        activation, [f"d{i}" for i in range(rows)], torch.arange(rows), TEXTS[:rows], TEXTS[:rows]
-    )
+    return ActivationBatch(activation, [f"d{i}" for i in range(rows)], torch.arange(rows), TEXTS[:rows], TEXTS[:rows])
 
 
 def fit(stage: Any, steps: int, batches: list[ActivationBatch] | None = None) -> Trainer:
@@ -44,7 +42,7 @@ def fit(stage: Any, steps: int, batches: list[ActivationBatch] | None = None) ->
 
 def options(steps: int, lr: float = 1e-2, **more: Any) -> dict[str, Any]:
     optimizer = functools.partial(torch.optim.AdamW, lr=lr, weight_decay=0.0)
-    defaults = {"warmup_steps": 0, "final_fraction": 1.0, "clip_norm": 1.0}
+    defaults = {"warmup_steps": 0, "final_fraction": 1.0, "clip_norm": 1.0, "micro_batch_size": 16}
     return {"steps": steps, "optimizer": optimizer, **defaults, **more}
 
 
@@ -53,7 +51,6 @@ def joint(nla: NLA, target: Target, steps: int = 1, **more: Any) -> JointStage:
         "rollout": Sampling(group_size=4, max_new_tokens=12),
         "reward": Reward(),
         "kl": Divergence(0.05),
-        "micro_batch_size": 16,
     }
     return JointStage(nla, target, **options(steps, **{**settings, **more}))
 
@@ -195,23 +192,6 @@ def test_malformed_samples_train_the_verbalizer_and_not_the_reconstructor(nla: N
     mixed: list[str | None] = [None, "It rains.", "Tom walks.", None]
     stage.losses(Rollout(batch(1).activation, 4, completions_of(nla, mixed)), counts)[0].backward()
     assert any(float(p.grad.abs().max()) > 0 for p in nla.verbalizer.parameters() if p.grad is not None)
-
-
-class _Poisoned(ReconstructorStage):
-    """Its gradients are NaN from step 2 on."""
-
-    def update(self) -> dict[str, torch.Tensor]:
-        if self.global_step >= 2 or self._skipped:
-            self.nla.reconstructor.head.weight.grad.fill_(float("nan"))
-        return super().update()
-
-
-def test_non_finite_gradients_are_skipped_then_stop_the_run_with_finite_weights(nla: NLA, target: Target) -> None:
-    stage = _Poisoned(nla, target, **options(20, skipped_in_a_row=3), max_new_tokens=8)
-    with pytest.raises(TrainingError, match="3 steps in a row"):
-        fit(stage, 20)
-    assert all(bool(parameter.isfinite().all()) for parameter in nla.parameters())
-    assert stage.global_step == 2
 
 
 def test_fve_metric_is_torchmetrics_r2_on_normalised_vectors() -> None:

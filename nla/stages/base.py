@@ -6,6 +6,7 @@ ones counted as orthogonal), ``cosine``, ``well_formed`` and ``explanation_token
 
 import math
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
@@ -20,8 +21,9 @@ from nla.autoencoder import NLA
 from nla.errors import TrainingError
 from nla.metrics import FractionOfVarianceExplained
 from nla.objectives import cosine
+from nla.stages.skips import Skips
 from nla.target import Target
-from nla.types import ActivationBatch, Completions, TokenBatch
+from nla.types import ActivationBatch, TokenBatch
 
 OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
 
@@ -35,8 +37,9 @@ class Stage(LightningModule):
         warmup_steps, final_fraction: linear warm-up of the learning rate, then a cosine down to this share of it at
             the last step; 1 keeps it constant.
         clip_norm: largest gradient norm of each model.
+        micro_batch_size: rows per forward and backward pass; never changes the result. Halved when memory runs out.
         max_new_tokens: length cap of the explanations that validation writes.
-        skipped_in_a_row: so many non-finite gradients one after the other stop the run.
+        skipped_in_a_row: so many steps without a finite loss and gradient, one after the other, stop the run.
         seed: of the sampled explanations.
     """
 
@@ -53,6 +56,7 @@ class Stage(LightningModule):
         warmup_steps: int,
         final_fraction: float,
         clip_norm: float,
+        micro_batch_size: int,
         max_new_tokens: int,
         skipped_in_a_row: int = 5,
         seed: int = 0,
@@ -62,10 +66,10 @@ class Stage(LightningModule):
         self._target = (target,)  # in a tuple: frozen, neither in the state dict nor among the parameters
         self.steps, self.optimizer_factory = steps, optimizer
         self.warmup_steps, self.final_fraction, self.clip_norm = warmup_steps, final_fraction, clip_norm
-        self.max_new_tokens, self.skipped_in_a_row, self.seed = max_new_tokens, skipped_in_a_row, seed
+        self.micro_batch_size, self.max_new_tokens, self.seed = micro_batch_size, max_new_tokens, seed
         self.automatic_optimization = False
         self.fve = FractionOfVarianceExplained(target.d_model)
-        self._skipped = 0
+        self.skips = Skips(self.name, skipped_in_a_row)
         for half in ("verbalizer", "reconstructor"):
             if half not in self.trains:
                 getattr(nla, half).requires_grad_(False)
@@ -113,30 +117,38 @@ class Stage(LightningModule):
         activation = self.target(batch.tokens, batch.mask, batch.row, batch.position)
         return ActivationBatch(activation, batch.document, batch.position, batch.text, batch.explanation)
 
-    def update(self) -> dict[str, Tensor]:
-        """Clip each half, then one optimizer step, unless a gradient is not finite: then skip it and count.
+    def mean_over_ranks(self, value: Tensor) -> Tensor:
+        """Of counts that gradients are divided by, since gradients are averaged over ranks."""
+        return self.trainer.strategy.reduce(value.float(), reduce_op="mean")
 
-        Raises TrainingError after ``skipped_in_a_row`` of them.
+    def update(self, batch: ActivationBatch, loss: Float[Tensor, ""]) -> dict[str, Tensor]:
+        """Clip each half, then one optimizer step, unless loss or gradient is not finite on any rank: then skip it.
+
+        Skipped steps are counted and their rows recorded. Raises TrainingError after ``skipped_in_a_row`` of them.
         """
         optimizer = self.optimizer
         norms = {
             name: nn.utils.clip_grad_norm_(trainable(half), self.clip_norm) for name, half in self.halves().items()
         }
-        if all(bool(norm.isfinite()) for norm in norms.values()):
+        finite = all(bool(value.isfinite()) for value in (loss.detach(), *norms.values()))
+        if self.trainer.strategy.reduce_boolean_decision(finite, all=True):
             optimizer.step()
-            self._skipped = 0
+            self.scheduler.step()  # with the optimizer, so that a skipped step leaves nothing behind
+            self.skips.passed()
         else:
-            self._skipped += 1
             optimizer.zero_grad()
-            if self._skipped >= self.skipped_in_a_row:
-                raise TrainingError(
-                    f"stage {self.name}: {self._skipped} steps in a row had a non-finite gradient (last at step "
-                    f"{self.global_step}); lower stage.{self.name}.optimizer.lr or look at the data"
-                )
-        self.scheduler.step()
+            figures = {"loss": float(loss), **{f"gradient_norm_{name}": float(norm) for name, norm in norms.items()}}
+            folder = Path(self.trainer.default_root_dir)
+            self.skips.skipped(batch, figures, step=self.global_step, rank=self.global_rank, folder=folder)
         return {f"gradient_norm_{name}": norm for name, norm in norms.items()} | {
-            "skipped_steps": torch.tensor(float(self._skipped))
+            "skipped_steps": torch.tensor(float(self.skips.total))
         }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["skips"] = self.skips.state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.skips.restore(checkpoint.get("skips", {}))
 
     def log_step(self, metrics: dict[str, Tensor | float], shown: Iterable[str] = ()) -> None:
         """Log ``<stage>/<name>``, the ``shown`` ones in the progress bar too."""
@@ -184,8 +196,3 @@ class Stage(LightningModule):
 def trainable(module: nn.Module) -> list[nn.Parameter]:
     """The parameters that receive gradients."""
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
-
-
-def token_count(completions: Completions) -> Float[Tensor, ""]:
-    """Mean length of the completions in tokens, the stop token included."""
-    return completions.mask.sum(1).float().mean()

@@ -4,11 +4,12 @@ L(phi, theta) = E_h E_{z ~ p_phi(.|h)} |h - h_theta(z)|^2. The explanation is di
 two halves share no gradient: one sum, one backward pass, one optimizer step are exact. A group never spans two
 micro-batches or ranks, so advantages are final within each.
 
-Logged per step: ``reward``, ``error`` (well-formed explanations), ``fve_batch`` (this batch's own variance), ``kl``
-(nats per token), ``surprisal`` (nats per token, estimates the policy's entropy), ``explanation_tokens``,
-``well_formed``, ``equal_groups`` (share of groups without a signal), ``sampling_gap`` (mean |log-prob as sampled -
-teacher forced|), gradient norms, and the seconds spent sampling, scoring (the reconstructor's forward pass, which
-serves its own loss too) and updating.
+Logged per step: ``loss``, ``reward``, ``error`` (well-formed explanations), ``fve_batch`` (this batch's own variance),
+``kl`` (nats per token), ``surprisal`` (nats per token, estimates the policy's entropy), ``explanation_tokens``,
+``well_formed``, ``at_cap`` (share of samples as long as the cap), ``repetition`` (share of runs of four tokens that
+repeat an earlier one of the same sample), ``equal_groups`` (share of groups without a signal), ``sampling_gap`` (mean
+|log-prob as sampled - teacher forced|), gradient norms, skipped steps, and the seconds spent sampling, scoring (the
+reconstructor's forward pass, which serves its own loss too) and updating.
 """
 
 import time
@@ -33,7 +34,9 @@ from nla.objectives import (
     reward,
     sequence_kl,
 )
-from nla.stages.base import Stage, token_count
+from nla.stages.backward import in_micro_batches
+from nla.stages.base import Stage
+from nla.stages.texts import text_metrics
 from nla.types import ActivationBatch, Rollout
 
 
@@ -73,7 +76,6 @@ class JointStage(Stage):
 
     Args:
         rollout: how explanations are sampled. reward: what they earn. kl: the anchor to the warm start.
-        micro_batch_size: samples per forward and backward pass; never changes the result.
         length: what a loss is averaged over: a sample's tokens and then samples (as released), or all tokens.
         groups: settings of the optimizer that one half has to itself: ``{"reconstructor": {"lr": 1e-3}}``.
     """
@@ -87,14 +89,13 @@ class JointStage(Stage):
         rollout: Sampling,
         reward: Reward,
         kl: Divergence,
-        micro_batch_size: int,
         length: LengthKind = "sample_mean",
         groups: dict[str, dict[str, float]] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, max_new_tokens=rollout.max_new_tokens, **kwargs)
         self.sampling, self.reward, self.kl = rollout, reward, kl
-        self.micro_batch_size, self.groups = micro_batch_size, groups or {}
+        self.groups = groups or {}
         self.length: LengthKind = length
         if kl.coefficient > 0:
             self.nla.verbalizer.freeze_reference()
@@ -107,18 +108,19 @@ class JointStage(Stage):
         rollout = self._sample(batch)
         sampled = time.perf_counter()
         counts = self._global_counts(rollout)
-        self.optimizer.zero_grad()
-        parts = []
-        for part in rollout.split(self.micro_batch_size):
-            loss, metrics = self.losses(part, counts)
-            self.manual_backward(loss)
-            parts.append(metrics)
-        update = self.update()
+
+        def backward(size: int) -> list[dict[str, Tensor]]:
+            parts = []
+            for part in rollout.split(size):
+                loss, metrics = self.losses(part, counts)
+                self.manual_backward(loss)
+                parts.append({**metrics, "loss": loss.detach()})
+            return parts
+
+        parts, self.micro_batch_size = in_micro_batches(self, backward, self.micro_batch_size, rollout.group)
         metrics = {name: torch.stack([part[name] for part in parts]).sum(0) for name in parts[0]}
-        texts = {
-            "explanation_tokens": token_count(rollout.completions),
-            "well_formed": rollout.completions.well_formed.float().mean(),
-        }
+        update = self.update(batch, metrics["loss"])
+        texts = text_metrics(rollout.completions, self.sampling.max_new_tokens)
         scoring = float(metrics["seconds_scoring"])
         seconds = {"seconds_sampling": sampled - started, "seconds_update": time.perf_counter() - sampled - scoring}
         shown = ["fve_batch", "reward", "kl", "explanation_tokens", "well_formed"]
@@ -151,7 +153,7 @@ class JointStage(Stage):
                 completions.well_formed.sum().float(),
             ]
         )
-        samples, tokens, well_formed = self.trainer.strategy.reduce(counts, reduce_op="mean").clamp_min(1)
+        samples, tokens, well_formed = self.mean_over_ranks(counts).clamp_min(1)
         return {"samples": samples, "tokens": tokens, "well_formed": well_formed}
 
     def losses(

@@ -1,6 +1,9 @@
 """Warm start of the reconstructor: the error of its prediction from a given explanation."""
 
+import torch
+
 from nla.objectives import reconstruction_error
+from nla.stages.backward import in_micro_batches
 from nla.stages.base import Stage
 from nla.types import ActivationBatch
 
@@ -12,8 +15,16 @@ class ReconstructorStage(Stage):
     trains = ("reconstructor",)
 
     def training_step(self, batch: ActivationBatch, batch_idx: int) -> None:
-        self.optimizer.zero_grad()
-        prediction = self.nla.reconstructor(*self.nla.reconstructor.tokenize(self.explanations_of(batch)))
-        error = reconstruction_error(prediction, batch.activation, self.nla.mse_scale).mean()
-        self.manual_backward(error)
-        self.log_step({"error": error.detach(), **self.update()}, shown=["error"])
+        rows = self.mean_over_ranks(torch.tensor(len(batch), device=self.device))
+
+        def backward(size: int) -> torch.Tensor:
+            errors = []
+            for part in batch.split(size):
+                prediction = self.nla.reconstructor(*self.nla.reconstructor.tokenize(self.explanations_of(part)))
+                error = reconstruction_error(prediction, part.activation, self.nla.mse_scale).sum() / rows
+                self.manual_backward(error)
+                errors.append(error.detach())
+            return torch.stack(errors).sum()
+
+        error, self.micro_batch_size = in_micro_batches(self, backward, self.micro_batch_size)
+        self.log_step({"error": error, **self.update(batch, error)}, shown=["error"])

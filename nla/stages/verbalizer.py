@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from nla.stages.backward import in_micro_batches
 from nla.stages.base import Stage
 from nla.types import ActivationBatch
 
@@ -19,10 +20,18 @@ class VerbalizerStage(Stage):
     trains = ("verbalizer",)
 
     def training_step(self, batch: ActivationBatch, batch_idx: int) -> None:
-        self.optimizer.zero_grad()
-        loss = self._loss(batch)
-        self.manual_backward(loss)
-        self.log_step({"loss": loss.detach(), **self.update()}, shown=["loss"])
+        tokens = self.mean_over_ranks(self.nla.verbalizer.respond(self.explanations_of(batch))[1].sum())
+
+        def backward(size: int) -> torch.Tensor:
+            losses = []
+            for part in batch.split(size):
+                loss = self._surprisal(part, part.activation)[0] / tokens
+                self.manual_backward(loss)
+                losses.append(loss.detach())
+            return torch.stack(losses).sum()
+
+        loss, self.micro_batch_size = in_micro_batches(self, backward, self.micro_batch_size)
+        self.log_step({"loss": loss, **self.update(batch, loss)}, shown=["loss"])
 
     def validation_step(self, batch: ActivationBatch, batch_idx: int) -> dict[str, Any]:
         right = self._loss(batch)
@@ -31,6 +40,10 @@ class VerbalizerStage(Stage):
         return super().validation_step(batch, batch_idx)
 
     def _loss(self, batch: ActivationBatch, activation: torch.Tensor | None = None) -> torch.Tensor:
+        surprisal, tokens = self._surprisal(batch, batch.activation if activation is None else activation)
+        return surprisal / tokens
+
+    def _surprisal(self, batch: ActivationBatch, activation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the given explanations in all, in nats, and how many tokens they have."""
         tokens, mask = self.nla.verbalizer.respond(self.explanations_of(batch))
-        log_probs = self.nla.verbalizer(batch.activation if activation is None else activation, tokens, mask)
-        return -log_probs.sum() / mask.sum()
+        return -self.nla.verbalizer(activation, tokens, mask).sum(), mask.sum()
