@@ -9,49 +9,46 @@ A stage whose pair stands is not run again, so the same command continues where 
 
 import logging
 import os
-import shutil
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import rich
 import torch
-import yaml
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from nla.autoencoder import NLA
+from nla.callbacks import Checkpointing, StateFile, Tolerant
 from nla.components import check_components
 from nla.config import STAGE_OWN, check_evaluate, check_train, model_depth, parse_data, plain_config
 from nla.data.datamodule import NLADataModule
-from nla.errors import ConfigError, TrainingError
+from nla.errors import CheckpointError, ConfigError, TrainingError
 from nla.loading import HALVES
+from nla.lock import locked
 from nla.metadata import read_metadata, read_yaml
 from nla.prompts import Templates
 from nla.release import fetch
-from nla.secrets import redacted
+from nla.runs import CONFIG, copy_pair, finished, is_pair, record_config, run_folder, stage_facts
 from nla.settings import EvaluateSettings, TrainSettings
+from nla.stages.base import Stage
 from nla.target import Target
 
-CONFIG = "config.yaml"
-# Lightning's remarks on what is meant here: the stage reads activations after the transfer, dropout stays off, and a
-# checkpoint holds the state after a step.
+# Lightning's remarks on what is meant here: the stage reads activations after the transfer, dropout stays off.
 EXPECTED_WARNINGS = (
     ".*overridden `on_after_batch_transfer`.*",
     r"Found \d+ module\(s\) in eval mode.*",
     ".*does not have many workers.*",
-    r"Checkpoint directory .* exists and is not empty\.",
     ".*`IterableDataset` has `__len__` defined.*",
-    r"(?s)Using ModelCheckpoint with manual optimization.*",
     ".*LeafSpec.*is deprecated.*",
 )
 CHATTY = ("lightning.pytorch", "huggingface_hub.serialization._torch")  # devices, tips, each file saved
-# A run folder belongs to one setting of these, and of a begun stage's own but for FREE, which never changes the result.
-FREE = ("trainer", "micro_batch_size")
-FIXED = ("model", "layer", "adapter", "data.source", "data.positions_per_document", "data.min_context", "seed")
 
 
 def train(cfg: DictConfig) -> Path:
@@ -60,14 +57,17 @@ def train(cfg: DictConfig) -> Path:
     if settings.nla is None:
         cfg.layer.index = settings.layer.block(model_depth(settings.model))
     run = Path(settings.run_dir)
-    record_config(cfg, run)
-    pair = settings.nla
-    for name in settings.stages:
-        exported = run / "stages" / name / "nla"
-        if not is_pair(exported):
-            run_stage(cfg, settings, name, pair)
-        pair = str(exported)
-    return copy_pair(Path(str(pair)), run / "nla")
+    first = rank_zero_only.rank == 0  # as the launcher says, before there is a trainer
+    with locked(run) if first else nullcontext():
+        if first:
+            record_config(plain_config(cfg), run)
+        pair = settings.nla
+        for name in settings.stages:
+            exported = run / "stages" / name / "nla"
+            if not finished(exported, settings.stage[name].steps):
+                run_stage(cfg, settings, name, pair)
+            pair = str(exported)
+        return copy_pair(Path(str(pair)), run / "nla") if first else run / "nla"
 
 
 def run_stage(cfg: DictConfig, settings: TrainSettings, name: str, start: str | None) -> None:
@@ -91,7 +91,8 @@ def run_stage(cfg: DictConfig, settings: TrainSettings, name: str, start: str | 
         enable_model_summary=False,
         use_distributed_sampler=False,  # the data module shards by itself
         callbacks=build_all(plain["callbacks"]),
-        logger=build_all(plain["logger"]),
+        logger=[Tolerant(logger) for logger in build_all(plain["logger"])],
+        plugins=[StateFile()],
         **plain["hardware"]["trainer"],
         **options["trainer"],
     )
@@ -99,15 +100,32 @@ def run_stage(cfg: DictConfig, settings: TrainSettings, name: str, start: str | 
     with warnings.catch_warnings():
         for message in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message)
-        trainer.fit(stage, data, ckpt_path=last_checkpoint(folder))
+        trainer.fit(stage, data, ckpt_path=resume_point(stage, trainer, start), weights_only=True)
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, Checkpointing):
+            callback.stop.check(stage.name)
     if trainer.interrupted or (trainer.global_step < options["steps"] and not trainer.fast_dev_run):  # pyright: ignore[reportAttributeAccessIssue]
         raise TrainingError(
             f"stage {name} stopped at step {trainer.global_step} of {options['steps']}: nothing was exported; "
             "the same command continues it"
         )
     if trainer.is_global_zero:
-        pair.save_pretrained(folder / "nla", stage=name)
+        pair.save_pretrained(folder / "nla", stage=name, training={"steps": options["steps"]})
     trainer.strategy.barrier()
+
+
+def resume_point(stage: Stage, trainer: Trainer, start: str | None) -> Path | None:
+    """The state that the stage goes on from. Raises CheckpointError where there should be one and is none that fits."""
+    folder = Path(trainer.default_root_dir)
+    sharded = isinstance(trainer.strategy, ModelParallelStrategy)
+    facts = stage_facts(stage.name, stage.nla, stage.target.model.config, start, trainer.world_size)
+    found = None
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, Checkpointing):
+            found = callback.newest(facts, sharded=sharded)
+    if found is None and is_pair(folder / "nla"):
+        raise CheckpointError(f"{folder}: the stage has ended and cannot be made longer: it has no checkpoint")
+    return None if found is None else found.state
 
 
 def starting_target(settings: TrainSettings, start: str | None) -> Target:
@@ -226,63 +244,3 @@ def recorded_data(pair: Path) -> dict[str, Any]:
     check_components(data, "data", trusted=False)
     parse_data(data)
     return data
-
-
-def run_folder(pair: Path) -> Path | None:
-    """runs/<name> of runs/<name>/nla and of runs/<name>/stages/<stage>/nla; None for a pair from elsewhere."""
-    for folder in list(pair.resolve().parents)[:3]:
-        if (folder / CONFIG).is_file() and (folder / "stages").is_dir():
-            return Path(os.path.relpath(folder))
-    return None
-
-
-def record_config(cfg: DictConfig, run: Path) -> None:
-    """Write config.yaml, or refuse a folder that holds a run with other facts."""
-    public = redacted(plain_config(cfg))
-    path = run / CONFIG
-    if path.is_file():
-        recorded = read_yaml(path)
-        for key in (*FIXED, *_begun(public["stage"], run / "stages")):
-            before, now = _at(recorded, key), _at(public, key)
-            if before != now:
-                raise ConfigError(
-                    f"{run} holds a run with another {key} ({before}, now {now}): "
-                    "choose name=<another>, or remove the folder"
-                )
-    run.mkdir(parents=True, exist_ok=True)
-    scratch = run / f".{CONFIG}.{os.getpid()}"
-    scratch.write_text(yaml.safe_dump(public, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    os.replace(scratch, path)
-
-
-def _begun(stages: Mapping[str, Any], folder: Path) -> list[str]:
-    """Keys of the stages that have started. One that has not ended may still be made longer or shorter."""
-    keys = [(name, key) for name in stages if (folder / name).is_dir() for key in stages[name] if key not in FREE]
-    return [f"stage.{name}.{key}" for name, key in keys if key != "steps" or is_pair(folder / name / "nla")]
-
-
-def _at(node: Any, key: str) -> Any:
-    for part in key.split("."):
-        node = node.get(part) if isinstance(node, dict) else None
-    return node
-
-
-def last_checkpoint(folder: Path) -> str | None:
-    """Where a stage that was interrupted goes on."""
-    path = folder / "last.ckpt"
-    return str(path) if path.is_file() else None
-
-
-def is_pair(folder: Path) -> bool:
-    """Whether both halves stand there; `save_pretrained` moves each into place only when it is whole."""
-    return all((folder / half).is_dir() for half in HALVES)
-
-
-def copy_pair(source: Path, destination: Path) -> Path:
-    """Copy beside the destination first, so that a kill never leaves half a pair."""
-    scratch = destination.with_name(f".{destination.name}.part")
-    shutil.rmtree(scratch, ignore_errors=True)
-    shutil.copytree(source, scratch)
-    shutil.rmtree(destination, ignore_errors=True)
-    os.replace(scratch, destination)
-    return destination

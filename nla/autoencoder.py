@@ -1,7 +1,5 @@
 """The pair with its prompts and scales: what one trains, saves, publishes, and uses in a notebook."""
 
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nla import loading, release
+from nla import atomic, loading, release
 from nla.adapters import add_lora, save_adapter
 from nla.backbone import check_layer, load_model, load_tokenizer, twin, width
 from nla.errors import DataError
@@ -171,14 +169,15 @@ class NLA(nn.Module):
         """Write `folder/verbalizer` and `folder/reconstructor` in the released format.
 
         Adapters are merged into these weights and also saved apart, in `adapter/` of each half, to be continued.
-        Both are written beside the folder first and then moved, so that a kill never leaves half a pair.
+        Both appear together, whole: a kill never leaves half a pair.
         """
-        folder = Path(folder)
-        scratch = folder.with_name(f".{folder.name}.part")
-        shutil.rmtree(scratch, ignore_errors=True)
+        with atomic.new_folder(Path(folder)) as scratch:
+            self._save(scratch, stage, training)
+
+    def _save(self, folder: Path, stage: str | None, training: dict[str, Any] | None) -> None:
         for half, role in zip(HALVES, ("av", "ar"), strict=True):
-            part = scratch / half
-            part.mkdir(parents=True)
+            part = folder / half
+            part.mkdir()
             if half == "verbalizer":
                 release.save_causal_lm(self.verbalizer.model, part)
                 save_adapter(self.verbalizer.model, self.base_model, part)
@@ -187,11 +186,6 @@ class NLA(nn.Module):
                 save_adapter(self.reconstructor.body, self.base_model, part)
             getattr(self, half).tokenizer.save_pretrained(part)
             write_metadata(part, self._metadata(role, stage or self.stage, training))
-        folder.mkdir(parents=True, exist_ok=True)
-        for half in HALVES:
-            shutil.rmtree(folder / half, ignore_errors=True)
-            os.replace(scratch / half, folder / half)
-        scratch.rmdir()
 
     def _metadata(self, role: str, stage: str | None, training: dict[str, Any] | None) -> Metadata:
         prompt = self.verbalizer.prompt

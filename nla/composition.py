@@ -53,11 +53,12 @@ def compose(config_name: str, overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def launch(task: Callable[[DictConfig], object], config_name: str, check: Callable[[DictConfig], object]) -> int:
-    """Run `task` on the command line's config, or on each job of a sweep; the exit status, 2 after a person's mistake.
+    """Run `task` on the command line's config, or on each job of a sweep; the exit status: 2 after a person's mistake,
+    128 + signal for a run that a signal has stopped.
 
     A job of a sweep that fails this way leaves the others to run.
     """
-    failures: list[str] = []
+    statuses: list[int] = []
     try:
         for overrides in _jobs(sys.argv[1:]):
             check(compose(config_name, overrides))
@@ -73,17 +74,22 @@ def launch(task: Callable[[DictConfig], object], config_name: str, check: Callab
         try:
             task(cfg)
         except NLAError as error:
-            report(error)
-            failures.append(str(error))
+            statuses.append(report(error))
 
-    job()
-    return 2 if failures else 0
+    try:
+        job()
+    except KeyboardInterrupt:  # outside of a stage's training, where it ends a step first
+        print("interrupted; the same command continues", file=sys.stderr, flush=True)
+        return 130
+    return max(statuses, default=0)
 
 
 def report(error: NLAError) -> int:
-    """Say it on one line of stderr; the exit status."""
-    print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
-    return 2
+    """Say it on one line of stderr, with its details below; the exit status."""
+    print("error:" if error.status == 2 else "stopped:", " ".join(str(error).split()), file=sys.stderr, flush=True)
+    if error.details:
+        print(error.details, file=sys.stderr, flush=True)
+    return error.status
 
 
 def job_folder(overrides: str) -> str:

@@ -5,7 +5,13 @@ The console commands print the message without a traceback and end with status 2
 
 
 class NLAError(Exception):
-    """Base of every error that a person can cause and mend."""
+    """Base of every error that a person can cause and mend. `details` are further lines, such as a table."""
+
+    status = 2  # of the command that ends with it
+
+    def __init__(self, message: str, details: str = "") -> None:
+        super().__init__(message)
+        self.details = details
 
 
 class ConfigError(NLAError):
@@ -30,6 +36,22 @@ class InjectionError(NLAError):
 
 class TrainingError(NLAError):
     """A run that cannot go on: gradients that stay non-finite, a collapsed policy, data without what a stage needs."""
+
+
+class CheckpointError(NLAError):
+    """A checkpoint that is damaged, unsafe, of another run, or cannot be written."""
+
+
+class LockError(NLAError):
+    """A run folder that another process is at work on."""
+
+
+class Interrupted(NLAError):
+    """A signal asked the run to stop, and it did at a step boundary. The status is the shell's: 128 + signal."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.status = 128 + signal
 
 
 def first_line(error: BaseException) -> str:

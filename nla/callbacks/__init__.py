@@ -1,6 +1,9 @@
-"""What a person sees while a stage runs: progress with the time left, and samples at each validation."""
+"""What happens beside the training step: progress, metrics, samples, checkpoints, stopping on a signal."""
 
+from nla.callbacks.checkpointing import Checkpointing, StateFile
+from nla.callbacks.loggers import Tolerant
+from nla.callbacks.metrics import MetricsFile
 from nla.callbacks.progress import Progress
 from nla.callbacks.samples import Samples
 
-__all__ = ["Progress", "Samples"]
+__all__ = ["Checkpointing", "MetricsFile", "Progress", "Samples", "StateFile", "Tolerant"]

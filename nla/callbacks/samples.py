@@ -9,9 +9,10 @@ from typing import Any
 
 import rich
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from rich.table import Table
 from rich.text import Text
+
+from nla.callbacks.loggers import Tolerant
 
 MALFORMED = "(malformed)"
 Row = tuple[str, str | None, float]  # context, explanation, cosine
@@ -50,8 +51,8 @@ class Samples(Callback):
             return
         name = str(getattr(pl_module, "name", type(pl_module).__name__))
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text(f"{name}/samples", markdown_table(self._rows), trainer.global_step)
+            if isinstance(logger, Tolerant):
+                logger.log_table(f"{name}/samples", markdown_table(self._rows), trainer.global_step)
         if self.print_table:
             rich.get_console().print(terminal_table(self._rows, f"{name}, step {trainer.global_step}"))
         self._rows = []

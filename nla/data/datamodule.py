@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerBase
@@ -176,7 +177,10 @@ class NLADataModule(LightningDataModule):
         return self._loader(FiniteBatches(self, split, 0, -(-per_rank // size)))
 
     def _loader(self, batches: Batches) -> DataLoader:
-        return DataLoader(batches, batch_size=None, num_workers=self.num_workers)
+        # a generator of its own: otherwise each pass draws a seed for the workers from the global one
+        return DataLoader(
+            batches, batch_size=None, num_workers=self.num_workers, generator=torch.Generator().manual_seed(self.seed)
+        )
 
     def _shares(self, split: str) -> tuple[int, int]:
         """Documents per rank, and per batch.

@@ -97,7 +97,9 @@ class Stage(LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer_factory(self.parameter_groups())
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, self._rate)}}
+        # a plain function: of any other callable LambdaLR would put the attributes into each checkpoint
+        scheduler = LambdaLR(optimizer, lambda step: self._rate(step))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler}}
 
     def _rate(self, step: int) -> float:
         warm = min(1.0, (step + 1) / max(1, self.warmup_steps))

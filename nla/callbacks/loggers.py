@@ -1,0 +1,70 @@
+"""A logger that fails does not end the run: metrics.csv keeps the metrics."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+
+from nla.errors import first_line
+
+
+class Tolerant(Logger):
+    """Passes everything on to `inner` until it fails; then says so once and leaves it alone."""
+
+    def __init__(self, inner: Logger) -> None:
+        super().__init__()
+        self.inner = inner
+        self.failed = False
+
+    @property
+    def name(self) -> str | None:
+        return self.inner.name
+
+    @property
+    def version(self) -> int | str | None:
+        return self.inner.version
+
+    @property
+    def save_dir(self) -> str | None:
+        return self.inner.save_dir
+
+    @property
+    def experiment(self) -> Any:
+        """Made by Lightning before the run, so that a logger which is down is found out at once."""
+        return self._try(lambda: getattr(self.inner, "experiment", None))
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self._try(lambda: self.inner.log_metrics(metrics, step))
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        self._try(lambda: self.inner.log_hyperparams(params, *args, **kwargs))
+
+    def log_table(self, tag: str, markdown: str, step: int) -> None:
+        """A table of texts, where the logger shows Markdown."""
+        if isinstance(self.inner, TensorBoardLogger):
+            experiment = self.inner
+            self._try(lambda: experiment.experiment.add_text(tag, markdown, step))
+
+    def log_graph(self, *args: Any, **kwargs: Any) -> None:
+        self._try(lambda: self.inner.log_graph(*args, **kwargs))
+
+    def save(self) -> None:
+        self._try(self.inner.save)
+
+    def finalize(self, status: str) -> None:
+        self._try(lambda: self.inner.finalize(status))
+
+    def _try(self, action: Callable[[], Any]) -> Any:
+        if self.failed:
+            return None
+        try:
+            return action()
+        except Exception as error:  # a full disk, a server that does not answer: every logger has its own classes
+            self.failed = True
+            warnings.warn(
+                f"{type(self.inner).__name__} fails and is left out from here on ({first_line(error)}); training goes "
+                "on, and metrics.csv has the metrics",
+                stacklevel=2,
+            )
+            return None

@@ -1,0 +1,122 @@
+"""The folder of a run: its recorded config, which stages are finished, and whose checkpoints may go on in it."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nla import atomic
+from nla.adapters import has_lora, lora_strength
+from nla.autoencoder import NLA
+from nla.backbone import resolve
+from nla.checkpoints import Facts
+from nla.errors import ConfigError
+from nla.loading import HALVES
+from nla.metadata import read_metadata, read_yaml
+from nla.release import fetch
+from nla.secrets import redacted
+
+CONFIG = "config.yaml"
+# A run folder belongs to one setting of these, and of a begun stage's own but for FREE, which never changes the result.
+FREE = ("trainer", "micro_batch_size")
+FIXED = ("model", "layer", "adapter", "data.source", "data.positions_per_document", "data.min_context", "seed")
+WEIGHTS = "*.safetensors"
+
+
+def record_config(plain: Mapping[str, Any], run: Path) -> None:
+    """Write config.yaml, or refuse a folder that holds a run with other facts. Raises ConfigError."""
+    public = redacted(plain)
+    path = run / CONFIG
+    if path.is_file():
+        recorded = read_yaml(path)
+        for key in (*FIXED, *_begun(public["stage"], run / "stages")):
+            before, now = _at(recorded, key), _at(public, key)
+            if before != now and not _extends(key, before, now, public["stages"], run):
+                raise ConfigError(
+                    f"{run} holds a run with another {key} ({before}, now {now}): "
+                    "choose name=<another>, or remove the folder"
+                )
+    run.mkdir(parents=True, exist_ok=True)
+    atomic.write_text(path, yaml.safe_dump(public, sort_keys=False, allow_unicode=True))
+
+
+def _begun(stages: Mapping[str, Any], folder: Path) -> list[str]:
+    """Keys of the stages that have started. One that has not ended may still be made longer or shorter."""
+    keys = [(name, key) for name in stages if (folder / name).is_dir() for key in stages[name] if key not in FREE]
+    return [f"stage.{name}.{key}" for name, key in keys if key != "steps" or is_pair(folder / name / "nla")]
+
+
+def _extends(key: str, before: Any, now: Any, stages: list[str], run: Path) -> bool:
+    """Whether the change makes a finished stage longer whose pair no later stage has started from."""
+    parts = key.split(".")
+    if parts[0] != "stage" or parts[2:] != ["steps"] or not isinstance(before, int) or now < before:
+        return False
+    later = stages[stages.index(parts[1]) + 1 :] if parts[1] in stages else ()
+    for stage in later:
+        if (run / "stages" / stage).is_dir():
+            raise ConfigError(
+                f"{key}={now}: stage {stage} has started from the pair that {parts[1]} left after {before} steps: "
+                f"choose name=<another>, or remove {run / 'stages' / stage}"
+            )
+    return True
+
+
+def _at(node: Any, key: str) -> Any:
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    return node
+
+
+def is_pair(folder: Path) -> bool:
+    """Whether both halves stand there: `save_pretrained` lets them appear together, when they are whole."""
+    return all((folder / half).is_dir() for half in HALVES)
+
+
+def finished(pair: Path, steps: int) -> bool:
+    """Whether a stage has exported its pair after as many steps; one made without a count is taken as it is."""
+    atomic.restore_folder(pair)
+    if not is_pair(pair):
+        return False
+    trained = (read_metadata(pair / HALVES[0]).training or {}).get("steps")
+    return not isinstance(trained, int) or trained >= steps
+
+
+def copy_pair(source: Path, destination: Path) -> Path:
+    """Copy the pair, unless the very same stands there; a kill never leaves half of one."""
+    atomic.restore_folder(destination)
+    if not (is_pair(destination) and atomic.digest(destination) == atomic.digest(source)):
+        with atomic.new_folder(destination) as scratch:
+            shutil.copytree(source, scratch, dirs_exist_ok=True)
+    return destination
+
+
+def stage_facts(name: str, pair: NLA, target_config: Any, start: str | None, world_size: int) -> Facts:
+    """What a checkpoint of this stage must have in common with the run that goes on from it.
+
+    The start pair is the KL reference, and what frozen halves are loaded from; neither is in the checkpoint.
+    """
+    rank, alpha = lora_strength(pair.verbalizer.model) if has_lora(pair.verbalizer.model) else (None, None)
+    base = Path(resolve(pair.base_model))
+    revision = atomic.digest(base, WEIGHTS) if base.is_dir() else getattr(target_config, "_commit_hash", None)
+    return {
+        "stage": name,
+        "layer": pair.layer,
+        "width": pair.d_model,
+        "base model": pair.base_model,
+        "base revision": revision,
+        "LoRA rank": rank,
+        "LoRA alpha": alpha,
+        "start pair": None if start is None else atomic.digest(fetch(start), WEIGHTS),
+        "world_size": world_size,
+    }
+
+
+def run_folder(pair: Path) -> Path | None:
+    """runs/<name> of runs/<name>/nla and of runs/<name>/stages/<stage>/nla; None for a pair from elsewhere."""
+    for folder in list(pair.resolve().parents)[:3]:
+        if (folder / CONFIG).is_file() and (folder / "stages").is_dir():
+            return Path(os.path.relpath(folder))
+    return None
