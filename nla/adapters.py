@@ -1,6 +1,7 @@
 """Low-rank adapters: put on, merged, saved in PEFT's format and put back."""
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,11 @@ def add_lora(model: PreTrainedModel, rank: int, alpha: float, dropout: float = 0
     """Low-rank adapters on all linear layers, in place; everything else is frozen (attention alone underfits)."""
     from peft import inject_adapter_in_model
 
-    inject_adapter_in_model(lora_config(model, rank, alpha, dropout), model)
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message=".*_pattern keys did not match any targeted module.*"
+        )  # its own, of experts
+        inject_adapter_in_model(lora_config(model, rank, alpha, dropout), model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
     return model
@@ -76,10 +81,13 @@ def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
     for name, tensor in model.state_dict().items():
         if "lora_" in name:
             continue
-        if name.endswith(".base_layer.weight"):
-            layer: Any = model.get_submodule(name.removesuffix(".base_layer.weight"))
-            tensor = tensor + layer.get_delta_weight("default").to(tensor)
-        state[name.replace(".base_layer.", ".")] = tensor
+        path, _, parameter = name.rpartition(".")
+        while path.endswith(".base_layer"):  # experts kept as one tensor each have a wrapper around a wrapper
+            path = path.removesuffix(".base_layer")
+            layer: Any = model.get_submodule(path)
+            if getattr(layer, "parameter_name", "weight") == parameter:
+                tensor = tensor + layer.get_delta_weight("default").to(tensor)
+        state[f"{path}.{parameter}" if path else parameter] = tensor
     return state
 
 

@@ -61,7 +61,10 @@ def load_model(model_id: str | Path, dtype: str = "float32", revision: str | Non
 def load_model_with_info(
     model_id: str | Path, dtype: str = "float32", revision: str | None = None
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """As `load_model`, with transformers' report of missing and unexpected weights."""
+    """As `load_model`, with transformers' report of missing and unexpected weights.
+
+    Of a multimodal model the language model alone is kept: what sees and hears takes memory and is never run.
+    """
     if dtype not in DTYPES:
         raise ConfigError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
     try:
@@ -80,7 +83,32 @@ def load_model_with_info(
             f"({first_line(error)}): give a packaged id, a folder or a hub id"
         ) from error
     model, info = loaded
+    prefix = next((name for name, module in model.named_modules() if module is body(model)), "")
+    if "." in prefix:  # inside a wrapper
+        model = _text_model(model)
+        for kind in ("missing_keys", "unexpected_keys"):
+            info[kind] = [name for name in info[kind] if name.startswith((prefix, "lm_head"))]
     return model.eval(), info
+
+
+def _text_model(wrapper: PreTrainedModel) -> PreTrainedModel:
+    """The causal LM inside a multimodal wrapper, of the same weights."""
+    decoder, head = body(wrapper), wrapper.get_output_embeddings()
+    decoder.config.tie_word_embeddings = wrapper.config.tie_word_embeddings
+    model = causal_lm(decoder)
+    if head is not None:
+        model.set_output_embeddings(head)
+    model.generation_config = wrapper.generation_config
+    return model
+
+
+def causal_lm(decoder: PreTrainedModel) -> PreTrainedModel:
+    """The causal LM class that belongs to a body, around this very body; its output head is empty (a meta tensor)."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(decoder.config)
+    setattr(model, model.base_model_prefix, decoder)
+    model.config = decoder.config
+    return model
 
 
 def load_tokenizer(model_id: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import save_torch_state_dict, snapshot_download
+from huggingface_hub import snapshot_download
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from nla.adapters import has_lora, merged_state_dict
-from nla.backbone import FINAL_NORMS, load_model_with_info, quiet, refuse_pickles
+from nla.backbone import FINAL_NORMS, causal_lm, load_model_with_info, quiet, refuse_pickles
 from nla.errors import ModelError, ReleaseError, first_line
 from nla.metadata import Metadata
 
@@ -51,15 +50,10 @@ def load_causal_lm(folder: Path, dtype: str = "float32") -> PreTrainedModel:
 
 def save_reconstructor(decoder: PreTrainedModel, head: nn.Linear, folder: Path) -> None:
     """Blocks 0..l under the causal LM's names, no final norm, no lm_head, and the value head beside them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {f"{decoder.base_model_prefix}.{name}": value for name, value in merged_state_dict(decoder).items()}
-    persistent = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    save_torch_state_dict(persistent, folder)
-    config = decoder.config.__class__.from_dict(decoder.config.to_dict())
-    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
-    config.architectures = [name] if isinstance(name, str) else None
-    config.tie_word_embeddings = decoder.config.tie_word_embeddings
-    config.save_pretrained(folder)
+    model = causal_lm(decoder)
+    state = {f"{model.base_model_prefix}.{name}": value for name, value in merged_state_dict(decoder).items()}
+    with quiet():
+        model.save_pretrained(folder, state_dict=state)
     save_file({"weight": head.weight.detach().float().cpu().contiguous()}, folder / VALUE_HEAD)
 
 

@@ -15,6 +15,7 @@ from transformers import (  # noqa: E402
     AutoModelForCausalLM,
     AutoTokenizer,
     Gemma2Config,
+    Gemma3Config,
     Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
@@ -24,8 +25,11 @@ from transformers import (  # noqa: E402
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
+    SiglipVisionConfig,
 )
 
+from nla import backbone  # noqa: E402
 from nla.autoencoder import NLA  # noqa: E402
 from nla.prompts import Templates  # noqa: E402
 from nla.target import Target  # noqa: E402
@@ -34,7 +38,10 @@ torch.set_num_threads(1)
 
 MARKER = "\u320e"
 LAYERS, WIDTH, VOCAB = 3, 32, 320
-FAMILIES = ("qwen3", "qwen2", "llama", "mistral", "gemma2", "gemma3", "gpt2")
+FAMILIES = ("qwen3", "qwen2", "llama", "mistral", "gemma2", "gemma3", "gemma3_images", "gpt2", "qwen3_moe")
+SIGHT = SiglipVisionConfig(
+    hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4
+)
 CHAT = (
     "{% for m in messages %}<|turn|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}"
@@ -105,12 +112,33 @@ def make_config(family: str) -> Any:
         "mistral": lambda: MistralConfig(**shared, sliding_window=8),
         "gemma2": lambda: Gemma2Config(**shared, **windowed, query_pre_attn_scalar=8),
         "gemma3": lambda: Gemma3TextConfig(**shared, **windowed, query_pre_attn_scalar=8),
+        "gemma3_images": lambda: Gemma3Config(
+            text_config=Gemma3TextConfig(**shared, **windowed, query_pre_attn_scalar=8).to_dict(),
+            vision_config=SIGHT.to_dict(),
+            mm_tokens_per_image=1,
+            eos_token_id=1,
+            tie_word_embeddings=True,
+        ),
+        "qwen3_moe": lambda: Qwen3MoeConfig(
+            **shared, moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2, norm_topk_prob=True
+        ),
     }[family]()
 
 
 def make_model(family: str, seed: int = 0) -> PreTrainedModel:
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(make_config(family)).eval()
+
+
+def seen_by_first_block(verbalizer: Any, activation: torch.Tensor, tokens, mask) -> torch.Tensor:
+    caught = []
+    block = backbone.blocks(backbone.body(verbalizer.model))[0]
+    handle = block.register_forward_pre_hook(
+        lambda _m, args, kwargs: caught.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+    )
+    verbalizer(activation, tokens, mask)
+    handle.remove()
+    return caught[0]
 
 
 @pytest.fixture(scope="session")

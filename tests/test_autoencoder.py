@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FAMILIES, MARKER, TEMPLATES
+from conftest import MARKER, TEMPLATES
 from peft import PeftModel
 
 from nla import backbone
@@ -37,20 +37,6 @@ def numbers(nla: NLA) -> tuple[torch.Tensor, torch.Tensor]:
     return nla.verbalizer(vectors(3), tokens, mask).detach(), nla.reconstruct(TEXTS)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_round_trip_keeps_every_number(family: str, model_folders: dict[str, str], tmp_path: Path):
-    nla = shaken(NLA.from_target(model_folders[family], 1, TEMPLATES, MARKER, 150.0, None))
-    nla.save_pretrained(tmp_path / "nla", stage="joint")
-    back = NLA.from_pretrained(tmp_path / "nla")
-    for one, other in zip(numbers(nla), numbers(back)):
-        assert torch.equal(one, other)
-    assert nla.explain(vectors(), 2, max_new_tokens=10) == back.explain(vectors(), 2, max_new_tokens=10)
-    for name in ("base_model", "layer", "injection_scale", "mse_scale", "templates"):
-        assert getattr(nla, name) == getattr(back, name)
-    assert back.stage == "joint"
-    assert back.verbalizer.prompt == nla.verbalizer.prompt
-
-
 def test_halves_load_by_name(saved_nla: Path, nla: NLA):
     back = NLA.from_pretrained(verbalizer=saved_nla / "verbalizer", reconstructor=saved_nla / "reconstructor")
     assert torch.equal(numbers(back)[1], numbers(nla)[1])
@@ -60,59 +46,25 @@ def test_halves_load_by_name(saved_nla: Path, nla: NLA):
         NLA.from_pretrained(verbalizer=saved_nla / "reconstructor", reconstructor=saved_nla / "verbalizer")
 
 
-@pytest.mark.parametrize("family", ["qwen3", "gpt2"])
-def test_lora_is_saved_merged(family: str, model_folders: dict[str, str], tmp_path: Path):
-    nla = shaken(NLA.from_target(model_folders[family], 1, TEMPLATES, MARKER, adapter=LORA))
-    nla.save_pretrained(tmp_path / "nla")
-    back = NLA.from_pretrained(tmp_path / "nla")
-    assert not any("lora" in name for name in back.state_dict())
-    for one, other in zip(numbers(nla), numbers(back)):
-        assert torch.allclose(one, other, atol=1e-4)
-    again = NLA.from_pretrained(tmp_path / "nla", adapter=LORA)
-    assert torch.equal(numbers(again)[1], numbers(back)[1])
-
-
 LORA = {"rank": 2, "alpha": 4.0, "dropout": 0.0}
 
 
-def test_adapters_share_one_base_with_the_target(family_folder: str):
-    """One copy of the weights serves target, verbalizer, reference and reconstructor; none disturbs another."""
-    target = Target.from_pretrained(family_folder, 1)
-    nla = NLA.from_target(family_folder, 1, TEMPLATES, MARKER, adapter=LORA, base=target.model)
-    own = {p.data_ptr() for p in target.model.parameters()}
-    base = [p for n, p in nla.named_parameters() if "lora_" not in n and "head" not in n.split(".")[-2:]]
-    assert {p.data_ptr() for p in base} <= own
-    before = target.read(TEXTS, "all").activation
-    alone = shaken(NLA.from_target(family_folder, 1, TEMPLATES, MARKER, adapter=LORA))
-    nla.load_state_dict(alone.state_dict())
-    assert torch.equal(target.read(TEXTS, "all").activation, before)
-    for one, other in zip(numbers(nla), numbers(alone), strict=True):
-        assert torch.equal(one, other)
-    nla.verbalizer.sample(vectors(), max_new_tokens=4)
-    assert torch.equal(target.read(TEXTS, "all").activation, before)
-
-
-def test_saved_adapters_are_continued_on_the_shared_base(family_folder: str, tmp_path: Path):
-    target = Target.from_pretrained(family_folder, 1)
-    nla = shaken(NLA.from_target(family_folder, 1, TEMPLATES, MARKER, adapter=LORA, base=target.model))
+def test_a_saved_adapter_of_another_strength_is_refused(tiny_folder: str, tmp_path: Path):
+    target = Target.from_pretrained(tiny_folder, 1)
+    nla = NLA.from_target(tiny_folder, 1, TEMPLATES, MARKER, adapter=LORA, base=target.model)
     nla.save_pretrained(tmp_path / "nla")
-    back = NLA.from_pretrained(tmp_path / "nla", adapter=LORA, base=target.model)
-    assert len({p.data_ptr() for p in [*target.model.parameters(), *back.parameters()]}) == len(
-        {p.data_ptr() for p in [*target.model.parameters(), *nla.parameters()]}
-    )
-    for name, value in nla.state_dict().items():
-        assert torch.equal(value, back.state_dict()[name]), name
-    for one, other in zip(numbers(nla), numbers(back), strict=True):
-        assert torch.equal(one, other)
     with pytest.raises(ReleaseError, match="rank 2 and alpha 4"):
         NLA.from_pretrained(tmp_path / "nla", adapter=LORA | {"alpha": 8.0}, base=target.model)
 
 
-def test_an_adapter_loads_with_peft(tiny_folder: str, tmp_path: Path):
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_moe"])
+def test_an_adapter_loads_with_peft(family: str, model_folders: dict[str, str], tmp_path: Path):
     """In PEFT's own format, on the base model that its config names."""
-    nla = shaken(NLA.from_target(tiny_folder, 1, TEMPLATES, MARKER, adapter=LORA))
+    nla = shaken(NLA.from_target(model_folders[family], 1, TEMPLATES, MARKER, adapter=LORA))
     nla.save_pretrained(tmp_path / "nla")
-    model = PeftModel.from_pretrained(backbone.load_model(tiny_folder), str(tmp_path / "nla/verbalizer/adapter"))
+    model = PeftModel.from_pretrained(
+        backbone.load_model(model_folders[family]), str(tmp_path / "nla/verbalizer/adapter")
+    )
     tokens = torch.randint(5, 300, (2, 9))
     assert torch.allclose(model(tokens).logits, nla.verbalizer.model(tokens).logits, atol=1e-5)
 

@@ -75,24 +75,6 @@ def test_input_gain_where_the_body_scales():
     assert torch.allclose(backbone.head_logits(model, hidden), model(tokens).logits, atol=1e-6)
 
 
-def test_body_through_a_multimodal_wrapper():
-    from transformers import Gemma3Config, Gemma3ForConditionalGeneration, SiglipVisionConfig
-
-    text = {
-        "vocab_size": 64, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "head_dim": 8,
-        "num_attention_heads": 2, "num_key_value_heads": 1,
-    }  # fmt: skip
-    vision = SiglipVisionConfig(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4
-    )
-    model = Gemma3ForConditionalGeneration(
-        Gemma3Config(text_config=text, vision_config=vision.to_dict(), mm_tokens_per_image=1)
-    ).eval()
-    assert backbone.depth(model) == 2
-    assert backbone.width(model) == 16
-    assert type(backbone.body(model)).__name__ == "Gemma3TextModel"
-
-
 @pytest.mark.parametrize("layer", [-1, 3, 99])
 def test_wrong_layer_names_the_range(tiny_folder: str, layer: int):
     with pytest.raises(ConfigError, match=rf"layer.index={layer}.*0 to 2"):

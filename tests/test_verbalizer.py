@@ -4,7 +4,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from conftest import FAMILIES, MARKER, TEMPLATES
+from conftest import FAMILIES, MARKER, TEMPLATES, seen_by_first_block
 
 from nla import backbone
 from nla.autoencoder import NLA
@@ -33,33 +33,6 @@ def qwen(tiny_folder: str) -> Verbalizer:
 
 def vectors(count: int = 4, seed: int = 0) -> torch.Tensor:
     return torch.randn(count, 32, generator=torch.Generator().manual_seed(seed))
-
-
-def seen_by_first_block(verbalizer: Verbalizer, activation: torch.Tensor, tokens, mask) -> torch.Tensor:
-    caught = []
-    block = backbone.blocks(backbone.body(verbalizer.model))[0]
-    handle = block.register_forward_pre_hook(
-        lambda _m, args, kwargs: caught.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
-    )
-    verbalizer(activation, tokens, mask)
-    handle.remove()
-    return caught[0]
-
-
-def test_the_injected_row_reaches_block_zero(verbalizer: Verbalizer):
-    activation = vectors()
-    tokens, mask = verbalizer.respond(["a", "It rains.", "b", "c"])
-    seen = seen_by_first_block(verbalizer, activation, tokens, mask)
-    place = verbalizer.prompt.position
-    expected = normalize(activation, 10.0)
-    if "GPT2" in type(verbalizer.model).__name__:  # adds its position embeddings to whatever comes in
-        expected = expected + verbalizer.model.transformer.wpe.weight[place]
-    assert torch.allclose(seen[:, place], expected, atol=1e-5)
-    ids = torch.tensor(verbalizer.prompt.tokens)
-    plain = backbone.embed(backbone.body(verbalizer.model), ids)
-    if "GPT2" not in type(verbalizer.model).__name__:
-        others = [i for i in range(len(ids)) if i != place]
-        assert torch.allclose(seen[0, others], plain[others])
 
 
 def test_injection_where_the_body_scales_its_input(tiny_folder: str):
@@ -109,12 +82,6 @@ def test_samples_packed_behind_one_prompt_equal_separate_rows(verbalizer: Verbal
     assert len(packed_gradient) == len(alone_gradient) > 0
     for one, other in zip(packed_gradient, alone_gradient, strict=True):
         assert torch.allclose(one, other, atol=1e-4, rtol=1e-3)
-
-
-def test_the_engine_takes_every_family(verbalizer: Verbalizer, recwarn: pytest.WarningsRecorder):
-    verbalizer.sample(vectors(2), max_new_tokens=2)
-    assert verbalizer._engine_fits
-    assert not [w for w in recwarn if "engine" in str(w.message)]
 
 
 @pytest.mark.parametrize(
