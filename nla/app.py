@@ -30,11 +30,10 @@ from nla.components import check_components
 from nla.config import STAGE_OWN, check_evaluate, check_train, model_depth, parse_data, plain_config
 from nla.data.datamodule import NLADataModule
 from nla.errors import CheckpointError, ConfigError, TrainingError
-from nla.loading import HALVES
+from nla.loading import find_halves
 from nla.lock import locked
 from nla.metadata import read_metadata, read_yaml
 from nla.prompts import Templates
-from nla.release import fetch
 from nla.runs import CONFIG, copy_pair, finished, is_pair, record_config, run_folder, stage_facts
 from nla.settings import EvaluateSettings, TrainSettings
 from nla.stages.base import Stage
@@ -118,7 +117,7 @@ def resume_point(stage: Stage, trainer: Trainer, start: str | None) -> Path | No
     """The state that the stage goes on from. Raises CheckpointError where there should be one and is none that fits."""
     folder = Path(trainer.default_root_dir)
     sharded = isinstance(trainer.strategy, ModelParallelStrategy)
-    facts = stage_facts(stage.name, stage.nla, stage.target.model.config, start, trainer.world_size)
+    facts = stage_facts(stage.name, stage.nla, start, trainer.world_size)
     found = None
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, Checkpointing):
@@ -133,8 +132,8 @@ def starting_target(settings: TrainSettings, start: str | None) -> Target:
     model = settings.model
     if start is None:
         return Target.from_pretrained(model.id, settings.layer.block(model_depth(model)), model.dtype, model.revision)
-    about = read_metadata(fetch(start) / HALVES[1])
-    return Target.from_pretrained(about.base_model, about.layer, model.dtype, model.revision)
+    about = read_metadata(find_halves(start)[1])
+    return Target.from_pretrained(about.base_model, about.layer, model.dtype, about.base_revision)
 
 
 def starting_pair(settings: TrainSettings, start: str | None, target: Target) -> NLA:
@@ -206,7 +205,7 @@ def evaluate_pair(cfg: DictConfig, settings: EvaluateSettings) -> Path:
     seed_everything(settings.seed, workers=True, verbose=False)
     device = evaluation_device(plain["hardware"]["trainer"]["accelerator"])
     pair = NLA.from_pretrained(settings.nla).to(device)
-    target = Target.from_pretrained(pair.base_model, pair.layer).to(device)
+    target = Target.from_pretrained(pair.base_model, pair.layer, revision=pair.base_revision).to(device)
     run = run_folder(Path(settings.nla))
     output = Path(settings.output) if settings.output else default_output(Path(settings.nla), run)
     from nla.evaluation import run as run_evaluation  # needed by this program alone

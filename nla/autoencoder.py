@@ -13,6 +13,7 @@ from nla import atomic, loading, release
 from nla.adapters import add_lora, save_adapter
 from nla.backbone import check_layer, load_model, load_tokenizer, twin, width
 from nla.errors import DataError
+from nla.hub import cached_commit
 from nla.loading import HALVES
 from nla.metadata import Metadata, write_metadata
 from nla.objectives import Scale, cosine, orthogonal_error, reconstruction_error, resolve_scale
@@ -35,6 +36,8 @@ class NLA(nn.Module):
         mse_scale: Scale,
         templates: Templates,
         stage: str | None = None,
+        base_revision: str | None = None,
+        parents: tuple[str, ...] = (),
     ):
         super().__init__()
         self.verbalizer = verbalizer
@@ -44,6 +47,8 @@ class NLA(nn.Module):
         self.mse_scale = mse_scale
         self.templates = templates
         self.stage = stage
+        self.base_revision = base_revision
+        self.parents = parents
         self.eval()
 
     @property
@@ -98,6 +103,7 @@ class NLA(nn.Module):
             layer=layer,
             mse_scale=resolve_scale(mse_scale, width(model)),
             templates=templates,
+            base_revision=cached_commit(model_id, revision),
         )
 
     @torch.no_grad()
@@ -206,6 +212,8 @@ class NLA(nn.Module):
             },
             stage=stage,
             training=training,
+            base_revision=self.base_revision,
+            parents=self.parents,
         )
 
     @classmethod
@@ -229,7 +237,7 @@ class NLA(nn.Module):
         Raises ReleaseError for missing files, pickles, contradictions, and tokens that drifted; ModelError for an
         adapter that does not fit.
         """
-        first, second = loading.fetch_halves(folder, verbalizer, reconstructor, revision)
+        first, second = loading.find_halves(folder, verbalizer, reconstructor, revision)
         about_av, about_ar, templates = loading.read_facts(first, second)
         weights = loading.Weights(dtype, adapter, base)
         return cls(
@@ -240,4 +248,6 @@ class NLA(nn.Module):
             mse_scale=about_ar.mse_scale,
             templates=templates,
             stage=about_ar.stage or about_av.stage,
+            base_revision=about_av.base_revision,
+            parents=loading.parents(first, second, about_av, about_ar),
         )

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
-from nla.errors import ConfigError, ModelError, ReleaseError, first_line
+from nla.errors import ConfigError, ModelError, ReleaseError
+from nla.hub import remedy
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BLOCKS = ("layers", "h")  # the two names under which decoder bodies keep their blocks
@@ -80,7 +81,7 @@ def load_model_with_info(
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, RuntimeError... for a wrong id
         raise ModelError(
             f"model {str(model_id)!r} cannot be loaded as a causal language model with safetensors weights "
-            f"({first_line(error)}): give a packaged id, a folder or a hub id"
+            f"({remedy(error, model_id, revision)}): give a packaged id, a folder or a hub id"
         ) from error
     model, info = loaded
     prefix = next((name for name, module in model.named_modules() if module is body(model)), "")
@@ -117,7 +118,7 @@ def load_tokenizer(model_id: str | Path, revision: str | None = None) -> PreTrai
         return AutoTokenizer.from_pretrained(resolve(model_id), revision=revision, trust_remote_code=False)
     except Exception as error:
         raise ModelError(
-            f"no tokenizer can be loaded for {str(model_id)!r} ({first_line(error)}): "
+            f"no tokenizer can be loaded for {str(model_id)!r} ({remedy(error, model_id, revision)}): "
             "the folder or hub repository must hold tokenizer.json"
         ) from error
 

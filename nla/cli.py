@@ -68,7 +68,7 @@ def _explain(options: argparse.Namespace) -> int:
     from nla.target import Target
 
     pair = NLA.from_pretrained(options.pair)
-    target = Target.from_pretrained(pair.base_model, pair.layer)
+    target = Target.from_pretrained(pair.base_model, pair.layer, revision=pair.base_revision)
     reading = target.read([options.text], positions=positions)
     temperature = (
         options.temperature if options.temperature is not None else float(options.samples * options.best_of > 1)
@@ -102,13 +102,11 @@ def _info(options: argparse.Namespace) -> int:
     from rich.table import Table
     from rich.text import Text
 
-    from nla.loading import HALVES
-    from nla.metadata import read_metadata
-    from nla.release import fetch
+    from nla.loading import HALVES, find_halves
+    from nla.metadata import METADATA, read_metadata
 
-    folder = fetch(options.pair)
     table = Table("", *HALVES, title=printable(str(options.pair)))
-    metadata = [read_metadata(folder / half) for half in HALVES]
+    metadata = [read_metadata(folder) for folder in find_halves(options.pair, patterns=[f"*{METADATA}"])]
     for name in ("role", "stage", "base_model", "layer", "d_model", "injection_scale", "mse_scale"):
         table.add_row(name, *(Text(printable(str(getattr(about, name)))) for about in metadata))
     for about in metadata:

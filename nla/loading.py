@@ -1,5 +1,6 @@
 """A saved pair read back: the halves' facts agree with each other, with the weights and with the live tokenizer."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ from nla import release
 from nla.adapters import add_lora, load_adapter, load_adapter_state
 from nla.backbone import body, load_tokenizer, truncated, twin, width
 from nla.errors import ReleaseError
+from nla.hub import SAFE_FILES, fetch, hub_name
 from nla.metadata import METADATA, Metadata, check_token, read_metadata
 from nla.prompts import Templates, build_verbalizer_prompt
 from nla.reconstructor import Reconstructor
 from nla.verbalizer import Verbalizer
 
 HALVES = ("verbalizer", "reconstructor")
+PARTNERS = (("av", "ar"), ("actor", "critic"), HALVES)  # names of the halves where each has its own repository
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +46,42 @@ class Weights:
             load_adapter(model, saved)
 
 
-def fetch_halves(
-    folder: str | Path | None, verbalizer: str | Path | None, reconstructor: str | Path | None, revision: str | None
+def find_halves(
+    folder: str | Path | None = None,
+    verbalizer: str | Path | None = None,
+    reconstructor: str | Path | None = None,
+    revision: str | None = None,
+    patterns: Sequence[str] = SAFE_FILES,
 ) -> tuple[Path, Path]:
-    """Local folders of the two halves: of one folder that holds both, or named one by one. Raises ReleaseError."""
-    if folder is not None:
-        root = release.fetch(folder, revision)
+    """Local folders of the two halves, both there before either is read. Raises ReleaseError.
+
+    `folder` (or a hub id) holds both, or is one of two whose names differ in their last word: `...-av` and `...-ar`.
+    A hub id may carry its revision: `org/name@revision`.
+    """
+    if folder is None:
+        if verbalizer is None or reconstructor is None:
+            raise ReleaseError("give either one folder, or both verbalizer= and reconstructor=")
+        return fetch(verbalizer, revision, patterns), fetch(reconstructor, revision, patterns)
+    root = fetch(folder, revision, patterns)
+    if not (root / METADATA).is_file():
         return root / HALVES[0], root / HALVES[1]
-    if verbalizer is not None and reconstructor is not None:
-        return release.fetch(verbalizer, revision), release.fetch(reconstructor, revision)
-    raise ReleaseError("give either one folder, or both verbalizer= and reconstructor=")
+    other = fetch(_partner(str(folder)), revision, patterns)
+    return (root, other) if read_metadata(root).role == "av" else (other, root)
+
+
+def _partner(name: str) -> str:
+    stem, at, revision = name.rstrip("/").partition("@")
+    for one, another in PARTNERS:
+        for ending, other in ((one, another), (another, one)):
+            if stem.endswith(ending):
+                return f"{stem.removesuffix(ending)}{other}{at}{revision}"
+    raise ReleaseError(f"{name} is one half of a pair: name both, verbalizer= and reconstructor=")
+
+
+def parents(first: Path, second: Path, av: Metadata, ar: Metadata) -> tuple[str, ...]:
+    """What training from this pair continues from: its hub ids with their commits, else what it recorded itself."""
+    named = [name for name in map(hub_name, (first, second)) if name is not None]
+    return tuple(dict.fromkeys(named or (*av.parents, *ar.parents)))
 
 
 def read_facts(first: Path, second: Path) -> tuple[Metadata, Metadata, Templates]:
@@ -60,7 +89,7 @@ def read_facts(first: Path, second: Path) -> tuple[Metadata, Metadata, Templates
     av, ar = read_metadata(first), read_metadata(second)
     if (av.role, ar.role) != ("av", "ar"):
         raise ReleaseError(f"{first} has role {av.role!r} and {second} {ar.role!r}: expected av and ar, in this order")
-    for key in ("d_model", "layer"):
+    for key in ("d_model", "layer", "base_model"):
         if getattr(av, key) != getattr(ar, key):
             raise ReleaseError(
                 f"{first} has {key} {getattr(av, key)}, {second} {getattr(ar, key)}: the two halves are not a pair"

@@ -18,6 +18,18 @@ METADATA = "nla_meta.yaml"
 MAX_METADATA_BYTES = 1 << 20
 ROLES = {"av": "av", "actor": "av", "ar": "ar", "critic": "ar"}
 OLDER = {"av": "actor", "ar": "critic"}
+SCHEMA_VERSIONS = (1, 2)
+# Every field that is known, by section. What nobody reads could mean that something else is meant: it is refused.
+KNOWN = {
+    "": "kind schema_version role stage base_checkpoint base_revision d_model extraction_layer_index extraction tokens "
+    "prompt_templates critic ar trained_on parent_checkpoints created_at created_by training",
+    "extraction": "injection_scale mse_scale base_model d_model layer_index norm corpus corpus_slice positions_per_doc",
+    "tokens": "injection_char injection_token_id injection_left_neighbor_id injection_right_neighbor_id "
+    "critic_suffix_ids",
+    "prompt_templates": "av ar actor critic",
+    "critic": "extraction_layer_index",
+    "ar": "num_hidden_layers",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +46,8 @@ class Metadata:
     tokens: dict[str, Any] = field(default_factory=dict)
     stage: str | None = None
     training: dict[str, Any] | None = None
+    base_revision: str | None = None  # commit of the base model
+    parents: tuple[str, ...] = ()  # hub ids, each with its commit, that training continued from
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -82,16 +96,23 @@ def read_metadata(folder: Path) -> Metadata:
     role = ROLES.get(str(content.get("role")))
     if role is None:
         raise ReleaseError(f"{path}: role is {content.get('role')!r}, expected one of {', '.join(ROLES)}")
+    _refuse_unknown(path, content)
     extraction = _section(path, content, "extraction")
-    d_model = _whole(path, "d_model", content.get("d_model", extraction.get("d_model")), least=1)
+    widths = {"d_model": content.get("d_model"), "extraction.d_model": extraction.get("d_model")}
+    d_model = _one(path, "d_model", {k: _whole(path, k, v, least=1) for k, v in widths.items() if v is not None})
     if "injection_scale" in extraction:
         injection_scale = _scale(path, "extraction.injection_scale", extraction["injection_scale"], d_model)
     else:
         injection_scale = "absent"
-    templates = _section(path, content, "prompt_templates")
-    known = {new: templates.get(new, templates.get(OLDER[new])) for new in OLDER}
-    base = content.get("base_checkpoint")
-    if not isinstance(base, str) or not base:
+    base = _one(
+        path,
+        "base_checkpoint",
+        {
+            "base_checkpoint": _text(path, "base_checkpoint", content.get("base_checkpoint")),
+            "extraction.base_model": extraction.get("base_model"),
+        },
+    )
+    if not base:
         raise ReleaseError(f"{path}: base_checkpoint is {base!r}, expected the id of the model that was read")
     return Metadata(
         role=role,
@@ -100,15 +121,63 @@ def read_metadata(folder: Path) -> Metadata:
         layer=_layer(path, content, extraction),
         injection_scale=injection_scale,
         mse_scale=_scale(path, "extraction.mse_scale", extraction.get("mse_scale", "sqrt_d_model"), d_model),
-        templates={name: text for name, text in known.items() if isinstance(text, str)},
+        templates=_templates(path, content),
         tokens=_section(path, content, "tokens"),
-        stage=content.get("stage"),
-        training=content.get("training"),
+        stage=_text(path, "stage", content.get("stage")),
+        training=_section(path, content, "training") or None,
+        base_revision=_text(path, "base_revision", content.get("base_revision")),
+        parents=_parents(content.get("parent_checkpoints")),
     )
 
 
+def _refuse_unknown(path: Path, content: dict[str, Any]) -> None:
+    for section, known in KNOWN.items():
+        fields = _section(path, content, section) if section else content
+        for name in fields:
+            if name not in known.split():
+                key = f"{section}.{name}".lstrip(".")
+                raise ReleaseError(f"{path}: unknown field {key}; known are {', '.join(known.split())}")
+    version, norm = content.get("schema_version", 1), _section(path, content, "extraction").get("norm", "none")
+    if version not in SCHEMA_VERSIONS:
+        raise ReleaseError(f"{path}: schema_version is {version!r}, this reader knows {SCHEMA_VERSIONS}: update nla")
+    if norm != "none":
+        raise ReleaseError(f"{path}: extraction.norm is {norm!r}, expected 'none': activations are read raw")
+
+
+def _one(path: Path, what: str, spellings: dict[str, Any]) -> Any:
+    """The value that all spellings agree on."""
+    found = {key: value for key, value in spellings.items() if value is not None}
+    if len(set(found.values())) != 1:
+        raise ReleaseError(f"{path}: {what} must be stated once or in agreement, found {found or 'nothing'}")
+    return next(iter(found.values()))
+
+
+def _text(path: Path, key: str, value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise ReleaseError(f"{path}: {key} is {value!r}, expected text")
+    return value
+
+
+def _templates(path: Path, content: dict[str, Any]) -> dict[str, str]:
+    given = _section(path, content, "prompt_templates")
+    templates = {}
+    for new, older in OLDER.items():
+        names = [name for name in (new, older) if given.get(name) is not None]
+        texts = {f"prompt_templates.{name}": _text(path, f"prompt_templates.{name}", given[name]) for name in names}
+        if texts:
+            templates[new] = _one(path, f"prompt_templates.{new}", texts)
+    return templates
+
+
+def _parents(value: Any) -> tuple[str, ...]:
+    """Free form in the wild: a list, a mapping, one name."""
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else [value]
+    return tuple(str(item) for item in items if item is not None)
+
+
 def _section(path: Path, content: dict[str, Any], key: str) -> dict[str, Any]:
-    value = content.get(key) or {}
+    value = content.get(key)
+    value = {} if value is None else value
     if not isinstance(value, dict):
         raise ReleaseError(f"{path}: {key} is {value!r}, expected a mapping")
     return value
@@ -137,9 +206,7 @@ def _layer(path: Path, content: dict[str, Any], extraction: dict[str, Any]) -> i
         "ar.num_hidden_layers": ar.get("num_hidden_layers"),  # also l, not the count
     }
     found = {key: _whole(path, key, value, least=0) for key, value in spellings.items() if value is not None}
-    if len(set(found.values())) != 1:
-        raise ReleaseError(f"{path}: the layer must be stated once or in agreement, found {found or 'nothing'}")
-    return next(iter(found.values()))
+    return _one(path, "the layer", found)
 
 
 def write_metadata(folder: Path, metadata: Metadata) -> None:
@@ -153,6 +220,7 @@ def write_metadata(folder: Path, metadata: Metadata) -> None:
         "role": metadata.role,
         "stage": metadata.stage,
         "base_checkpoint": metadata.base_model,
+        **({"base_revision": metadata.base_revision} if metadata.base_revision else {}),
         "d_model": metadata.d_model,
         "extraction_layer_index": metadata.layer,
         "extraction": extraction,
@@ -162,6 +230,8 @@ def write_metadata(folder: Path, metadata: Metadata) -> None:
     }
     if metadata.role == "ar":
         content["ar"] = {"num_hidden_layers": metadata.layer}
+    if metadata.parents:
+        content["parent_checkpoints"] = list(metadata.parents)
     if metadata.training:
         content["training"] = metadata.training
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)

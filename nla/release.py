@@ -3,35 +3,20 @@
 Token ids are checked against the live tokenizer by `nla.loading`.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nla.adapters import has_lora, merged_state_dict
 from nla.backbone import FINAL_NORMS, causal_lm, load_model_with_info, quiet, refuse_pickles
-from nla.errors import ModelError, ReleaseError, first_line
+from nla.errors import ModelError, ReleaseError
 from nla.metadata import Metadata
 
 VALUE_HEAD = "value_head.safetensors"
-SAFE_FILES = ["*.safetensors", "*.json", "*.yaml", "*.txt", "*.jinja", "*.model"]
-
-
-def fetch(source: str | Path, revision: str | None = None) -> Path:
-    """The local folder of a pair or a half: a folder as it is, else a hub id, of which only safe files are fetched."""
-    if os.path.isdir(source):  # unlike Path.is_dir it never raises, whatever the name
-        return Path(source)
-    try:
-        return Path(snapshot_download(str(source), revision=revision, allow_patterns=SAFE_FILES))
-    except Exception as error:  # offline, gated, unknown id, malformed id: many classes
-        raise ReleaseError(
-            f"{str(source)!r} is neither a folder nor a hub id that can be fetched ({first_line(error)})"
-        ) from error
 
 
 def save_causal_lm(model: PreTrainedModel, folder: Path) -> None:

@@ -14,9 +14,8 @@ from nla.autoencoder import NLA
 from nla.backbone import resolve
 from nla.checkpoints import Facts
 from nla.errors import ConfigError
-from nla.loading import HALVES
+from nla.loading import HALVES, find_halves
 from nla.metadata import read_metadata, read_yaml
-from nla.release import fetch
 from nla.secrets import redacted
 
 CONFIG = "config.yaml"
@@ -93,14 +92,14 @@ def copy_pair(source: Path, destination: Path) -> Path:
     return destination
 
 
-def stage_facts(name: str, pair: NLA, target_config: Any, start: str | None, world_size: int) -> Facts:
+def stage_facts(name: str, pair: NLA, start: str | None, world_size: int) -> Facts:
     """What a checkpoint of this stage must have in common with the run that goes on from it.
 
     The start pair is the KL reference, and what frozen halves are loaded from; neither is in the checkpoint.
     """
     rank, alpha = lora_strength(pair.verbalizer.model) if has_lora(pair.verbalizer.model) else (None, None)
     base = Path(resolve(pair.base_model))
-    revision = atomic.digest(base, WEIGHTS) if base.is_dir() else getattr(target_config, "_commit_hash", None)
+    revision = atomic.digest(base, WEIGHTS) if base.is_dir() else pair.base_revision
     return {
         "stage": name,
         "layer": pair.layer,
@@ -109,7 +108,7 @@ def stage_facts(name: str, pair: NLA, target_config: Any, start: str | None, wor
         "base revision": revision,
         "LoRA rank": rank,
         "LoRA alpha": alpha,
-        "start pair": None if start is None else atomic.digest(fetch(start), WEIGHTS),
+        "start pair": None if start is None else "+".join(atomic.digest(half, WEIGHTS) for half in find_halves(start)),
         "world_size": world_size,
     }
 

@@ -11,7 +11,7 @@ import yaml
 from conftest import MARKER, TEMPLATES
 from safetensors.torch import load_file, save_file
 
-from nla import release
+from nla import hub
 from nla.autoencoder import NLA
 from nla.errors import NLAError, ReleaseError
 from nla.metadata import read_metadata
@@ -265,7 +265,7 @@ def test_unknown_pairs_are_one_line(name: str, monkeypatch: pytest.MonkeyPatch):
     def offline(*_args: object, **_kwargs: object) -> None:
         raise OSError("offline")
 
-    monkeypatch.setattr(release, "snapshot_download", offline)
+    monkeypatch.setattr(hub, "snapshot_download", offline)
     with pytest.raises(ReleaseError, match=r"neither a folder nor a hub id|missing") as caught:
         NLA.from_pretrained(name)
     assert "\n" not in str(caught.value)
@@ -278,7 +278,7 @@ def test_only_safe_files_are_fetched(monkeypatch: pytest.MonkeyPatch, saved_nla:
         asked.update(source=source, revision=revision, patterns=allow_patterns)
         return str(saved_nla)
 
-    monkeypatch.setattr(release, "snapshot_download", download)
+    monkeypatch.setattr(hub, "snapshot_download", download)
     assert NLA.from_pretrained("someone/a-pair", revision="abc").layer == 1
     assert asked["source"] == "someone/a-pair"
     assert asked["revision"] == "abc"

@@ -1,0 +1,99 @@
+"""The Hugging Face Hub: fetch what is safe to have, name the commit that was used, and say what to do when it fails."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from huggingface_hub import snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HFValidationError,
+    IncompleteSnapshotError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from nla.errors import ReleaseError, first_line
+
+SAFE_FILES = ("*.safetensors", "*.json", "*.yaml", "*.txt", "*.jinja", "*.model")  # no code, no pickles
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def fetch(source: str | Path, revision: str | None = None, patterns: Sequence[str] = SAFE_FILES) -> Path:
+    """The local folder of a pair or a half: a folder as it is, else a hub id's files of these patterns.
+
+    Raises ReleaseError with the remedy.
+    """
+    if os.path.isdir(source):  # unlike Path.is_dir it never raises, whatever the name
+        return Path(source)
+    name, _, at = str(source).partition("@")
+    revision = at or revision
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
+    except Exception as error:  # offline, gated, unknown id, malformed id: many classes
+        raise ReleaseError(
+            f"{str(source)!r} is neither a folder nor a hub id that can be fetched ({remedy(error, name, revision)})"
+        ) from error
+
+
+def hub_name(folder: Path) -> str | None:
+    """`org/name@commit` of a folder in the hub's cache, `models--org--name/snapshots/<commit>` or inside; else None."""
+    for place in (folder, *folder.parents):
+        if COMMIT.fullmatch(place.name) and place.parent.name == "snapshots":
+            repository = place.parent.parent.name
+            return f"{repository.removeprefix('models--').replace('--', '/')}@{place.name}"
+    return None
+
+
+def cached_commit(model_id: str | Path, revision: str | None = None) -> str | None:
+    """The commit that a hub id's files in the cache belong to, once it was loaded; None for a folder."""
+    if os.path.isdir(model_id):
+        name = hub_name(Path(model_id))
+    else:
+        try:
+            found = try_to_load_from_cache(str(model_id), "config.json", revision=revision)
+        except HFValidationError:  # a packaged target's id
+            return None
+        name = hub_name(Path(found).parent) if isinstance(found, str) else None
+    return name.rpartition("@")[2] if name else None
+
+
+def remedy(error: BaseException, source: str | Path, revision: str | None = None) -> str:
+    """What a failed look-up on the hub means and what to do; another error's first line as it is."""
+    causes = list(_causes(error))
+
+    def met(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(cause, kinds) for cause in causes)
+
+    at = f" at revision {revision!r}" if revision else ""
+    if met(GatedRepoError):
+        return (
+            f"it is gated: accept its terms at https://huggingface.co/{source} with your account, then `hf auth login`"
+        )
+    if met(RevisionNotFoundError):
+        return f"it has no revision {revision!r}: give a branch, a tag or a commit's hash, or null"
+    if met(RepositoryNotFoundError):
+        return "the hub has no such repository, or it is private: check the id, and `hf auth login` where it is yours"
+    if met(IncompleteSnapshotError):
+        return f"only some of its files are in the cache{at}: run `hf download {source}` where there is a network"
+    if met(OfflineModeIsEnabled) or "outgoing traffic" in " ".join(map(str, causes)):
+        return (
+            f"it is not in the cache{at}, and offline mode is on: run `hf download {source}` where there is a network, "
+            "or unset HF_HUB_OFFLINE"
+        )
+    if met(LocalEntryNotFoundError, ConnectionError):
+        return f"the hub cannot be reached, and it is not in the cache{at}: check the network, or give a folder"
+    if met(EntryNotFoundError):
+        return f"a file of it is missing{at} ({first_line(error)})"
+    return first_line(error)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and those behind it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
