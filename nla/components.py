@@ -4,6 +4,7 @@ The constructor's signature is the schema: a misspelt key, a value of the wrong 
 second, not after a model was loaded. A config that came with a checkpoint may name nothing but this package's classes.
 """
 
+import dataclasses
 import inspect
 import typing
 from collections.abc import Collection, Mapping
@@ -70,6 +71,15 @@ def _check(node: Mapping[str, Any], key: str, injected: Collection[str], trusted
     for name in given:
         if name in hints and not _has_target(node[name]):
             check_type(node[name], hints[name], f"{key}.{name}")
+    if not (node.get("_partial_") or node.get("_args_")):
+        _check_record(constructor, {name: node[name] for name in given})
+
+
+def _check_record(constructor: Any, arguments: dict[str, Any]) -> None:
+    """A dataclass of this package is made once, since its own `__post_init__` knows rules that no type can say."""
+    own = inspect.isclass(constructor) and dataclasses.is_dataclass(constructor)
+    if own and constructor.__module__.startswith(OWN) and not _has_target(arguments):
+        constructor(**arguments)
 
 
 def check_type(value: Any, hint: Any, key: str) -> None:

@@ -1,5 +1,6 @@
 """The reconstructor: an explanation goes in, a vector in the space of activations comes out."""
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -96,3 +97,10 @@ class Reconstructor(nn.Module):
         finally:
             self.train(was_training)
         return output
+
+
+def frozen_copy(reconstructor: Reconstructor) -> Reconstructor:
+    """The reconstructor as it is now. Weights that are not trained (those under an adapter) are shared, not copied."""
+    shared: dict[int, object] = {id(p): p for p in reconstructor.parameters() if not p.requires_grad}
+    shared[id(reconstructor.tokenizer)] = reconstructor.tokenizer
+    return copy.deepcopy(reconstructor, shared).requires_grad_(False).eval()

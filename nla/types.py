@@ -103,6 +103,12 @@ class Rollout(Record):
     activation: Float[Tensor, "batch d_model"]
     group: int
     completions: Completions
+    read: list[str] | None = None  # what the reconstructor sees of each explanation; None: the whole of it
+
+    @property
+    def texts(self) -> list[str]:
+        """What the reconstructor reads; nothing of a malformed explanation."""
+        return [text or "" for text in self.completions.explanation] if self.read is None else self.read
 
     def split(self, size: int) -> Iterator["Rollout"]:
         """Micro-batches of at most `size` samples, always whole groups.
@@ -117,7 +123,9 @@ class Rollout(Record):
             )
         for first in range(0, len(self.activation), groups):
             samples = slice(first * self.group, (first + groups) * self.group)
-            yield Rollout(self.activation[first : first + groups], self.group, self.completions.cut(samples))
+            part = self.activation[first : first + groups]
+            read = None if self.read is None else self.read[samples]
+            yield Rollout(part, self.group, self.completions.cut(samples), read)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,13 @@ L(phi, theta) = E_h E_{z ~ p_phi(.|h)} |h - h_theta(z)|^2. The explanation is di
 two halves share no gradient: one sum, one backward pass, one optimizer step are exact. A group never spans two
 micro-batches or ranks, so advantages are final within each.
 
-Logged per step: ``loss``, ``reward``, ``error`` (well-formed explanations), ``fve_batch`` (this batch's own variance),
-``kl`` (nats per token), ``surprisal`` (nats per token, estimates the policy's entropy), ``explanation_tokens``,
-``well_formed``, ``at_cap`` (share of samples as long as the cap), ``repetition`` (share of runs of four tokens that
-repeat an earlier one of the same sample), ``equal_groups`` (share of groups without a signal), ``sampling_gap`` (mean
-|log-prob as sampled - teacher forced|), gradient norms, skipped steps, and the seconds spent sampling, scoring (the
-reconstructor's forward pass, which serves its own loss too) and updating.
+Logged per step: ``loss``, ``reward`` (penalties included), ``error`` (well-formed explanations) and ``fve_batch`` (this
+batch's own variance), both of what the reconstructor read, ``kl`` (nats per token), ``surprisal`` (nats per token,
+estimates the policy's entropy), ``explanation_tokens``, ``well_formed``, ``at_cap`` (share of samples as long as the
+cap), ``repetition`` (share of runs of four tokens that repeat an earlier one of the same sample), ``equal_groups``
+(share of groups without a signal), ``sampling_gap`` (mean |log-prob as sampled - teacher forced|), gradient norms,
+skipped steps, and the seconds spent sampling, scoring (the reconstructor's forward pass, which serves its own loss too)
+and updating.
 """
 
 import time
@@ -18,24 +19,24 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from nla.errors import ConfigError
+from nla.metrics import FractionOfVarianceExplained
 from nla.objectives import (
-    AdvantageKind,
-    KLKind,
     LengthKind,
-    RewardKind,
     fraction_of_variance_explained,
     group_advantages,
     kl_to_reference,
     orthogonal_error,
     policy_gradient_loss,
     reconstruction_error,
-    reward,
     sequence_kl,
 )
+from nla.reconstructor import frozen_copy
+from nla.rewards import Divergence, Reward
 from nla.stages.backward import in_micro_batches
-from nla.stages.base import Stage
+from nla.stages.base import Stage, trainable
 from nla.stages.texts import text_metrics
 from nla.types import ActivationBatch, Rollout
 
@@ -54,23 +55,6 @@ class Sampling:
     compiled: bool = False  # the engine's decode step through torch.compile
 
 
-@dataclass(frozen=True, slots=True)
-class Reward:
-    """What a reconstruction earns, and how it is compared within its group."""
-
-    kind: RewardKind = "neg_error"
-    advantage: AdvantageKind = "standardized"
-
-
-@dataclass(frozen=True, slots=True)
-class Divergence:
-    """KL to the warm-start verbalizer: in the loss (k3, k2), or as k1 in the reward. At coefficient 0 it is skipped."""
-
-    coefficient: float
-    kind: KLKind | Literal["reward"] = "k3"
-    clamp: float = 12.0
-
-
 class JointStage(Stage):
     """The custom training step of the NLA.
 
@@ -78,6 +62,10 @@ class JointStage(Stage):
         rollout: how explanations are sampled. reward: what they earn. kl: the anchor to the warm start.
         length: what a loss is averaged over: a sample's tokens and then samples (as released), or all tokens.
         groups: settings of the optimizer that one half has to itself: ``{"reconstructor": {"lr": 1e-3}}``.
+        reconstructor_updates: optimizer steps of the reconstructor per step, all on the same explanations; the
+            verbalizer takes one.
+        frozen_reconstructor: whether validation also has the explanations read by the reconstructor as it is at the
+            start, which has learnt nothing from them (``validation/fve_frozen``). Costs a copy of it.
     """
 
     name = "joint"
@@ -91,14 +79,22 @@ class JointStage(Stage):
         kl: Divergence,
         length: LengthKind = "sample_mean",
         groups: dict[str, dict[str, float]] | None = None,
+        reconstructor_updates: int = 1,
+        frozen_reconstructor: bool = False,
         **kwargs: Any,
     ) -> None:
+        if reconstructor_updates < 1:
+            raise ConfigError(f"stage.joint.reconstructor_updates={reconstructor_updates}: must be at least 1")
         super().__init__(*args, max_new_tokens=rollout.max_new_tokens, **kwargs)
         self.sampling, self.reward, self.kl = rollout, reward, kl
         self.groups = groups or {}
         self.length: LengthKind = length
-        if kl.coefficient > 0:
+        self.reconstructor_updates = reconstructor_updates
+        if kl.anchored:
             self.nla.verbalizer.freeze_reference()
+        # in a tuple, so that neither state_dict nor parameters() sees it
+        self._frozen = (frozen_copy(self.nla.reconstructor),) if frozen_reconstructor else ()
+        self.fve_frozen = FractionOfVarianceExplained(self.nla.d_model)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{**group, **self.groups.get(group["name"], {})} for group in super().parameter_groups()]
@@ -120,6 +116,8 @@ class JointStage(Stage):
         parts, self.micro_batch_size = in_micro_batches(self, backward, self.micro_batch_size, rollout.group)
         metrics = {name: torch.stack([part[name] for part in parts]).sum(0) for name in parts[0]}
         update = self.update(batch, metrics["loss"])
+        for _ in range(self.reconstructor_updates - 1):
+            self._update_reconstructor(rollout, counts)
         texts = text_metrics(rollout.completions, self.sampling.max_new_tokens)
         scoring = float(metrics["seconds_scoring"])
         seconds = {"seconds_sampling": sampled - started, "seconds_update": time.perf_counter() - sampled - scoring}
@@ -141,7 +139,9 @@ class JointStage(Stage):
             dtype=s.dtype,
             compiled=s.compiled,
         )
-        return Rollout(batch.activation, s.group_size, completions)
+        key, first = self.seed + self.global_step, self.global_rank * len(batch)
+        read = self.reward.read(completions, s.group_size, self.nla.reconstructor.tokenizer, key, first)
+        return Rollout(batch.activation, s.group_size, completions, read)
 
     def _global_counts(self, rollout: Rollout) -> dict[str, Float[Tensor, ""]]:
         """Samples, tokens and well-formed samples per rank, on average over ranks, since gradients are averaged."""
@@ -161,36 +161,70 @@ class JointStage(Stage):
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Policy gradient + beta KL + MSE of one micro-batch, each as its share of the global mean."""
         completions, group = rollout.completions, rollout.group
-        activation = rollout.activation.repeat_interleave(group, dim=0)
         well_formed, mask = completions.well_formed, completions.mask
-        # malformed samples run through with weight 0, so that every rank runs the same modules
-        texts = [text or "" for text in completions.explanation]
         started = time.perf_counter()
-        prediction = self.nla.reconstructor(*self.nla.reconstructor.tokenize(texts))
+        prediction, error = self._reconstruct(rollout)
         scoring = torch.tensor(time.perf_counter() - started)
-        error = reconstruction_error(prediction, activation, self.nla.mse_scale)
         mse = torch.where(well_formed, error, 0.0).sum() / counts["well_formed"]
 
         log_probs = self.nla.verbalizer(rollout.activation, completions.tokens, mask)
-        reference = self._reference_log_probs(rollout)
-        earned = reward(error, well_formed, orthogonal_error(activation, self.nla.mse_scale), self.reward.kind)
+        coefficient = self.kl.at(self.global_step / self.steps)
+        reference = self._reference_log_probs(rollout, coefficient)
+        activation = rollout.activation.repeat_interleave(group, dim=0)
+        earned = self.reward(
+            error, orthogonal_error(activation, self.nla.mse_scale), completions, self.sampling.max_new_tokens
+        )
         if self.kl.kind == "reward" and reference is not None:
-            earned = earned - self.kl.coefficient * sequence_kl(log_probs, reference, mask)
+            earned = earned - coefficient * sequence_kl(log_probs, reference, mask)
         advantage = group_advantages(earned, group, self.reward.advantage)
         over = counts["samples"] if self.length == "sample_mean" else counts["tokens"]
         policy, _ = policy_gradient_loss(log_probs, advantage, mask, self.length, over)
         loss = policy + mse
         if reference is not None and self.kl.kind != "reward":
             kl = kl_to_reference(log_probs, reference, mask, self.kl.kind, self.kl.clamp, self.length, over)
-            loss = loss + self.kl.coefficient * kl
+            loss = loss + coefficient * kl
         metrics = self._metrics(rollout, counts, prediction, log_probs, reference, earned, advantage, mse)
         return loss, metrics | {"seconds_scoring": scoring}
 
-    def _reference_log_probs(self, rollout: Rollout) -> Float[Tensor, "sample time"] | None:
-        if self.kl.coefficient == 0:
+    def _reconstruct(self, rollout: Rollout) -> tuple[Float[Tensor, "sample d_model"], Float[Tensor, " sample"]]:
+        """Predictions and their errors. Malformed samples run through, so that every rank runs the same modules."""
+        prediction = self.nla.reconstructor(*self.nla.reconstructor.tokenize(rollout.texts))
+        activation = rollout.activation.repeat_interleave(rollout.group, dim=0)
+        return prediction, reconstruction_error(prediction, activation, self.nla.mse_scale)
+
+    def _update_reconstructor(self, rollout: Rollout, counts: dict[str, Float[Tensor, ""]]) -> None:
+        """One more step of the reconstructor alone on the same explanations; none where a gradient is not finite."""
+
+        def backward(size: int) -> None:
+            for part in rollout.split(size):
+                error = torch.where(part.completions.well_formed, self._reconstruct(part)[1], 0.0)
+                self.manual_backward(error.sum() / counts["well_formed"])
+
+        # gradients are cleared first, and a weight without one is passed over by the optimizer: the verbalizer stays
+        in_micro_batches(self, backward, self.micro_batch_size, rollout.group)
+        norm = nn.utils.clip_grad_norm_(trainable(self.nla.reconstructor), self.clip_norm)
+        if self.trainer.strategy.reduce_boolean_decision(bool(norm.isfinite()), all=True):
+            self.optimizer.optimizer.step()  # past Lightning, which would count it as a step of training
+
+    def _reference_log_probs(self, rollout: Rollout, coefficient: float) -> Float[Tensor, "sample time"] | None:
+        if coefficient == 0:
             return None
         with self.nla.verbalizer.reference() as reference:
             return reference(rollout.activation, rollout.completions.tokens, rollout.completions.mask)
+
+    def validation_step(self, batch: ActivationBatch, batch_idx: int) -> dict[str, Any]:
+        rows = super().validation_step(batch, batch_idx)
+        for frozen in self._frozen:
+            prediction = frozen.to(self.device).reconstruct([text or "" for text in rows["explanation"]])
+            formed = torch.tensor([text is not None for text in rows["explanation"]], device=self.device)
+            self.fve_frozen.update(prediction, batch.activation, formed)
+        return rows
+
+    def on_validation_epoch_end(self) -> None:
+        super().on_validation_epoch_end()
+        if self.fve_frozen.update_called:
+            self.log(f"{self.name}/validation/fve_frozen", self.fve_frozen.compute()["fve"].float())
+            self.fve_frozen.reset()
 
     @torch.no_grad()
     def _metrics(
