@@ -1,0 +1,149 @@
+"""Alarms of the joint stage: each step's figures against limits that a healthy policy keeps.
+
+A collapse seldom shows in the reward alone: entropy is gone, explanations run into the cap or in circles, groups earn
+the same. An alarm says which value passed which limit for how long, what that usually means, and what to try.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from nla.errors import ConfigError, TrainingError
+
+
+class Alarm(NamedTuple):
+    """A metric that the joint stage logs at each step, and what it says beyond its limit."""
+
+    metric: str
+    below: bool  # the bad side of the limit
+    meaning: str
+    remedy: str
+    at_once: bool = False  # no patience: it is no matter of chance
+
+
+ALARMS = (
+    Alarm(
+        "surprisal", True,
+        "the policy writes nearly the same text whatever it samples, so groups carry no signal",
+        "raise stage.joint.kl.coefficient, lower stage.joint.optimizer.lr",
+    ),
+    Alarm(
+        "well_formed", True,
+        "most explanations have no valid pair of tags or were cut off, and earn what an orthogonal vector earns",
+        "train the verbalizer's warm start longer, raise rollout.max_new_tokens, lower stage.joint.optimizer.lr",
+    ),
+    Alarm(
+        "at_cap", False,
+        "explanations are as long as the cap and many are cut off",
+        "raise rollout.max_new_tokens, or raise stage.joint.kl.coefficient if they grow without end",
+    ),
+    Alarm(
+        "equal_groups", False,
+        "the samples of most activations earn the same, so these activations teach nothing",
+        "raise rollout.group_size, keep rollout.temperature at 1, look at well_formed",
+    ),
+    Alarm(
+        "kl", False,
+        "the policy has left its warm start far behind; texts often turn unreadable here while the reward still grows",
+        "raise stage.joint.kl.coefficient, lower stage.joint.optimizer.lr",
+    ),
+    Alarm(
+        "repetition", False,
+        "explanations go in circles or list the same tags again and again",
+        "raise stage.joint.kl.coefficient, lower rollout.max_new_tokens, go back to an earlier checkpoint",
+    ),
+    Alarm(
+        "sampling_gap", False,
+        "what was sampled is not what is trained: sampler and trained forward pass differ in weights or arithmetic",
+        "set rollout.dtype to null and rollout.compiled to false, or take rollout=hf, the reference",
+        at_once=True,
+    ),
+)  # fmt: skip
+
+
+class Alarms(Callback):
+    """Warns, or stops the run, when a figure stays beyond its limit.
+
+    A limit of null switches its alarm off. An alarm that has rung is silent until its figure has come back. With
+    several ranks their mean counts, so that all of them decide the same.
+
+    Args:
+        patience: so many steps in a row beyond a limit ring (`sampling_gap`: the first).
+        stop_on: alarms that end the run with TrainingError instead of a warning.
+        surprisal: nats per token, at least.
+        well_formed: share of the samples, at least.
+        at_cap: share of samples as long as `rollout.max_new_tokens`, at most.
+        equal_groups: share of groups whose advantages are all 0, at most.
+        kl: nats per token, at most.
+        repetition: share of runs of four tokens that repeat an earlier one of their sample, at most.
+        sampling_gap: mean |log-prob as sampled - teacher forced|, nats, at most.
+    """
+
+    def __init__(
+        self,
+        *,
+        patience: int,
+        stop_on: Sequence[str],
+        surprisal: float | None,
+        well_formed: float | None,
+        at_cap: float | None,
+        equal_groups: float | None,
+        kl: float | None,
+        repetition: float | None,
+        sampling_gap: float | None,
+    ) -> None:
+        given = (surprisal, well_formed, at_cap, equal_groups, kl, repetition, sampling_gap)
+        known = [alarm.metric for alarm in ALARMS]
+        self.limits = dict(zip(known, given, strict=True))
+        self.patience, self.stop_on = max(1, patience), frozenset(stop_on)
+        unknown = sorted(self.stop_on - set(known))
+        if unknown:
+            raise ConfigError(f"callbacks.alarms.stop_on: no alarm {unknown[0]!r}; there are {', '.join(known)}")
+        self._beyond: dict[str, int] = {}  # steps in a row
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        stage = str(getattr(pl_module, "name", ""))
+        for said in self.check(self._values(trainer, stage), stage, trainer.global_step):
+            if trainer.is_global_zero:
+                warnings.warn(said, stacklevel=2)
+
+    def check(self, values: Mapping[str, float], stage: str, step: int) -> list[str]:
+        """What rings after a step with these figures. Raises TrainingError where that ends the run."""
+        ringing = []
+        for alarm in ALARMS:
+            limit, value = self.limits[alarm.metric], values.get(alarm.metric)
+            if limit is None or value is None:
+                continue
+            bad = value < limit if alarm.below else value > limit
+            self._beyond[alarm.metric] = count = self._beyond.get(alarm.metric, 0) + 1 if bad else 0
+            patience = 1 if alarm.at_once else self.patience
+            if count == patience:
+                side, during = "below" if alarm.below else "above", f" for {patience} steps" if patience > 1 else ""
+                said = (
+                    f"{stage}/{alarm.metric} is {value:.3g} at step {step}, {side} callbacks.alarms.{alarm.metric}="
+                    f"{limit:g}{during}: {alarm.meaning}; {alarm.remedy}"
+                )
+                if alarm.metric in self.stop_on:
+                    raise TrainingError(f"stage {stage} stopped: {said}")
+                ringing.append(said)
+        return ringing
+
+    def _values(self, trainer: Trainer, stage: str) -> dict[str, float]:
+        """The step's figures, the same on all ranks."""
+        logged = trainer.callback_metrics
+        names = [a.metric for a in ALARMS if self.limits[a.metric] is not None and f"{stage}/{a.metric}" in logged]
+        if not names:
+            return {}
+        figures = torch.stack([logged[f"{stage}/{name}"].float().to(trainer.strategy.root_device) for name in names])
+        reduced = trainer.strategy.reduce(figures, reduce_op="mean")
+        assert isinstance(reduced, torch.Tensor)
+        return dict(zip(names, reduced.tolist(), strict=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self._beyond)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._beyond = {name: int(count) for name, count in state_dict.items()}

@@ -1,0 +1,145 @@
+"""Cases 31, 32 and 34 of the fault list: what tells that a policy collapses, or is not the one that is trained."""
+
+from typing import Any
+from unittest.mock import create_autospec
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch import LightningModule, Trainer
+from test_config import ROOT
+from test_stages import fit, joint
+
+from nla.autoencoder import NLA
+from nla.callbacks import Alarms
+from nla.callbacks.alarms import ALARMS
+from nla.errors import ConfigError, TrainingError
+from nla.stages.texts import text_metrics
+from nla.target import Target
+from nla.types import Completions
+
+LIMITS: dict[str, Any] = yaml.safe_load((ROOT / "conf/callbacks/default.yaml").read_text())["alarms"]
+LIMITS.pop("_target_")
+HEALTHY = {"surprisal": 0.5, "well_formed": 0.9, "at_cap": 0.1, "equal_groups": 0.1, "kl": 0.3, "repetition": 0.02,
+           "sampling_gap": 1e-6}  # fmt: skip
+ILL = {"surprisal": 1e-3, "well_formed": 0.2, "at_cap": 0.9, "equal_groups": 0.95, "kl": 9.0, "repetition": 0.6,
+       "sampling_gap": 0.5}  # fmt: skip
+
+
+def steps(alarms: Alarms, *figures: dict[str, float]) -> list[str]:
+    """What rings in steps with these figures."""
+    return [said for step, values in enumerate(figures, start=1) for said in alarms.check(values, "joint", step)]
+
+
+@pytest.mark.parametrize("metric", [alarm.metric for alarm in ALARMS])
+def test_each_alarm_names_value_limit_step_meaning_and_remedy(metric: str) -> None:
+    """31, 32: it rings once after so many steps in a row, and again only after its figure has come back."""
+    alarm = next(alarm for alarm in ALARMS if alarm.metric == metric)
+    needed = 1 if alarm.at_once else 3
+    ill = HEALTHY | {metric: ILL[metric]}
+    alarms = Alarms(**{**LIMITS, "patience": 3, "stop_on": []})
+    assert steps(alarms, HEALTHY, *[ill] * (needed - 1), HEALTHY) == []
+    said = steps(alarms, *[ill] * 7)
+    assert len(said) == 1
+    value = f"joint/{metric} is {ILL[metric]:.3g} at step {needed}"
+    for part in (value, f"callbacks.alarms.{metric}={LIMITS[metric]:g}", alarm.meaning, alarm.remedy):
+        assert part in said[0]
+    assert len(steps(alarms, HEALTHY, *[ill] * 7)) == 1
+    off = Alarms(**{**LIMITS, "patience": 3, "stop_on": [], metric: None})
+    assert steps(off, *[ill] * 7) == []
+
+
+@pytest.mark.parametrize("metric", [alarm.metric for alarm in ALARMS])
+def test_an_alarm_can_stop_the_run_instead(metric: str) -> None:
+    """31, 32: the config's choice."""
+    alarms = Alarms(**{**LIMITS, "patience": 1, "stop_on": [metric]})
+    with pytest.raises(TrainingError, match=f"stage joint stopped: joint/{metric} is "):
+        steps(alarms, HEALTHY | {metric: ILL[metric]})
+
+
+def test_ranks_decide_by_their_mean() -> None:
+    """31: a rank alone neither rings nor stops; here the other rank's figures are 0."""
+    alarms = Alarms(**{**LIMITS, "patience": 1, "stop_on": ["kl"]})
+    trainer = create_autospec(Trainer, instance=True)
+    trainer.strategy.root_device, trainer.is_global_zero, trainer.global_step = "cpu", True, 3
+    trainer.strategy.reduce = lambda value, reduce_op: value / 2
+    stage = create_autospec(LightningModule, instance=True)
+    stage.name = "joint"
+    trainer.callback_metrics = {f"joint/{name}": torch.tensor(2 * value) for name, value in HEALTHY.items()}
+    trainer.callback_metrics["joint/kl"] = torch.tensor(LIMITS["kl"] * 1.9)
+    alarms.on_train_batch_end(trainer, stage)
+    trainer.callback_metrics["joint/kl"] = torch.tensor(LIMITS["kl"] * 2.1)
+    with pytest.raises(TrainingError, match="joint/kl"):
+        alarms.on_train_batch_end(trainer, stage)
+
+
+def test_unknown_alarms_are_refused() -> None:
+    """31: a typo must not leave a run without its stop."""
+    with pytest.raises(ConfigError, match=r"callbacks.alarms.stop_on: no alarm 'entropy'; there are surprisal,"):
+        Alarms(**{**LIMITS, "stop_on": ["entropy"]})
+
+
+def test_a_streak_goes_on_after_a_resume() -> None:
+    """31: two steps before the kill and one after it are three."""
+    ill = HEALTHY | {"kl": 9.0}
+    first, second = (Alarms(**{**LIMITS, "patience": 3}) for _ in range(2))
+    assert steps(first, ill, ill) == []
+    second.load_state_dict(first.state_dict())
+    assert len(steps(second, ill)) == 1
+
+
+def test_the_joint_stage_logs_what_the_alarms_read(nla: NLA, target: Target) -> None:
+    """31: an untrained policy writes to the cap without tags, so every group earns the same: three alarms ring."""
+    alarms = Alarms(**{**LIMITS, "patience": 2})
+    with pytest.warns(UserWarning, match="joint/well_formed is") as said:
+        trainer = fit(joint(nla, target, steps=2), 2, callbacks=[alarms])
+    assert {alarm.metric for alarm in ALARMS} <= {name.removeprefix("joint/") for name in trainer.callback_metrics}
+    rung = {m for m in HEALTHY for warning in said if f"joint/{m} is" in str(warning.message)}
+    assert {"well_formed", "at_cap", "equal_groups"} <= rung and not rung & {"sampling_gap", "surprisal", "kl"}
+
+
+def test_a_sampler_that_samples_another_policy_stops_the_run(nla: NLA, target: Target) -> None:
+    """32: by default; here the sampler reads other weights than those in training."""
+    stage = joint(nla, target, steps=3)
+    usual = stage.nla.verbalizer.sample
+
+    def stale(*arguments: Any, **options: Any) -> Completions:
+        weights = list(stage.nla.verbalizer.parameters())
+        before = [weight.detach().clone() for weight in weights]
+        with torch.no_grad():
+            for weight in weights:
+                weight.mul_(1.5)
+        try:
+            return usual(*arguments, **options)
+        finally:
+            with torch.no_grad():
+                for weight, value in zip(weights, before, strict=True):
+                    weight.copy_(value)
+
+    stage.nla.verbalizer.sample = stale  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(TrainingError, match=r"joint/sampling_gap is .* at step 1, above callbacks.alarms.sampling_gap"):
+        fit(stage, 3, callbacks=[Alarms(**LIMITS)])
+
+
+def test_repeated_tags_show_as_repetition() -> None:
+    """34: a text in a loop of two tokens is all repetition but for its first two runs; padding counts for nothing."""
+    tokens, mask = torch.tensor([[5, 6] * 10]), torch.ones(1, 20, dtype=torch.bool)
+    found = text_metrics(Completions(tokens, mask, ["x"]), cap=40)
+    assert float(found["repetition"]) == pytest.approx(15 / 17)
+    half = text_metrics(Completions(tokens, mask & (torch.arange(20) < 6), ["x"]), cap=40)
+    assert float(half["repetition"]) == pytest.approx(1 / 3)
+
+
+def test_text_metrics_of_a_known_batch() -> None:
+    """31: lengths through the stop token, at the cap, well-formed."""
+    mask = torch.arange(5) < torch.tensor([5, 3, 1, 5]).unsqueeze(1)
+    found = text_metrics(Completions(torch.arange(20).view(4, 5), mask, [None, "a", "b", None]), cap=5)
+    assert {name: float(value) for name, value in found.items()} == {
+        "explanation_tokens": 3.5, "well_formed": 0.5, "at_cap": 0.5, "repetition": 0.0
+    }  # fmt: skip
+
+
+def test_the_default_limits_leave_a_healthy_batch_alone() -> None:
+    """31: every alarm has a limit in the config, on the healthy side of which the figures of the world's run lie."""
+    assert set(LIMITS) == {"patience", "stop_on", *(alarm.metric for alarm in ALARMS)}
+    assert steps(Alarms(**{**LIMITS, "patience": 1}), HEALTHY, HEALTHY) == []
