@@ -283,33 +283,32 @@ class Verbalizer(nn.Module):
             frozen = {n: p.detach().clone() for n, p in self.model.named_parameters() if "lora_" in n}
             self._reference = (frozen,)
         else:
-            frozen_model = copy.deepcopy(self.model).requires_grad_(False)
-            self._reference = (frozen_model.eval(),)
+            anchor = copy.copy(self)  # the same prompt and buffers, a model of its own
+            anchor._modules = {**self._modules, "model": copy.deepcopy(self.model).requires_grad_(False)}
+            self._reference = (anchor.eval(),)
+
+    @property
+    def anchor(self) -> "Verbalizer | None":
+        """The reference where it is a model of its own; None before `freeze_reference`, and with adapters."""
+        found = self._reference[0] if self._reference else None
+        return found if isinstance(found, Verbalizer) else None
 
     @contextmanager
     def reference(self) -> Iterator["Verbalizer"]:
-        """Inside, this verbalizer is the reference, by the same code path, without gradients and dropout."""
+        """Gives the reference: one that runs the same code, without gradients and dropout. Leave `self` alone inside."""
         if not self._reference:
             raise NLAError("no reference policy: call freeze_reference() before reference()")
-        anchor = self._reference[0]
+        if self.anchor is not None:
+            with torch.no_grad():
+                yield self.anchor.to(self._prompt_tokens.device)
+            return
         was_training = self.training
         try:
-            swap = _swapped_tensors(self, anchor) if isinstance(anchor, dict) else _swapped_model(self, anchor)
-            with torch.no_grad(), swap:
+            with torch.no_grad(), _swapped_tensors(self, self._reference[0]):
                 self.eval()
                 yield self
         finally:
             self.train(was_training)
-
-
-@contextmanager
-def _swapped_model(verbalizer: Verbalizer, anchor: Any) -> Iterator[None]:
-    policy = verbalizer.model
-    verbalizer.model = anchor.to(next(policy.parameters()).device)
-    try:
-        yield
-    finally:
-        verbalizer.model = policy
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from nla.backbone import body, depth, embed, head_logits
@@ -139,12 +140,15 @@ def prepared(model: PreTrainedModel, dtype: torch.dtype | None) -> Iterator[None
 
     The numbers are the same where the type is. A product of few rows with a matrix in fp32 is up to twice as fast that
     way (MKL), and a CPU without matrix units for bf16 computes faster in fp32. Pointers are exchanged, nothing is
-    written; the copies cost less than a decode step. They are not made where there is nothing to gain.
+    written; the copies cost less than a decode step. They are not made where there is nothing to gain, nor of weights
+    that are spread over ranks and gathered block by block.
     """
     matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
     before: list[tuple[Tensor, Tensor]] = []
     try:
         for weight in model.parameters():
+            if isinstance(weight, DTensor):
+                continue
             data = weight.data
             cast = data if dtype is None or not data.is_floating_point() else data.to(dtype)
             if id(weight) in matrices and cast.device.type == "cpu" and cast.dtype == torch.float32:

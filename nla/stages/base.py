@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -21,6 +22,7 @@ from nla.autoencoder import NLA
 from nla.errors import TrainingError
 from nla.metrics import FractionOfVarianceExplained
 from nla.objectives import cosine
+from nla.parallel import Gather, serving, shard, whole
 from nla.stages.skips import Skips
 from nla.target import Target
 from nla.types import ActivationBatch, TokenBatch
@@ -68,6 +70,7 @@ class Stage(LightningModule):
         self.warmup_steps, self.final_fraction, self.clip_norm = warmup_steps, final_fraction, clip_norm
         self.micro_batch_size, self.max_new_tokens, self.seed = micro_batch_size, max_new_tokens, seed
         self.automatic_optimization = False
+        self.gather: Gather = "once"
         self.fve = FractionOfVarianceExplained(target.d_model)
         self.skips = Skips(self.name, skipped_in_a_row)
         for half in ("verbalizer", "reconstructor"):
@@ -95,6 +98,10 @@ class Stage(LightningModule):
         """One group per trained half; a subclass may give them rates of their own."""
         return [{"params": trainable(half), "name": name} for name, half in self.halves().items()]
 
+    def configure_model(self) -> None:
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            shard(self.nla, self.target, self.trainer.strategy.root_device, self.trainer.precision)
+
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer_factory(self.parameter_groups())
         # a plain function: of any other callable LambdaLR would put the attributes into each checkpoint
@@ -116,7 +123,8 @@ class Stage(LightningModule):
         """Read the activations where the target lives; batches that hold activations already pass through."""
         if isinstance(batch, ActivationBatch):
             return batch
-        activation = self.target(batch.tokens, batch.mask, batch.row, batch.position)
+        with serving(self.target, self.gather):
+            activation = self.target(batch.tokens, batch.mask, batch.row, batch.position)
         return ActivationBatch(activation, batch.document, batch.position, batch.text, batch.explanation)
 
     def mean_over_ranks(self, value: Tensor) -> Tensor:
@@ -130,7 +138,8 @@ class Stage(LightningModule):
         """
         optimizer = self.optimizer
         norms = {
-            name: nn.utils.clip_grad_norm_(trainable(half), self.clip_norm) for name, half in self.halves().items()
+            name: whole(nn.utils.clip_grad_norm_(trainable(half), self.clip_norm))
+            for name, half in self.halves().items()
         }
         finite = all(bool(value.isfinite()) for value in (loss.detach(), *norms.values()))
         if self.trainer.strategy.reduce_boolean_decision(finite, all=True):
@@ -160,7 +169,10 @@ class Stage(LightningModule):
 
     def validation_step(self, batch: ActivationBatch, batch_idx: int) -> dict[str, Any]:
         """Greedy explanations of held-out activations, scored by the reconstructor; returns rows for a table."""
-        completions = self.nla.verbalizer.sample(batch.activation, max_new_tokens=self.max_new_tokens, temperature=0.0)
+        with serving(self.nla.verbalizer, self.gather):
+            completions = self.nla.verbalizer.sample(
+                batch.activation, max_new_tokens=self.max_new_tokens, temperature=0.0
+            )
         prediction = self.nla.reconstructor.reconstruct([text or "" for text in completions.explanation])
         well_formed = completions.well_formed
         self.fve.update(prediction, batch.activation, well_formed)

@@ -33,6 +33,7 @@ from nla.objectives import (
     reconstruction_error,
     sequence_kl,
 )
+from nla.parallel import serving
 from nla.reconstructor import frozen_copy
 from nla.rewards import Divergence, Reward
 from nla.stages.backward import in_micro_batches
@@ -126,19 +127,20 @@ class JointStage(Stage):
 
     def _sample(self, batch: ActivationBatch) -> Rollout:
         s, rows = self.sampling, len(batch) * self.sampling.group_size
-        completions = self.nla.verbalizer.sample(
-            batch.activation,
-            s.group_size,
-            max_new_tokens=s.max_new_tokens,
-            temperature=s.temperature,
-            top_p=s.top_p,
-            top_k=s.top_k,
-            seed=hash((self.seed, self.global_step)) % 2**31,
-            first_row=self.global_rank * rows,
-            backend=s.backend,
-            dtype=s.dtype,
-            compiled=s.compiled,
-        )
+        with serving(self.nla.verbalizer, self.gather):
+            completions = self.nla.verbalizer.sample(
+                batch.activation,
+                s.group_size,
+                max_new_tokens=s.max_new_tokens,
+                temperature=s.temperature,
+                top_p=s.top_p,
+                top_k=s.top_k,
+                seed=hash((self.seed, self.global_step)) % 2**31,
+                first_row=self.global_rank * rows,
+                backend=s.backend,
+                dtype=s.dtype,
+                compiled=s.compiled,
+            )
         key, first = self.seed + self.global_step, self.global_rank * len(batch)
         read = self.reward.read(completions, s.group_size, self.nla.reconstructor.tokenizer, key, first)
         return Rollout(batch.activation, s.group_size, completions, read)

@@ -1,0 +1,105 @@
+"""What a rank of the multi-process tests does; runs in processes forked from a server that has the libraries loaded."""
+
+import functools
+import json
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from evaluation_toys import ToySource
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
+
+from nla.autoencoder import NLA
+from nla.data.datamodule import NLADataModule
+from nla.parallel import whole_pair
+from nla.stages import JointStage, ReconstructorStage, VerbalizerStage
+from nla.stages.joint import Divergence, Reward, Sampling
+from nla.target import Target
+from nla.types import ActivationBatch, Rollout
+
+SPLITS = ("warm_start", "joint", "validation", "test")
+STEPS = 3
+
+
+class Noting(JointStage):
+    """Keeps the tokens that were sampled."""
+
+    def _sample(self, batch: ActivationBatch) -> Rollout:
+        rollout = super()._sample(batch)
+        self.sampled = [*getattr(self, "sampled", []), rollout.completions.tokens.tolist()]
+        return rollout
+
+
+def on_rank(rank: int, ranks: int, port: int, strategy: str, work: str, task: str, out: str) -> None:
+    """As torchrun starts it: the rank in the environment."""
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    if ranks > 1 or strategy == "fsdp2":
+        os.environ |= {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks),
+            "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test",
+        }  # fmt: skip
+    TASKS[task](rank, ranks, strategy, Path(work), Path(out))
+
+
+def trainer_of(ranks: int, strategy: str, folder: Path, **options: Any) -> Trainer:
+    chosen: Any = {"one": "auto", "ddp": "ddp"}.get(strategy) or ModelParallelStrategy()
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+    defaults: dict[str, Any] = {
+        "max_steps": STEPS, "val_check_interval": STEPS, "logger": False, "enable_checkpointing": False,
+    }  # fmt: skip
+    return Trainer(
+        accelerator="cpu", devices=ranks, strategy=chosen, max_epochs=-1, use_distributed_sampler=False,
+        check_val_every_n_epoch=None, default_root_dir=folder, **quiet, **defaults | options,
+    )  # fmt: skip
+
+
+def data_of(target: Target, split: str, batch_size: int = 8) -> NLADataModule:
+    return NLADataModule(
+        ToySource(SPLITS, 13), target.tokenizer, split=split, explanations=split == "warm_start",
+        batch_size=batch_size, positions_per_document=2, min_context=3, max_tokens=64, validation_documents=None,
+        seed=0, num_workers=0,
+    )  # fmt: skip
+
+
+def stage_of(name: str, nla: NLA, target: Target, gather: str = "once", **more: Any) -> Any:
+    options: dict[str, Any] = {
+        "steps": STEPS, "optimizer": functools.partial(torch.optim.AdamW, lr=1e-3, eps=1e-4, weight_decay=0.0),
+        "warmup_steps": 0, "final_fraction": 1.0, "clip_norm": 1.0,
+    }  # fmt: skip
+    if name == "joint":
+        options |= {
+            "rollout": Sampling(group_size=4, max_new_tokens=24), "reward": Reward(), "kl": Divergence(0.05),
+            "micro_batch_size": 8,
+        }  # fmt: skip
+    else:
+        options |= {"max_new_tokens": 24}
+    kind = {"verbalizer": VerbalizerStage, "reconstructor": ReconstructorStage, "joint": Noting}[name]
+    stage = kind(nla, target, **options | more)
+    stage.gather = gather
+    return stage
+
+
+def every_stage(rank: int, ranks: int, strategy: str, work: Path, out: Path) -> None:
+    strategy, _, gather = strategy.partition("-")
+    for name in ("verbalizer", "reconstructor", "joint"):
+        pair = NLA.from_pretrained(work / "pair")
+        target = Target.from_pretrained(pair.base_model, pair.layer)
+        stage = stage_of(name, pair, target, gather or "once")
+        trainer = trainer_of(ranks, strategy, out)
+        trainer.fit(stage, data_of(target, "joint" if name == "joint" else "warm_start"))
+        plain = whole_pair(pair, lambda: NLA.from_pretrained(work / "pair"))
+        tokens = getattr(stage, "sampled", [])
+        (out / f"{name}-{rank}.tokens.json").write_text(json.dumps(tokens))
+        if rank == 0:
+            plain.save_pretrained(out / name)
+            metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
+            (out / f"{name}.metrics.json").write_text(json.dumps(metrics))
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+
+
+TASKS = {"every_stage": every_stage}
