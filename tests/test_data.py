@@ -128,12 +128,20 @@ def test_loader_workers_change_nothing(tokenizer: PreTrainedTokenizerBase, worke
     assert [batch.text for batch in alone] == [batch.text for batch in many]
 
 
-def test_validation_shards_are_equal_and_disjoint(tokenizer: PreTrainedTokenizerBase):
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_validation_is_the_same_on_any_number_of_ranks(tokenizer: PreTrainedTokenizerBase, ranks: int):
+    corpus = Corpus(37)  # three batches of sixteen documents at most
+    whole = list(loader(tokenizer, corpus).val_dataloader())
+    parts = [list(on_rank(loader(tokenizer, corpus), rank, ranks).val_dataloader()) for rank in range(ranks)]
+    assert len({len(part) for part in parts}) == 1
+    turns = [batch for turn in zip(*parts, strict=True) for batch in turn]
+    assert [batch.text for batch in turns if not batch.spare] == [batch.text for batch in whole]
+    assert sum(batch.spare for batch in turns) == len(turns) - 3
+    assert len({document for batch in whole for document in batch.document}) == 37
+
+
+def test_some_documents_are_chosen_for_validation(tokenizer: PreTrainedTokenizerBase):
     corpus = Corpus(11)
-    parts = [list(on_rank(loader(tokenizer, corpus, batch_size=16), rank, 2).val_dataloader()) for rank in (0, 1)]
-    assert len(parts[0]) == len(parts[1]) == 3
-    seen = [document for part in parts for batch in part for document in batch.document[::4]]
-    assert len(seen) == len(set(seen)) == 10
     few = loader(tokenizer, corpus, validation_documents=3)
     assert len({document for batch in few.val_dataloader() for document in batch.document}) == 3
 

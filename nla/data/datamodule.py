@@ -1,5 +1,6 @@
 """The Lightning loader: whole documents with their positions, in an order that any restart finds again."""
 
+import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,8 @@ from nla.errors import ConfigError, DataError
 from nla.types import TokenBatch
 
 log = logging.getLogger(__name__)
+
+VALIDATION_ROWS = 64  # positions that a rank validates on at once
 
 
 class Batches(IterableDataset[TokenBatch]):
@@ -148,18 +151,21 @@ class NLADataModule(LightningDataModule):
         """This rank's part of step `number` after `first` documents of the split; training wraps around at its end."""
         documents = self.prepared(split)
         ranks, rank = self._ranks()
-        explanations = self._explains(split)
+        explanations, spare = self._explains(split), False
         if split == self.split:
             size = self.documents_per_step // ranks
             start = first + (number * ranks + rank) * size
             places = [self._at(place, len(documents)) for place in range(start, start + size)]
             rows = [(documents[index], epoch) for epoch, index in places]
         else:
-            per_rank, size = self._shares(split)
-            start = rank * per_rank + number * size
-            rows = [(item, 0) for item in documents[start : min(start + size, (rank + 1) * per_rank)]]
+            place, count = number * ranks + rank, self._batches(split)
+            spare = place >= count
+            size = -(-len(documents) // count)
+            start = 0 if spare else place * size
+            rows = [(item, 0) for item in documents[start : start + size]]
         pad_id = self.tokenizer.pad_token_id
-        return collate(rows, self.source, explanations, self.seed, pad_id if isinstance(pad_id, int) else 0)
+        batch = collate(rows, self.source, explanations, self.seed, pad_id if isinstance(pad_id, int) else 0)
+        return dataclasses.replace(batch, spare=spare)
 
     def state_dict(self) -> dict[str, Any]:
         return {"consumed_documents": self.cursor, "corpus": self._corpus()}
@@ -173,8 +179,7 @@ class NLADataModule(LightningDataModule):
         self._start, self._processed = int(state_dict["consumed_documents"]), None
 
     def _finite(self, split: str) -> DataLoader:
-        per_rank, size = self._shares(split)
-        return self._loader(FiniteBatches(self, split, 0, -(-per_rank // size)))
+        return self._loader(FiniteBatches(self, split, 0, -(-self._batches(split) // self._ranks()[0])))
 
     def _loader(self, batches: Batches) -> DataLoader:
         # a generator of its own: otherwise each pass draws a seed for the workers from the global one
@@ -182,16 +187,15 @@ class NLADataModule(LightningDataModule):
             batches, batch_size=None, num_workers=self.num_workers, generator=torch.Generator().manual_seed(self.seed)
         )
 
-    def _shares(self, split: str) -> tuple[int, int]:
-        """Documents per rank, and per batch.
+    def _batches(self, split: str) -> int:
+        """How many batches validation and test are cut into, the same on any number of ranks.
 
-        All ranks get equally many: one with a batch more would wait for the others forever.
+        Ranks take turns. All run equally many, since one with a batch more would wait for the others: where they do not
+        divide, the last ranks run a spare one, which counts for nothing.
         """
         documents = self.prepared(split)
-        ranks, _ = self._ranks()
-        if len(documents) < ranks:
-            raise DataError(f"{split} has {len(documents)} documents for {ranks} ranks: give more, or use fewer ranks")
-        return len(documents) // ranks, max(1, self.batch_size // (len(documents[0].positions) * ranks))
+        size = max(1, VALIDATION_ROWS // len(documents[0].positions))
+        return -(-len(documents) // size)
 
     def _at(self, place: int, size: int) -> tuple[int, int]:
         """Epoch, and index of the document at this place of the endless order."""

@@ -125,7 +125,7 @@ class Stage(LightningModule):
             return batch
         with serving(self.target, self.gather):
             activation = self.target(batch.tokens, batch.mask, batch.row, batch.position)
-        return ActivationBatch(activation, batch.document, batch.position, batch.text, batch.explanation)
+        return ActivationBatch(activation, batch.document, batch.position, batch.text, batch.explanation, batch.spare)
 
     def mean_over_ranks(self, value: Tensor) -> Tensor:
         """Of counts that gradients are divided by, since gradients are averaged over ranks."""
@@ -162,9 +162,12 @@ class Stage(LightningModule):
         self.skips.restore(checkpoint.get("skips", {}))
 
     def log_step(self, metrics: dict[str, Tensor | float], shown: Iterable[str] = ()) -> None:
-        """Log ``<stage>/<name>``, the ``shown`` ones in the progress bar too."""
+        """Log ``<stage>/<name>``, the mean over ranks, the ``shown`` ones in the progress bar too."""
         bar = set(shown)
-        for name, value in metrics.items():
+        values = torch.stack(
+            [torch.as_tensor(value, dtype=torch.float32, device=self.device) for value in metrics.values()]
+        )
+        for name, value in zip(metrics, self.mean_over_ranks(values), strict=True):
             self.log(f"{self.name}/{name}", value, prog_bar=name in bar, on_step=True, on_epoch=False)
 
     def validation_step(self, batch: ActivationBatch, batch_idx: int) -> dict[str, Any]:
@@ -175,7 +178,8 @@ class Stage(LightningModule):
             )
         prediction = self.nla.reconstructor.reconstruct([text or "" for text in completions.explanation])
         well_formed = completions.well_formed
-        self.fve.update(prediction, batch.activation, well_formed)
+        rows = 0 if batch.spare else len(batch)
+        self.fve.update(prediction[:rows], batch.activation[:rows], well_formed[:rows])
         cosines = torch.where(well_formed, cosine(prediction, batch.activation), 0.0)
         self.log_validation(
             {
@@ -183,13 +187,14 @@ class Stage(LightningModule):
                 "well_formed": well_formed.float().mean(),
                 "explanation_tokens": completions.mask.sum(1).float().mean(),
             },
-            len(batch),
+            rows,
         )
         return {"text": batch.text, "explanation": completions.explanation, "cosine": cosines}
 
-    def log_validation(self, metrics: dict[str, Float[Tensor, ""]], rows: int) -> None:
+    def log_validation(self, metrics: dict[str, Float[Tensor, ""]], weight: int) -> None:
+        """Log means over all batches of all ranks, in which this batch has the weight of so many rows, or tokens."""
         for name, value in metrics.items():
-            self.log(f"{self.name}/validation/{name}", value, on_epoch=True, batch_size=rows, sync_dist=True)
+            self.log(f"{self.name}/validation/{name}", value, on_epoch=True, batch_size=weight, sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
         if self.fve.update_called:

@@ -25,7 +25,6 @@ from nla.errors import ConfigError
 from nla.metrics import FractionOfVarianceExplained
 from nla.objectives import (
     LengthKind,
-    fraction_of_variance_explained,
     group_advantages,
     kl_to_reference,
     orthogonal_error,
@@ -91,6 +90,7 @@ class JointStage(Stage):
         self.groups = groups or {}
         self.length: LengthKind = length
         self.reconstructor_updates = reconstructor_updates
+        self.fve_batch = FractionOfVarianceExplained(self.nla.d_model)
         if kl.anchored:
             self.nla.verbalizer.freeze_reference()
         # in a tuple, so that neither state_dict nor parameters() sees it
@@ -107,6 +107,7 @@ class JointStage(Stage):
         counts = self._global_counts(rollout)
 
         def backward(size: int) -> list[dict[str, Tensor]]:
+            self.fve_batch.reset()
             parts = []
             for part in rollout.split(size):
                 loss, metrics = self.losses(part, counts)
@@ -119,6 +120,7 @@ class JointStage(Stage):
         update = self.update(batch, metrics["loss"])
         for _ in range(self.reconstructor_updates - 1):
             self._update_reconstructor(rollout, counts)
+        metrics["fve_batch"] = self.fve_batch.compute()["fve"]
         texts = text_metrics(rollout.completions, self.sampling.max_new_tokens)
         scoring = float(metrics["seconds_scoring"])
         seconds = {"seconds_sampling": sampled - started, "seconds_update": time.perf_counter() - sampled - scoring}
@@ -244,13 +246,11 @@ class JointStage(Stage):
         completions = rollout.completions
         mask, tokens = completions.mask, counts["tokens"]
         share = len(completions) / counts["samples"]
-        fve = fraction_of_variance_explained(
-            prediction, rollout.activation.repeat_interleave(rollout.group, dim=0), completions.well_formed
-        )
+        activation = rollout.activation.repeat_interleave(rollout.group, dim=0)
+        self.fve_batch.update(prediction, activation, completions.well_formed)
         metrics = {
             "reward": earned.sum() / counts["samples"],
             "error": mse.detach(),
-            "fve_batch": torch.tensor(fve, device=self.device) * share,
             "surprisal": -log_probs.sum() / tokens,
             "equal_groups": (advantage.view(-1, rollout.group) == 0).all(1).float().mean() * share,
         }

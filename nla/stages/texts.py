@@ -15,5 +15,5 @@ def text_metrics(completions: Completions, cap: int) -> dict[str, Float[Tensor, 
         "explanation_tokens": lengths.float().mean(),
         "well_formed": completions.well_formed.float().mean(),
         "at_cap": (lengths >= cap).float().mean(),
-        "repetition": repeated.sum() / runs.sum().clamp_min(1),
+        "repetition": (repeated / runs.clamp_min(1)).mean(),
     }

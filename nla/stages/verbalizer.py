@@ -34,9 +34,10 @@ class VerbalizerStage(Stage):
         self.log_step({"loss": loss, **self.update(batch, loss)}, shown=["loss"])
 
     def validation_step(self, batch: ActivationBatch, batch_idx: int) -> dict[str, Any]:
-        right = self._loss(batch)
-        others = self._loss(batch, batch.activation.roll(max(1, len(batch) // 2), dims=0))
-        self.log_validation({"loss": right, "reading_gap": others - right}, len(batch))
+        right, tokens = self._surprisal(batch, batch.activation)
+        others, _ = self._surprisal(batch, batch.activation.roll(max(1, len(batch) // 2), dims=0))
+        losses = {"loss": right / tokens, "reading_gap": (others - right) / tokens}
+        self.log_validation(losses, 0 if batch.spare else int(tokens))
         return super().validation_step(batch, batch_idx)
 
     def _loss(self, batch: ActivationBatch, activation: torch.Tensor | None = None) -> torch.Tensor:
