@@ -33,6 +33,7 @@ from nla.errors import CheckpointError, ConfigError, TrainingError
 from nla.loading import find_halves
 from nla.lock import locked
 from nla.metadata import read_metadata, read_yaml
+from nla.parallel import whole_pair, with_strategy
 from nla.prompts import Templates
 from nla.runs import CONFIG, copy_pair, finished, is_pair, record_config, run_folder, stage_facts
 from nla.settings import EvaluateSettings, TrainSettings
@@ -46,6 +47,7 @@ EXPECTED_WARNINGS = (
     ".*does not have many workers.*",
     ".*`IterableDataset` has `__len__` defined.*",
     ".*LeafSpec.*is deprecated.*",
+    r".*recommended to use `self\.log.*sync_dist=True.*",  # the values are reduced before
 )
 CHATTY = ("lightning.pytorch", "huggingface_hub.serialization._torch")  # devices, tips, each file saved
 
@@ -92,7 +94,7 @@ def run_stage(cfg: DictConfig, settings: TrainSettings, name: str, start: str | 
         callbacks=build_all(plain["callbacks"]),
         logger=[Tolerant(logger) for logger in build_all(plain["logger"])],
         plugins=[StateFile()],
-        **plain["hardware"]["trainer"],
+        **with_strategy(plain["hardware"]["trainer"], settings.adapter.kind),
         **options["trainer"],
     )
     data = build_data(plain["data"], target, seed=settings.seed, **options["data"])
@@ -108,6 +110,7 @@ def run_stage(cfg: DictConfig, settings: TrainSettings, name: str, start: str | 
             f"stage {name} stopped at step {trainer.global_step} of {options['steps']}: nothing was exported; "
             "the same command continues it"
         )
+    pair = whole_pair(pair, lambda: starting_pair(settings, start, target))
     if trainer.is_global_zero:
         pair.save_pretrained(folder / "nla", stage=name, training={"steps": options["steps"]})
     trainer.strategy.barrier()

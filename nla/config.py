@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from nla.backbone import resolve
 from nla.components import check_components, suggestion
 from nla.errors import ConfigError, ModelError
+from nla.parallel import with_strategy
 from nla.settings import DataSettings, EvaluateSettings, ModelSettings, Settings, TrainSettings
 
 STAGE_INJECTED = ("nla", "target")
@@ -40,6 +41,7 @@ def check_train(cfg: DictConfig) -> TrainSettings:
     for group in ("callbacks", "logger", "rollout", "reward", "evaluation"):
         check_components(plain[group], group)
     _check_trainer(plain["hardware"]["trainer"], "hardware.trainer")
+    with_strategy(plain["hardware"]["trainer"], settings.adapter.kind)
     if settings.nla is None:
         settings.layer.block(model_depth(settings.model))
     else:

@@ -6,12 +6,14 @@ weights once, after which nobody waits for anybody, or, where they do not fit, l
 gathering of the others.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, distributed, nn
+from torch.distributed._composable.checkpoint_activation import checkpoint
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
@@ -20,11 +22,32 @@ from nla.adapters import has_lora
 from nla.autoencoder import NLA
 from nla.backbone import blocks, body
 from nla.errors import ConfigError
+from nla.reconstructor import Reconstructor
 from nla.target import Target
 from nla.verbalizer import Verbalizer
 
 Gather = Literal["once", "blocks"]
 COMPUTE = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # by Lightning's precision; else the weights' own
+
+
+def with_strategy(trainer: Mapping[str, Any], adapter: str) -> dict[str, Any]:
+    """A Trainer's arguments with our name `fsdp2` for Lightning's ModelParallelStrategy.
+
+    `strategy` may name one for each kind of adapter: `{full: fsdp2, lora: ddp}`. Raises ConfigError.
+    """
+    chosen = trainer.get("strategy", "auto")
+    if isinstance(chosen, Mapping):
+        if adapter not in chosen:
+            raise ConfigError(f"hardware.trainer.strategy={dict(chosen)}: has none for adapter={adapter}")
+        chosen = chosen[adapter]
+    if chosen == "fsdp2":
+        if adapter == "lora":
+            raise ConfigError(
+                "hardware.trainer.strategy=fsdp2 with adapter=lora: adapters share one copy of the weights, which is "
+                "not sharded; use hardware.trainer.strategy=ddp"
+            )
+        chosen = ModelParallelStrategy()
+    return {**trainer, "strategy": chosen}
 
 
 def shard(nla: NLA, target: Target, device: torch.device, precision: str) -> None:
@@ -34,8 +57,6 @@ def shard(nla: NLA, target: Target, device: torch.device, precision: str) -> Non
     gathered and computed with has that of `precision`. Gradients are reduced in fp32. Raises ConfigError for adapters:
     their halves share the target's weights, which cannot belong to several groups.
     """
-    if isinstance(nla.verbalizer, FSDPModule):
-        return
     if has_lora(nla):
         raise ConfigError(
             "adapter=lora shares one copy of the weights and cannot be sharded: use hardware.trainer.strategy=ddp"
@@ -59,7 +80,7 @@ def _shard(root: nn.Module, model: nn.Module, mesh: DeviceMesh, policy: MixedPre
 
 
 @contextmanager
-def serving(module: Verbalizer | Target, gather: Gather = "once") -> Iterator[None]:
+def serving(module: Verbalizer | Reconstructor | Target, gather: Gather = "once") -> Iterator[None]:
     """Inside, each rank may run the module as often as it needs. Without FSDP2 it does nothing.
 
     `once`: all weights that are used are gathered at the start and released at the end. `blocks`: one block at a time,
@@ -80,34 +101,35 @@ def serving(module: Verbalizer | Target, gather: Gather = "once") -> Iterator[No
                 part.reshard()
                 part.set_reshard_after_forward(True, recurse=False)
     else:
-        with _in_step(module, parts[1:]):
+        # a reconstructor's every pass goes through its root; verbalizer and target hold theirs for all their passes
+        with _in_step(parts if isinstance(module, Reconstructor) else parts[1:]):
             yield
 
 
-def _parts(module: Verbalizer | Target) -> list[FSDPModule]:
-    """The FSDP groups that a pass uses, the root first: blocks above the target's layer are never run."""
-    used = list(blocks(body(module.model)))
-    if isinstance(module, Target):
-        used = used[: module.layer + 1]
-    return [part for part in (module, *used) if isinstance(part, FSDPModule)]
+def _parts(module: FSDPModule) -> list[FSDPModule]:
+    """The FSDP groups that a pass uses, in its order: the root, the blocks, a head of its own."""
+    parts: list[Any] = [part for part in cast(nn.Module, module).modules() if isinstance(part, FSDPModule)]
+    if isinstance(module, Target):  # blocks above its layer are never run
+        parts = [module, *list(blocks(body(module.model)))[: module.layer + 1]]
+    return parts
 
 
 @contextmanager
-def _in_step(module: Verbalizer | Target, parts: list[FSDPModule]) -> Iterator[None]:
-    """Before each pass a rank says that it comes; one that is done gathers along, until nobody comes."""
-    device = next(module.parameters()).device
+def _in_step(parts: list[FSDPModule]) -> Iterator[None]:
+    """Before each pass, which begins with the first part, a rank says that it comes; one that is done gathers along,
+    until nobody comes."""
+    first = cast(nn.Module, parts[0])
+    device = next(first.parameters()).device
 
     def somebody(comes: bool) -> bool:
         flag = torch.tensor(float(comes), device=device)
         distributed.all_reduce(flag, op=distributed.ReduceOp.MAX)
         return bool(flag)
 
-    def announce(_block: nn.Module, _arguments: Any) -> None:
+    def announce(_part: nn.Module, _arguments: Any) -> None:
         somebody(True)
 
-    first: Any = parts[0]
-    # before FSDP's own hook, which gathers
-    handle = first.register_forward_pre_hook(announce, prepend=True)
+    handle = first.register_forward_pre_hook(announce, prepend=True)  # before FSDP's own, which gathers
     try:
         yield
     finally:
@@ -118,6 +140,13 @@ def _in_step(module: Verbalizer | Target, parts: list[FSDPModule]) -> Iterator[N
             part.reshard()
 
 
+def checkpoint_activations(half: nn.Module) -> None:
+    """Blocks keep their input only and are run again in the backward pass; names and results stay as they are."""
+    model = half.model if isinstance(half, Verbalizer) else cast(Reconstructor, half).body
+    for block in blocks(body(cast(nn.Module, model))):
+        checkpoint(block)
+
+
 def whole(tensor: Tensor) -> Tensor:
     """The tensor itself, put together where it is spread over ranks (all of them must call)."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -125,7 +154,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def whole_pair(nla: NLA, make: Callable[[], NLA]) -> NLA:
-    """A plain pair with the weights of a sharded one, on rank 0; the pair itself elsewhere and where nothing is sharded.
+    """A plain pair with a sharded one's weights, on rank 0; the pair itself elsewhere and where nothing is sharded.
 
     `make` gives a pair of the same shape to fill, one weight at a time. All ranks must call.
     """

@@ -20,7 +20,7 @@ from nla.secrets import redacted
 
 CONFIG = "config.yaml"
 # A run folder belongs to one setting of these, and of a begun stage's own but for FREE, which never changes the result.
-FREE = ("trainer", "micro_batch_size")
+FREE = ("trainer", "micro_batch_size", "activation_checkpointing", "gather")
 FIXED = ("model", "layer", "adapter", "data.source", "data.positions_per_document", "data.min_context", "seed")
 WEIGHTS = "*.safetensors"
 

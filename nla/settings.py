@@ -90,6 +90,8 @@ class StageSettings(Settings):
 class HardwareSettings(Settings):
     trainer: dict[str, Any]
     micro_batch_size: PositiveInt
+    activation_checkpointing: bool
+    gather: Literal["once", "blocks"]
 
 
 class TrainSettings(Settings):

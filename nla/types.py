@@ -66,10 +66,10 @@ class ActivationBatch(Record):
     def __len__(self) -> int:
         return len(self.document)
 
-    def split(self, size: int) -> Iterator["ActivationBatch"]:
-        """Micro-batches of at most `size` rows."""
-        for first in range(0, len(self), size):
-            rows = slice(first, first + size)
+    def split(self, parts: int) -> Iterator["ActivationBatch"]:
+        """So many micro-batches, of like size."""
+        for part in range(parts):
+            rows = slice(part * len(self) // parts, (part + 1) * len(self) // parts)
             explanation = None if self.explanation is None else self.explanation[rows]
             yield ActivationBatch(
                 self.activation[rows], self.document[rows], self.position[rows], self.text[rows], explanation

@@ -295,7 +295,7 @@ class Verbalizer(nn.Module):
 
     @contextmanager
     def reference(self) -> Iterator["Verbalizer"]:
-        """Gives the reference: one that runs the same code, without gradients and dropout. Leave `self` alone inside."""
+        """The reference, which runs the same code, without gradients and dropout; inside, leave `self` alone."""
         if not self._reference:
             raise NLAError("no reference policy: call freeze_reference() before reference()")
         if self.anchor is not None:

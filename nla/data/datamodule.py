@@ -120,7 +120,8 @@ class NLADataModule(LightningDataModule):
                 raise DataError(self._nothing(split, skipped))
             self._prepared[split], self.skipped[split] = found, skipped
             left_out = f", {skipped.total()} skipped ({dict(skipped)})" if skipped else ""
-            log.info("%s: %d documents with %d positions%s", split, len(found), _positions(found), left_out)
+            if self._ranks()[1] == 0:
+                log.info("%s: %d documents with %d positions%s", split, len(found), _positions(found), left_out)
         return self._prepared[split]
 
     @property

@@ -5,7 +5,7 @@ ones counted as orthogonal), ``cosine``, ``well_formed`` and ``explanation_token
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -22,7 +22,7 @@ from nla.autoencoder import NLA
 from nla.errors import TrainingError
 from nla.metrics import FractionOfVarianceExplained
 from nla.objectives import cosine
-from nla.parallel import Gather, serving, shard, whole
+from nla.parallel import Gather, checkpoint_activations, serving, shard, whole
 from nla.stages.skips import Skips
 from nla.target import Target
 from nla.types import ActivationBatch, TokenBatch
@@ -40,6 +40,8 @@ class Stage(LightningModule):
             the last step; 1 keeps it constant.
         clip_norm: largest gradient norm of each model.
         micro_batch_size: rows per forward and backward pass; never changes the result. Halved when memory runs out.
+        activation_checkpointing: run each block again in the backward pass instead of keeping what it computed.
+        gather: of sharded weights while sampling and reading: `once` per rollout, or `blocks`, at each pass.
         max_new_tokens: length cap of the explanations that validation writes.
         skipped_in_a_row: so many steps without a finite loss and gradient, one after the other, stop the run.
         seed: of the sampled explanations.
@@ -59,6 +61,8 @@ class Stage(LightningModule):
         final_fraction: float,
         clip_norm: float,
         micro_batch_size: int,
+        activation_checkpointing: bool = False,
+        gather: Gather = "once",
         max_new_tokens: int,
         skipped_in_a_row: int = 5,
         seed: int = 0,
@@ -69,9 +73,11 @@ class Stage(LightningModule):
         self.steps, self.optimizer_factory = steps, optimizer
         self.warmup_steps, self.final_fraction, self.clip_norm = warmup_steps, final_fraction, clip_norm
         self.micro_batch_size, self.max_new_tokens, self.seed = micro_batch_size, max_new_tokens, seed
-        self.automatic_optimization = False
-        self.gather: Gather = "once"
+        self.activation_checkpointing = activation_checkpointing
+        self.gather: Gather = gather
+        self.automatic_optimization, self._configured = False, False
         self.fve = FractionOfVarianceExplained(target.d_model)
+        self._validated: dict[str, Tensor] = {}  # weighted sums and weights
         self.skips = Skips(self.name, skipped_in_a_row)
         for half in ("verbalizer", "reconstructor"):
             if half not in self.trains:
@@ -99,6 +105,12 @@ class Stage(LightningModule):
         return [{"params": trainable(half), "name": name} for name, half in self.halves().items()]
 
     def configure_model(self) -> None:
+        if self._configured:  # Lightning asks again at each entry point
+            return
+        self._configured = True
+        if self.activation_checkpointing:
+            for half in self.halves().values():
+                checkpoint_activations(half)
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
             shard(self.nla, self.target, self.trainer.strategy.root_device, self.trainer.precision)
 
@@ -130,6 +142,21 @@ class Stage(LightningModule):
     def mean_over_ranks(self, value: Tensor) -> Tensor:
         """Of counts that gradients are divided by, since gradients are averaged over ranks."""
         return self.trainer.strategy.reduce(value.float(), reduce_op="mean")
+
+    def micro_batches(self, batch: ActivationBatch, size: int) -> Iterator[ActivationBatch]:
+        """Parts of at most `size` rows. Under FSDP2, where ranks meet in each pass, all of them run equally many.
+
+        Their rows may differ: positions without an explanation are left out.
+        """
+        parts = -(-len(batch) // size)
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            parts = int(self.trainer.strategy.reduce(torch.tensor(float(parts), device=self.device), reduce_op="max"))
+            if parts > len(batch):
+                raise TrainingError(
+                    f"stage {self.name}, rank {self.global_rank}: {len(batch)} rows for {parts} micro-batches: raise "
+                    f"hardware.micro_batch_size={size} or stage.{self.name}.data.batch_size"
+                )
+        return batch.split(parts)
 
     def update(self, batch: ActivationBatch, loss: Float[Tensor, ""]) -> dict[str, Tensor]:
         """Clip each half, then one optimizer step, unless loss or gradient is not finite on any rank: then skip it.
@@ -176,7 +203,8 @@ class Stage(LightningModule):
             completions = self.nla.verbalizer.sample(
                 batch.activation, max_new_tokens=self.max_new_tokens, temperature=0.0
             )
-        prediction = self.nla.reconstructor.reconstruct([text or "" for text in completions.explanation])
+        with serving(self.nla.reconstructor, self.gather):
+            prediction = self.nla.reconstructor.reconstruct([text or "" for text in completions.explanation])
         well_formed = completions.well_formed
         rows = 0 if batch.spare else len(batch)
         self.fve.update(prediction[:rows], batch.activation[:rows], well_formed[:rows])
@@ -194,9 +222,15 @@ class Stage(LightningModule):
     def log_validation(self, metrics: dict[str, Float[Tensor, ""]], weight: int) -> None:
         """Log means over all batches of all ranks, in which this batch has the weight of so many rows, or tokens."""
         for name, value in metrics.items():
-            self.log(f"{self.name}/validation/{name}", value, on_epoch=True, batch_size=weight, sync_dist=True)
+            share = torch.stack([value.detach().double() * weight, value.new_tensor(weight).double()])
+            self._validated[name] = self._validated.get(name, torch.zeros_like(share)) + share
 
     def on_validation_epoch_end(self) -> None:
+        if self._validated:  # each rank has run as many batches, spare ones among them
+            shares = self.trainer.strategy.reduce(torch.stack(list(self._validated.values())), reduce_op="sum")
+            for name, (total, weight) in zip(self._validated, shares, strict=True):
+                self.log(f"{self.name}/validation/{name}", (total / weight).float())
+            self._validated.clear()
         if self.fve.update_called:
             for name, value in self.fve.compute().items():
                 self.log(f"{self.name}/validation/{name}", value.float(), prog_bar=name == "fve")

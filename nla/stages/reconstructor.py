@@ -19,7 +19,7 @@ class ReconstructorStage(Stage):
 
         def backward(size: int) -> torch.Tensor:
             errors = []
-            for part in batch.split(size):
+            for part in self.micro_batches(batch, size):
                 prediction = self.nla.reconstructor(*self.nla.reconstructor.tokenize(self.explanations_of(part)))
                 error = reconstruction_error(prediction, part.activation, self.nla.mse_scale).sum() / rows
                 self.manual_backward(error)

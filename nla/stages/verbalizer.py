@@ -24,7 +24,7 @@ class VerbalizerStage(Stage):
 
         def backward(size: int) -> torch.Tensor:
             losses = []
-            for part in batch.split(size):
+            for part in self.micro_batches(batch, size):
                 loss = self._surprisal(part, part.activation)[0] / tokens
                 self.manual_backward(loss)
                 losses.append(loss.detach())
