@@ -48,7 +48,16 @@ class MuonAdamW(Optimizer):
         if others:
             self.parts.append(AdamW(others, lr=lr, weight_decay=weight_decay, betas=betas))
         super().__init__([p for part in self.parts for g in part.param_groups for p in g["params"]], {})
-        self.param_groups = [group for part in self.parts for group in part.param_groups]  # the parts' own dicts
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+        self._share()
+
+    def _share(self) -> None:
+        """Both parts work on this object's groups and state, which are those of any optimizer."""
+        place = 0
+        for part in self.parts:
+            part.param_groups = self.param_groups[place : place + len(part.param_groups)]
+            part.state = self.state
+            place += len(part.param_groups)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -64,10 +73,6 @@ class MuonAdamW(Optimizer):
         for part in self.parts:
             part.zero_grad(set_to_none)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"parts": [part.state_dict() for part in self.parts]}
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for part, state in zip(self.parts, state_dict["parts"], strict=True):
-            part.load_state_dict(state)
-        self.param_groups = [group for part in self.parts for group in part.param_groups]
+        super().load_state_dict(state_dict)
+        self._share()

@@ -17,8 +17,9 @@ from nla.autoencoder import NLA
 from nla.data.datamodule import NLADataModule
 from nla.data.source import Document
 from nla.parallel import whole_pair
+from nla.rewards import Divergence, Reward
 from nla.stages import JointStage, ReconstructorStage, VerbalizerStage
-from nla.stages.joint import Divergence, Reward, Sampling
+from nla.stages.joint import Sampling
 from nla.target import Target
 from nla.types import ActivationBatch, Rollout
 
@@ -87,6 +88,7 @@ def stage_of(name: str, nla: NLA, target: Target, **more: Any) -> Any:
     if name == "joint":
         options |= {
             "rollout": Sampling(group_size=4, max_new_tokens=24), "reward": Reward(), "kl": Divergence(0.05),
+            "reconstructor_updates": 2, "frozen_reconstructor": True,
         }  # fmt: skip
     else:
         options |= {"max_new_tokens": 24}

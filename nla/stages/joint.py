@@ -32,7 +32,7 @@ from nla.objectives import (
     reconstruction_error,
     sequence_kl,
 )
-from nla.parallel import serving
+from nla.parallel import serving, whole
 from nla.reconstructor import frozen_copy
 from nla.rewards import Divergence, Reward
 from nla.stages.backward import in_micro_batches
@@ -157,7 +157,7 @@ class JointStage(Stage):
                 completions.well_formed.sum().float(),
             ]
         )
-        samples, tokens, well_formed = self.mean_over_ranks(counts).clamp_min(1)
+        samples, tokens, well_formed = self.mean_over_ranks(counts).clamp_min(1 / self.trainer.world_size)
         return {"samples": samples, "tokens": tokens, "well_formed": well_formed}
 
     def losses(
@@ -206,7 +206,7 @@ class JointStage(Stage):
 
         # gradients are cleared first, and a weight without one is passed over by the optimizer: the verbalizer stays
         in_micro_batches(self, backward, self.micro_batch_size, rollout.group)
-        norm = nn.utils.clip_grad_norm_(trainable(self.nla.reconstructor), self.clip_norm)
+        norm = whole(nn.utils.clip_grad_norm_(trainable(self.nla.reconstructor), self.clip_norm))
         if self.trainer.strategy.reduce_boolean_decision(bool(norm.isfinite()), all=True):
             self.optimizer.optimizer.step()  # past Lightning, which would count it as a step of training
 
@@ -221,7 +221,8 @@ class JointStage(Stage):
         for frozen in self._frozen:
             prediction = frozen.to(self.device).reconstruct([text or "" for text in rows["explanation"]])
             formed = torch.tensor([text is not None for text in rows["explanation"]], device=self.device)
-            self.fve_frozen.update(prediction, batch.activation, formed)
+            counted = slice(0 if batch.spare else None)
+            self.fve_frozen.update(prediction[counted], batch.activation[counted], formed[counted])
         return rows
 
     def on_validation_epoch_end(self) -> None:
