@@ -57,6 +57,10 @@ def train(cfg: DictConfig) -> Path:
     settings = check_train(cfg)
     if settings.nla is None:
         cfg.layer.index = settings.layer.block(model_depth(settings.model))
+    if settings.preflight:
+        from nla.preflight import require  # which is built from the parts of this module
+
+        require(cfg)
     run = Path(settings.run_dir)
     first = rank_zero_only.rank == 0  # as the launcher says, before there is a trainer
     with locked(run) if first else nullcontext():
@@ -77,11 +81,8 @@ def run_stage(cfg: DictConfig, settings: TrainSettings, name: str, start: str | 
     cfg.stage_dir = str(folder)
     plain = plain_config(cfg)
     seed_everything(settings.seed, workers=True, verbose=False)
-    target = starting_target(settings, start)
-    pair = starting_pair(settings, start, target)
-    options = plain["stage"][name]
-    arguments = {key: value for key, value in options.items() if key not in STAGE_OWN}
-    stage = instantiate({**arguments, "_partial_": True}, _convert_="all")(nla=pair, target=target)
+    stage = build_stage(settings, plain, name, start)
+    target, pair, options = stage.target, stage.nla, plain["stage"][name]
     for logger in CHATTY:
         logging.getLogger(logger).setLevel(logging.WARNING)
     trainer = Trainer(
@@ -114,6 +115,14 @@ def run_stage(cfg: DictConfig, settings: TrainSettings, name: str, start: str | 
     if trainer.is_global_zero:
         pair.save_pretrained(folder / "nla", stage=name, training={"steps": options["steps"]})
     trainer.strategy.barrier()
+
+
+def build_stage(settings: TrainSettings, plain: Mapping[str, Any], name: str, start: str | None) -> Stage:
+    """A stage of the config with its own modules: those of the pair `start`, or of the target."""
+    target = starting_target(settings, start)
+    pair = starting_pair(settings, start, target)
+    arguments = {key: value for key, value in plain["stage"][name].items() if key not in STAGE_OWN}
+    return instantiate({**arguments, "_partial_": True}, _convert_="all")(nla=pair, target=target)
 
 
 def resume_point(stage: Stage, trainer: Trainer, start: str | None) -> Path | None:

@@ -2,6 +2,7 @@
 
     nla explain <pair> "some text"     explanations of the activations at its tokens, with their cosine
     nla info <pair>                    what a saved pair says of itself
+    nla preflight experiment=world ... everything that can go wrong in a training run, tried out in under a minute
     nla pretrain ...                   a small target from text (see nla pretrain --help)
 
 Nothing heavy is imported before a verb needs it.
@@ -22,6 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from nla.pretrain import main as pretrain  # has an argument parser of its own
 
             return pretrain(given[1:]) or 0
+        if given[:1] == ["preflight"] and not {"-h", "--help"} & set(given):
+            return _preflight(given[1:])
         options = _parser().parse_args(given)
         return options.verb(options)
     except NLAError as error:
@@ -48,6 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("pair", help="folder or hub id of a saved pair")
     info.set_defaults(verb=_info)
 
+    preflight = verbs.add_parser("preflight", help="try out a training run: parts, injection, one step of each stage")
+    preflight.add_argument("overrides", nargs="*", help="those of train.py: experiment=<name> key=value ...")
     verbs.add_parser("pretrain", help="train a small target model from text", add_help=False)
     return parser
 
@@ -95,6 +100,18 @@ def _explain(options: argparse.Namespace) -> int:
             )
     Console(highlight=False).print(table)
     return 0
+
+
+def _preflight(overrides: Sequence[str]) -> int:
+    import rich
+
+    from nla.composition import compose
+    from nla.preflight import preflight
+    from nla.preflight.run import table
+
+    found = preflight(compose("train", overrides))
+    rich.get_console().print(table(found))
+    return 2 if any(check.status == "failed" for check in found) else 0
 
 
 def _info(options: argparse.Namespace) -> int:

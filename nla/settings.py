@@ -99,6 +99,7 @@ class TrainSettings(Settings):
     seed: int = Field(ge=0, lt=2**32)
     stages: list[str] = Field(min_length=1)
     nla: str | None
+    preflight: bool
     run_dir: str
     stage_dir: str
     model: ModelSettings
