@@ -13,6 +13,7 @@ from nla.errors import ConfigError, InjectionError
 
 MARKERS = tuple(chr(code) for code in range(0x3200, 0x3400))  # enclosed CJK: rare in text, often one token
 OPEN, CLOSE = "<explanation>", "</explanation>"
+LONGEST = 5000  # characters of an explanation: tokens of many signs would carry more past the cap, unread by any person
 MARKER_SLOT, EXPLANATION_SLOT = "{injection_char}", "{explanation}"
 
 
@@ -205,6 +206,8 @@ def reconstructor_tokens(
 def parse_explanation(text: str, forbidden: Sequence[str] = ()) -> str | None:
     """The text between the one pair of explanation tags, stripped; None unless there is exactly one, not empty.
 
+    One of more than `LONGEST` characters is None too.
+
     `forbidden`: what must not stand inside (the marker, the reconstructor's suffix, special tokens), so that an answer
     cannot close the reconstructor's prompt early.
     """
@@ -212,7 +215,7 @@ def parse_explanation(text: str, forbidden: Sequence[str] = ()) -> str | None:
         return None
     inner, closed, _ = text.partition(OPEN)[2].partition(CLOSE)
     inner = inner.strip()
-    if not closed or not inner or any(word in inner for word in forbidden):
+    if not closed or not 0 < len(inner) <= LONGEST or any(word in inner for word in forbidden):
         return None
     return inner
 
