@@ -33,6 +33,7 @@ SETTINGS = EvaluationSettings(
     bootstrap=50,
     neighbour_documents=5,
     source_tokens=32,
+    prefix_tokens=[],
 )
 CONTRACT = {
     "fve": float, "fve_ci95": list, "fve_sampled": float, "fve_normalized_mean": float, "fve_warm_start": float,

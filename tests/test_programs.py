@@ -132,6 +132,19 @@ def test_mistakes_are_one_line_and_status_2(arguments: list[str], message: str, 
 
 
 @pytest.mark.slow
+def test_the_benchmark_of_rewards_runs_small(folder: Path) -> None:
+    pair = folder / "runs/world_smoke/stages/reconstructor/nla"
+    sizes = ["--steps=1", "--documents=4", "--prefixes", "2", "8", "--variants", "length_0.005"]
+    places = ["--runs", str(folder / "rewards"), "--output", str(folder / "figures")]
+    run("benchmarks/rewards.py", "--quick", "--pair", str(pair), *sizes, *places, cwd=folder)
+    variant = json.loads((folder / "figures/rewards.json").read_text())["variants"]["length_0.005"]
+    assert [part["tokens"] for part in variant["prefixes"]] == [2, 8]
+    assert variant["fve_warm_start"] is not None and variant["frozen_reconstructor"]["fve"] is not None
+    assert "per_token: 0.005" in (folder / "rewards/reward_length_0.005/config.yaml").read_text()
+    assert (folder / "figures/rewards.png").stat().st_size > 5000
+
+
+@pytest.mark.slow
 def test_the_notebook_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notebook = nbformat.read(ROOT / "notebooks/explore.ipynb", as_version=4)
     notebook.cells[1].source = notebook.cells[1].source.replace("runs/world/", "runs/world_smoke/")

@@ -1,12 +1,16 @@
 """Rewards and variants, against numbers derived by hand; the default path bit by bit against the plain formula."""
 
 import copy
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from conftest import MARKER, TEMPLATES
+from evaluation_toys import remembering, toy_corpus
 from hydra.utils import instantiate
+from test_evaluation import SETTINGS
 from test_stages import ALL, TEXTS, batch, completions_of, fit, joint, same, weights
 from transformers import PreTrainedTokenizerBase
 
@@ -14,6 +18,11 @@ from nla.autoencoder import NLA
 from nla.composition import compose, config_folder
 from nla.config import check_train
 from nla.errors import ConfigError
+from nla.evaluation import evaluate
+from nla.evaluation.bootstrap import Resamples, Variance
+from nla.evaluation.readers import by_prefix
+from nla.evaluation.rows import read_rows
+from nla.evaluation.texts import Texts
 from nla.objectives import (
     fraction_of_variance_explained,
     group_advantages,
@@ -329,3 +338,45 @@ def test_each_file_of_the_group_is_one_variant() -> None:
 def test_a_mistake_is_found_before_anything_is_loaded(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check_train(compose("train", [override]))
+
+
+def test_fve_by_prefix_length(nla: NLA, target: Target) -> None:
+    """A reader that knows `row k.` and nothing shorter: the FVE is that of what it was shown."""
+    rows = read_rows(target, toy_corpus(), "test", None, 32)
+    remembering(nla, rows.activation, every_malformed=5)
+    whole, shown = nla.reconstruct, []
+
+    def reconstruct(texts: Sequence[str], batch_size: int = 64) -> torch.Tensor:
+        shown.append(list(texts))
+        return whole([text if text.endswith(".") else "" for text in texts], batch_size)
+
+    nla.reconstruct = reconstruct  # type: ignore[method-assign]
+    lengths = [1, 3, 50]
+    texts = Texts([None if k % 5 == 0 else f"row {k}." for k in range(24)], torch.full((24,), 5))
+    variance = Variance(rows.activation, Resamples(rows.document, 20, 0))
+    found = by_prefix(nla, rows, texts, variance, lengths, 7)
+    assert [part["tokens"] for part in found] == lengths
+    ids = nla.reconstructor.tokenizer("row 7.", add_special_tokens=False)["input_ids"]
+    assert len(ids) > 3 and nla.reconstructor.tokenizer.decode(ids[:3]) in shown[1]
+    assert "row 7." in shown[2] and "row 7." not in shown[1]
+    settings = replace(SETTINGS, prefix_tokens=lengths, samples=0)
+    metrics = evaluate(nla, target, toy_corpus(), settings).metrics
+    assert metrics["prefixes"][2]["fve"] == pytest.approx(metrics["fve"])
+    assert metrics["fve"] > metrics["prefixes"][0]["fve"]
+    assert evaluate(nla, target, toy_corpus(), replace(SETTINGS, samples=0)).metrics["prefixes"] == []
+    with pytest.raises(ConfigError, match="lengths must be at least 1"):
+        replace(SETTINGS, prefix_tokens=[0])
+
+
+def test_a_frozen_reconstructor_judges_the_same_texts(nla: NLA, target: Target, tiny_folder: str) -> None:
+    rows = read_rows(target, toy_corpus(), "test", None, 32)
+    remembering(nla, rows.activation, every_malformed=5)
+    frozen = NLA.from_target(tiny_folder, 1, TEMPLATES, MARKER)
+    found = evaluate(nla, target, toy_corpus(), replace(SETTINGS, samples=0), warm_start=frozen)
+    texts = found.variants["greedy"].texts.explanation
+    formed = torch.tensor([text is not None for text in texts])
+    expected = fraction_of_variance_explained(frozen.reconstruct([t or "" for t in texts]), rows.activation, formed)
+    assert found.metrics["frozen_reconstructor"]["fve"] == pytest.approx(expected, abs=1e-6)
+    assert found.metrics["fve"] > expected
+    alone = evaluate(nla, target, toy_corpus(), replace(SETTINGS, samples=0)).metrics["frozen_reconstructor"]
+    assert alone["fve"] is None and alone["reason"]

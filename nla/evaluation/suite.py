@@ -16,7 +16,7 @@ from torch import Tensor
 from nla.autoencoder import NLA
 from nla.data.source import GroundTruth
 from nla.errors import ConfigError
-from nla.evaluation import controls, truth
+from nla.evaluation import controls, readers, truth
 from nla.evaluation.bootstrap import Resamples, Variance
 from nla.evaluation.rows import Data, Rows, read_rows, with_positions
 from nla.evaluation.texts import Scores, Texts, explain, reconstruct, score
@@ -37,6 +37,7 @@ class EvaluationSettings:
         bootstrap: resamples of documents behind each interval.
         neighbour_documents: training documents that the nearest neighbour is looked up in; 0 leaves the control out.
         source_tokens: last tokens of the context given to the reconstructor in the control `source_text`.
+        prefix_tokens: lengths at which the FVE of the explanations' first tokens is taken; none: not at all.
     """
 
     documents: int | None
@@ -48,6 +49,7 @@ class EvaluationSettings:
     bootstrap: int
     neighbour_documents: int
     source_tokens: int
+    prefix_tokens: list[int]
 
     def __post_init__(self) -> None:
         least = {"documents": 1, "positions_per_document": 1, "batch_size": 1, "max_new_tokens": 1, "samples": 0}
@@ -56,6 +58,8 @@ class EvaluationSettings:
             value = getattr(self, name)
             if value is not None and value < bound:
                 raise ConfigError(f"evaluation.{name}={value}: must be at least {bound}")
+        if any(length < 1 for length in self.prefix_tokens):
+            raise ConfigError(f"evaluation.prefix_tokens={self.prefix_tokens}: lengths must be at least 1")
         if self.temperature <= 0:
             raise ConfigError(
                 f"evaluation.temperature={self.temperature}: must be above 0; the headline is greedy anyway"
@@ -128,6 +132,9 @@ def evaluate(
         metrics = _headline(variants, variance, warm_start)
     with clock("controls"):
         metrics["controls"] = _controls(nla, target, data, rows, variants["greedy"], variance, settings, seed)
+        said, size = variants["greedy"].texts, settings.batch_size
+        metrics["frozen_reconstructor"] = readers.frozen_reconstructor(warm_start, rows, said, variance, size)
+        metrics["prefixes"] = readers.by_prefix(nla, rows, said, variance, settings.prefix_tokens, size)
         metrics["ceiling"] = _ceiling(nla, data, rows, variance, settings.batch_size)
     metrics["explanation"] = {
         **variants["greedy"].texts.summary(),

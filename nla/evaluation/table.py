@@ -43,6 +43,11 @@ def _numbers(metrics: dict[str, Any]) -> Table:
     if "fve_above_warm_start" in metrics:
         gain = _cells(metrics["fve_above_warm_start"], metrics["fve_above_warm_start_ci95"])
         table.add_row("greedy above the warm start", *gain)
+    frozen = metrics["frozen_reconstructor"]
+    if frozen["fve"] is not None:
+        table.add_row("this pair's texts, warm start's reconstructor", *_cells(frozen["fve"], frozen["ci95"]))
+    for part in metrics["prefixes"]:
+        table.add_row(f"this pair, first {part['tokens']} tokens", *_cells(part["fve"], part["ci95"]))
     table.add_section()
     for name, label in CONTROLS.items():
         table.add_row(label, *_cells(metrics["controls"][name]["fve"], metrics["controls"][name]["ci95"]))

@@ -1,0 +1,146 @@
+"""What each reward and variant does on the embedded world: one warm start, the same joint training, one key changed.
+
+    python benchmarks/rewards.py --pair runs/world/stages/reconstructor/nla
+
+Each variant is a run `runs/<prefix>_<variant>` through `train.py` and `evaluate.py`, on one thread; one that stands is
+not run again, so the same command continues. Writes `rewards.json`, a table in Markdown and a plot of FVE by prefix
+length. About three minutes for each variant at the default length.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from timing import RESULTS, ROOT, command, machine
+
+VARIANTS: dict[str, list[str]] = {
+    "neg_error": [],
+    "neg_log_error": ["reward=neg_log_error"],
+    "length_0.001": ["reward=length_penalty"],
+    "length_0.005": ["reward=length_penalty", "reward.per_token=0.005"],
+    "near_cap": ["reward=near_cap", "reward.near_cap_tokens=32"],
+    "random_prefix": ["reward=random_prefix"],
+    "without_quotes": ["reward=without_quotes"],
+    "no_repetition": ["reward=no_repetition"],
+    "kl_linear_to_0": ["stage.joint.kl.schedule=linear"],
+    "kl_cosine_to_0": ["stage.joint.kl.schedule=cosine"],
+    "centered": ["reward=centered"],
+    "leave_one_out": ["reward=leave_one_out"],
+    "two_reconstructor_updates": ["stage.joint.reconstructor_updates=2"],
+}
+COLUMNS = {
+    "FVE": lambda m: f"{m['fve']:.3f} ({m['fve_ci95'][0]:.3f} to {m['fve_ci95'][1]:.3f})" if m["fve_ci95"] else "-",
+    "frozen reader": lambda m: number(m["frozen_reconstructor"]["fve"]),
+    "true": lambda m: number((m["claims"] or {}).get("true_share")),
+    "recall": lambda m: number((m["claims"] or {}).get("recall")),
+    "tokens": lambda m: number(m["explanation"]["tokens_mean"], 1),
+    "repeated": lambda m: number(m["explanation"]["repeated_share"]),
+    "well-formed": lambda m: number(m["explanation"]["well_formed"]),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pair", type=Path, default=ROOT / "runs/world/stages/reconstructor/nla", help="warm start")
+    parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--steps", type=int, default=80, help="of joint training")
+    parser.add_argument("--documents", type=int, default=256, help="of the test split, two positions each")
+    parser.add_argument("--prefixes", nargs="*", type=int, default=[1, 2, 4, 8, 12, 16, 24, 32, 48])
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder of the runs")
+    parser.add_argument("--prefix", default="reward", help="of the runs' names")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--quick", action="store_true", help="tiny runs, to see that it works; no figure to be quoted")
+    arguments = parser.parse_args()
+    if not (arguments.pair / "reconstructor").is_dir():
+        print(f"--pair {arguments.pair}: no pair there; make one with python train.py", file=sys.stderr)
+        return 2
+    found: dict[str, dict[str, Any]] = {}
+    for name in arguments.variants:
+        found[name] = measure(name, arguments)
+        write(found, arguments)
+    print(table(found))
+    return 0
+
+
+def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Train and evaluate one variant, unless that was done; the parts of its metrics.json that are compared."""
+    run: Path = arguments.runs.resolve() / f"{arguments.prefix}_{name}"
+    metrics = run / "evaluation" / "metrics.json"
+    if not metrics.is_file():
+        small = ["experiment=world_smoke"] if arguments.quick else []
+        interval = f"stage.joint.trainer.val_check_interval={arguments.steps}"
+        start = [f"nla={arguments.pair.resolve()}", "stages=[joint]", f"stage.joint.steps={arguments.steps}", interval]
+        call("train.py", *small, f"name={run.name}", f"run_dir={run}", *start, *VARIANTS[name])
+        lengths = f"evaluation.prefix_tokens=[{','.join(map(str, arguments.prefixes))}]"
+        left_out = ["evaluation.samples=0", "evaluation.neighbour_documents=0"]
+        warm = run / "stages" / "reconstructor"
+        if not warm.exists():  # where evaluate.py looks for the warm start
+            warm.mkdir()
+            (warm / "nla").symlink_to(arguments.pair.resolve())
+        call("evaluate.py", f"nla={run / 'nla'}", f"evaluation.documents={arguments.documents}", lengths, *left_out)
+    keys = ("fve", "fve_ci95", "fve_warm_start", "frozen_reconstructor", "prefixes", "explanation", "claims", "n")
+    whole = json.loads(metrics.read_text(encoding="utf-8"))
+    return {"overrides": VARIANTS[name], **{key: whole[key] for key in keys}}
+
+
+def call(program: str, *overrides: str) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    subprocess.run([sys.executable, str(ROOT / program), *overrides], check=True, cwd=ROOT, env=environment)
+
+
+def write(found: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> None:
+    """rewards.json, rewards.md, rewards.png, of what is there so far."""
+    folder: Path = arguments.output
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {
+        "benchmark": "rewards",
+        "command": command("rewards"),
+        "date": datetime.date.today().isoformat(),
+        "machine": machine(),
+        "quick": arguments.quick,
+        "steps": arguments.steps,
+        "variants": found,
+    }
+    (folder / "rewards.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "rewards.md").write_text(table(found), encoding="utf-8")
+    plot(found, folder / "rewards.png")
+
+
+def table(found: dict[str, dict[str, Any]]) -> str:
+    """One line per variant; below it FVE by prefix length."""
+    lines = [f"| variant | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for name, metrics in found.items():
+        lines.append(f"| {name} | {' | '.join(cell(metrics) for cell in COLUMNS.values())} |")
+    lengths = [str(part["tokens"]) for part in next(iter(found.values()))["prefixes"]]
+    lines += ["", f"| FVE of the first tokens | {' | '.join(lengths)} |", "|---" * (len(lengths) + 1) + "|"]
+    for name, metrics in found.items():
+        lines.append(f"| {name} | {' | '.join(number(part['fve']) for part in metrics['prefixes'])} |")
+    return "\n".join(lines) + "\n"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def plot(found: dict[str, dict[str, Any]], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for name, metrics in found.items():
+        places = [part["tokens"] for part in metrics["prefixes"]]
+        axes.plot(places, [part["fve"] for part in metrics["prefixes"]], marker=".", label=name)
+    axes.axhline(0, color="0.8", linewidth=1)
+    axes.set_xlabel("first tokens of the explanation that the reconstructor reads")
+    axes.set_ylabel("FVE on held-out documents")
+    axes.legend(frameon=False, fontsize="small")
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

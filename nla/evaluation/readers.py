@@ -1,0 +1,40 @@
+"""The same explanations, read otherwise: only their first tokens, or by a reconstructor that did not train along.
+
+FVE by prefix length shows where in its text a pair says what matters. A frozen second reconstructor shows how much of
+an FVE is an understanding between two halves that were trained together.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from nla.autoencoder import NLA
+from nla.evaluation.bootstrap import Variance
+from nla.evaluation.controls import missing
+from nla.evaluation.rows import Rows
+from nla.evaluation.texts import Texts, reconstruct, score
+from nla.rewards import prefixes
+
+
+def by_prefix(
+    nla: NLA, rows: Rows, texts: Texts, variance: Variance, lengths: Sequence[int], batch_size: int
+) -> list[dict[str, Any]]:
+    """`{tokens, fve, ci95}` for each length, counted in the reconstructor's tokens, without tags.
+
+    A text that is shorter is read whole; malformed ones count as orthogonal at every length.
+    """
+    found = []
+    for length in lengths:
+        cut = prefixes(nla.reconstructor.tokenizer, [text or "" for text in texts.explanation], [length] * len(rows))
+        error = score(reconstruct(nla, cut, batch_size), rows.activation, texts.explanation).error
+        found.append({"tokens": length, **variance.fve(error)})
+    return found
+
+
+def frozen_reconstructor(
+    warm_start: NLA | str, rows: Rows, texts: Texts, variance: Variance, batch_size: int
+) -> dict[str, Any]:
+    """FVE of these texts by the warm start's reconstructor, which joint training has not touched."""
+    if isinstance(warm_start, str):
+        return missing(warm_start)
+    prediction = reconstruct(warm_start, texts.explanation, batch_size)
+    return variance.fve(score(prediction, rows.activation, texts.explanation).error)
