@@ -103,14 +103,11 @@ def _explain(options: argparse.Namespace) -> int:
 
 
 def _preflight(overrides: Sequence[str]) -> int:
-    import rich
-
     from nla.composition import compose
-    from nla.preflight import preflight
-    from nla.preflight.run import table
+    from nla.preflight import preflight, show
 
     found = preflight(compose("train", overrides))
-    rich.get_console().print(table(found))
+    show(found)
     return 2 if any(check.status == "failed" for check in found) else 0
 
 

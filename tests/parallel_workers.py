@@ -16,6 +16,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from nla.autoencoder import NLA
 from nla.data.datamodule import NLADataModule
 from nla.data.source import Document
+from nla.errors import TrainingError
 from nla.parallel import whole_pair
 from nla.rewards import Divergence, Reward
 from nla.stages import JointStage, ReconstructorStage, VerbalizerStage
@@ -121,4 +122,32 @@ def sampled(folder: Path, ranks: int) -> list[list[list[int]]]:
     return [[row for part in parts for row in part[step]] for step in range(STEPS)]
 
 
-TASKS = {"every_stage": every_stage}
+def short_of_memory(rank: int, ranks: int, strategy: str, work: Path, out: Path) -> None:
+    """A joint step of plain gradient descent, in which the last rank has no memory for its third micro-batch."""
+    strategy, _, enough = strategy.partition("-")
+    pair = NLA.from_pretrained(work / "pair")
+    target = Target.from_pretrained(pair.base_model, pair.layer)
+    plain = {"optimizer": functools.partial(torch.optim.SGD, lr=1.0), "clip_norm": 1e9, "micro_batch_size": 8}
+    stage = stage_of("joint", pair, target, reconstructor_updates=1, **plain)
+    usual, passes = stage.manual_backward, []
+
+    def backward(loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        usual(loss, *args, **kwargs)
+        passes.append(stage.micro_batch_size)
+        if len(passes) == 3 and rank == ranks - 1 and not enough:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    stage.manual_backward = backward
+    try:
+        trainer_of(ranks, strategy, out, max_steps=1, val_check_interval=1).fit(
+            stage, data_of(target, "joint"), weights_only=True
+        )
+    except TrainingError as error:
+        (out / f"said-{rank}").write_text(str(error))
+        os._exit(2)  # as a process that ends: without waiting for the others
+    (out / f"passes-{rank}").write_text(str(len(passes)))
+    if rank == 0:
+        pair.save_pretrained(out / "pair")
+
+
+TASKS = {"every_stage": every_stage, "short_of_memory": short_of_memory}

@@ -38,6 +38,12 @@ def free_port() -> int:
 
 def start(ranks: int, strategy: str, work: Path, task: str, out: Path) -> None:
     """Run a task on so many ranks; fails when one of them does, or when they hang."""
+    codes = exit_codes(ranks, strategy, work, task, out)
+    assert codes == [0] * ranks, f"{task} with {strategy}: exit codes {codes}"
+
+
+def exit_codes(ranks: int, strategy: str, work: Path, task: str, out: Path, grace: float = 0.0) -> list[int | None]:
+    """How each rank ended; None: it had not, so many seconds after the first that failed."""
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # of the server, which loads the libraries once for all
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["parallel_workers"])
@@ -49,13 +55,13 @@ def start(ranks: int, strategy: str, work: Path, task: str, out: Path) -> None:
     deadline = time.monotonic() + LONGEST
     while any(process.exitcode is None for process in processes) and time.monotonic() < deadline:
         if any(process.exitcode for process in processes):
-            break
+            deadline, grace = min(deadline, time.monotonic() + grace), LONGEST
         time.sleep(0.05)
     codes = [process.exitcode for process in processes]
     for process in processes:
         process.kill()
         process.join()
-    assert codes == [0] * ranks, f"{task} with {strategy}: exit codes {codes}"
+    return codes
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from nla.errors import ConfigError, TrainingError
@@ -58,7 +57,7 @@ ALARMS = (
     Alarm(
         "sampling_gap", False,
         "what was sampled is not what is trained: sampler and trained forward pass differ in weights or arithmetic",
-        "set rollout.dtype to null and rollout.compiled to false, or take rollout=hf, the reference",
+        "set adapter.dropout=0, rollout.dtype=null and rollout.compiled=false, or take rollout=hf, the reference",
         at_once=True,
     ),
 )  # fmt: skip
@@ -67,8 +66,8 @@ ALARMS = (
 class Alarms(Callback):
     """Warns, or stops the run, when a figure stays beyond its limit.
 
-    A limit of null switches its alarm off. An alarm that has rung is silent until its figure has come back. With
-    several ranks their mean counts, so that all of them decide the same.
+    A limit of null switches its alarm off. An alarm that has rung is silent until its figure has come back. What is
+    logged is the mean over all ranks, so that all of them decide the same.
 
     Args:
         patience: so many steps in a row beyond a limit ring (`sampling_gap`: the first).
@@ -105,8 +104,10 @@ class Alarms(Callback):
         self._beyond: dict[str, int] = {}  # steps in a row
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        stage = str(getattr(pl_module, "name", ""))
-        for said in self.check(self._values(trainer, stage), stage, trainer.global_step):
+        stage, logged = str(getattr(pl_module, "name", "")), trainer.callback_metrics
+        wanted = {name: f"{stage}/{name}" for name, limit in self.limits.items() if limit is not None}
+        values = {name: float(logged[key]) for name, key in wanted.items() if key in logged}
+        for said in self.check(values, stage, trainer.global_step):
             if trainer.is_global_zero:
                 warnings.warn(said, stacklevel=2)
 
@@ -130,17 +131,6 @@ class Alarms(Callback):
                     raise TrainingError(f"stage {stage} stopped: {said}")
                 ringing.append(said)
         return ringing
-
-    def _values(self, trainer: Trainer, stage: str) -> dict[str, float]:
-        """The step's figures, the same on all ranks."""
-        logged = trainer.callback_metrics
-        names = [a.metric for a in ALARMS if self.limits[a.metric] is not None and f"{stage}/{a.metric}" in logged]
-        if not names:
-            return {}
-        figures = torch.stack([logged[f"{stage}/{name}"].float().to(trainer.strategy.root_device) for name in names])
-        reduced = trainer.strategy.reduce(figures, reduce_op="mean")
-        assert isinstance(reduced, torch.Tensor)
-        return dict(zip(names, reduced.tolist(), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         return dict(self._beyond)

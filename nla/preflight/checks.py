@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nla.autoencoder import NLA
 from nla.errors import NLAError, first_line
 from nla.objectives import cosine
+from nla.parallel import whole
 from nla.types import ActivationBatch, Completions
 from nla.verbalizer import FAR_OFF, Verbalizer
 
@@ -69,7 +70,7 @@ def reconstruction(nla: NLA, batch: ActivationBatch) -> Check:
     come from different documents as far as the batch has them.
     """
     name = "reconstructor"
-    head = nla.reconstructor.head.weight
+    head = whole(nla.reconstructor.head.weight)
     if bool((head == torch.eye(len(head), device=head.device)).all()):
         return Check(name, "failed", "its head is the identity it starts from: it was never trained; train that stage")
     texts = batch.explanation or [text[-200:] for text in batch.text]
@@ -115,7 +116,7 @@ def sampling_gap(verbalizer: Verbalizer, batch: ActivationBatch, completions: Co
         "sampling gap",
         gap <= limit,
         f"{gap:.2g} nats between sampled and teacher-forced log-probs, allowed are {limit:g}",
-        "set rollout.dtype to null and rollout.compiled to false, or take rollout=hf",
+        "set adapter.dropout=0, rollout.dtype=null and rollout.compiled=false, or take rollout=hf",
     )
 
 

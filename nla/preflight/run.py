@@ -2,23 +2,28 @@
 
 import logging
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import rich
 from lightning.pytorch import seed_everything
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from rich.table import Table
 from rich.text import Text
 
 from nla import app
 from nla.config import check_train, model_depth, plain_config
+from nla.data.datamodule import NLADataModule
 from nla.errors import TrainingError
+from nla.parallel import serving, with_strategy
 from nla.preflight import checks
 from nla.preflight.checks import Check
 from nla.preflight.trial import trial
 from nla.settings import TrainSettings
 from nla.stages import JointStage
+from nla.stages.base import Stage
 from nla.types import ActivationBatch
 
 ROWS = 64  # activations that the pair is looked at with
@@ -40,10 +45,16 @@ def preflight(cfg: DictConfig) -> list[Check]:
 def require(cfg: DictConfig) -> None:
     """Print the table. Raises TrainingError where a check failed."""
     found = preflight(cfg)
-    rich.get_console().print(table(found))
+    show(found)
     failed = [check for check in found if check.status == "failed"]
     if failed:
         raise TrainingError(f"preflight: {failed[0].name} failed ({len(failed)} in all): {failed[0].said}")
+
+
+def show(found: list[Check]) -> None:
+    """Print the table, of rank 0."""
+    if rank_zero_only.rank == 0:
+        rich.get_console().print(table(found))
 
 
 def table(found: list[Check]) -> Table:
@@ -66,35 +77,33 @@ def _checks(settings: TrainSettings, plain: dict[str, Any]) -> Iterator[Check]:
             kept = int((plain["callbacks"].get("checkpoint") or {}).get("keep", 1))
             needed = checks.disk_needed(stage.nla, len(settings.stages), kept)
             yield from checks.run_folder(Path(settings.run_dir), needed)
-            yield from _pair(stage, data, plain, trained=start is not None)
-        yield from trial(stage, data, plain["hardware"]["trainer"], app.EXPECTED_WARNINGS)
+        hardware = with_strategy(plain["hardware"]["trainer"], settings.adapter.kind)
+        look = partial(_pair, data=data, plain=plain, trained=start is not None) if number == 0 else None
+        yield from trial(stage, data, hardware, app.EXPECTED_WARNINGS, look)
 
 
-def _pair(stage: Any, data: Any, plain: dict[str, Any], trained: bool) -> Iterator[Check]:
+def _pair(stage: Stage, data: NLADataModule, plain: dict[str, Any], trained: bool) -> list[Check]:
     """What the pair does with activations of the first training documents."""
-    device = app.evaluation_device(plain["hardware"]["trainer"]["accelerator"])
-    stage.nla.to(device)
-    stage.target.to(device)
-    batch = _rows(stage, data, device)
-    yield checks.injection(stage.nla.verbalizer, batch)
-    yield checks.injection_scale(stage.nla.verbalizer, batch)
+    verbalizer, batch = stage.nla.verbalizer, _rows(stage, data)
+    found = [checks.injection(verbalizer, batch), checks.injection_scale(verbalizer, batch)]
     if trained:
-        yield checks.reconstruction(stage.nla, batch)
+        found.append(checks.reconstruction(stage.nla, batch))
     few = next(batch.split(SAMPLES))
     how = {key: value for key, value in plain["rollout"].items() if key not in ("_target_", "group_size", "compiled")}
-    completions = stage.nla.verbalizer.sample(few.activation, **how)
-    yield checks.explanations(completions, trained or isinstance(stage, JointStage))
-    alarms = plain["callbacks"].get("alarms") or {}
-    limit = alarms.get("sampling_gap")
-    yield checks.sampling_gap(stage.nla.verbalizer, few, completions, float("inf") if limit is None else limit)
+    with serving(verbalizer, stage.gather):
+        completions = verbalizer.sample(few.activation, **how)
+    found.append(checks.explanations(completions, trained or isinstance(stage, JointStage)))
+    limit = (plain["callbacks"].get("alarms") or {}).get("sampling_gap")
+    found.append(checks.sampling_gap(verbalizer, few, completions, float("inf") if limit is None else limit))
+    return found
 
 
-def _rows(stage: Any, data: Any, device: Any) -> ActivationBatch:
-    """About `ROWS` positions of the training split, one of each document where there are as many."""
+def _rows(stage: Stage, data: NLADataModule) -> ActivationBatch:
+    """One position of each of the first `ROWS` documents of the training split, others on each rank."""
     each = data.plan.positions_per_document
-    batch_size, data.batch_size = data.batch_size, ROWS * each
+    batch_size, data.batch_size = data.batch_size, ROWS * each * stage.trainer.world_size
     try:
-        tokens = data.batch(data.split, 0, 0).to(device)
+        tokens = data.batch(data.split, 0, 0).to(stage.device)
     finally:
         data.batch_size = batch_size
     read: ActivationBatch = stage.on_after_batch_transfer(tokens, 0)

@@ -4,16 +4,18 @@ import resource
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.distributed.tensor import DTensor
 
 from nla.data.datamodule import NLADataModule
 from nla.errors import NLAError
 from nla.objectives import kl_to_reference
+from nla.parallel import serving, whole
 from nla.preflight.checks import GB, Check, divergence
 from nla.stages import JointStage
 from nla.stages.base import Stage, trainable
@@ -28,8 +30,15 @@ class Trial(Callback):
     The second step is there for its memory: what an untrained policy happens to write may be short.
     """
 
+    look: Callable[[Stage], list[Check]] | None = None  # at the parts as the strategy has laid them out, before a step
+    seen: list[Check] = field(default_factory=list)
     figures: dict[str, float] = field(default_factory=dict)
     kl_gradient: float | None = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 0 and self.look is not None and isinstance(pl_module, Stage):
+            with trainer.precision_plugin.forward_context():
+                self.seen = self.look(pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -49,25 +58,34 @@ def kl_gradient(stage: JointStage, activation: torch.Tensor) -> float:
     """Norm of the KL's gradient in the verbalizer, whose weights are nudged first, for good."""
     verbalizer = stage.nla.verbalizer
     weights = trainable(verbalizer)
-    completions = verbalizer.sample(activation, max_new_tokens=stage.sampling.max_new_tokens, seed=stage.seed)
+    with serving(verbalizer, stage.gather):
+        completions = verbalizer.sample(activation, max_new_tokens=stage.sampling.max_new_tokens, seed=stage.seed)
     with torch.no_grad():
         for weight in weights:
-            weight.add_(torch.randn_like(weight) * (NUDGE * weight.float().std(correction=0).clamp_min(1e-3)))
+            share = weight.to_local() if isinstance(weight, DTensor) else weight
+            if share.numel():  # a rank may have none of it
+                share.add_(torch.randn_like(share) * (NUDGE * share.float().std(correction=0).clamp_min(1e-3)))
     with verbalizer.reference() as reference:
         anchor = reference(activation, completions.tokens, completions.mask)
     log_probs = verbalizer(activation, completions.tokens, completions.mask)
     kl = kl_to_reference(log_probs, anchor, completions.mask, "k3", stage.kl.clamp)
     stage.zero_grad()
     kl.backward()
-    norm = torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+    norm = whole(torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None]))
     stage.zero_grad()
     return float(norm)
 
 
-def trial(stage: Stage, data: NLADataModule, hardware: Mapping[str, Any], expected: tuple[str, ...]) -> list[Check]:
-    """Step with one micro-batch per rank; the stage's weights are of no use afterwards."""
+def trial(
+    stage: Stage,
+    data: NLADataModule,
+    hardware: Mapping[str, Any],
+    expected: tuple[str, ...],
+    look: Callable[[Stage], list[Check]] | None = None,
+) -> list[Check]:
+    """Step with one micro-batch per rank; the stage's weights are of no use afterwards. `look` goes before the step."""
     name, configured = f"step of {stage.name}", stage.micro_batch_size
-    watch, started = Trial(), time.perf_counter()
+    watch, started = Trial(look), time.perf_counter()
     joint = isinstance(stage, JointStage)
     stage.skips.allowed = 1
     if torch.cuda.is_available():
@@ -85,8 +103,11 @@ def trial(stage: Stage, data: NLADataModule, hardware: Mapping[str, Any], expect
             data.batch_size = one_micro_batch(stage, data, trainer.world_size)
             trainer.fit(stage, data)
         except NLAError as error:
-            return [Check(name, "failed", str(error))]
-    checks = [_step(name, watch.figures, configured, stage.micro_batch_size, time.perf_counter() - started)]
+            return [*watch.seen, Check(name, "failed", str(error))]
+    checks = [
+        *watch.seen,
+        _step(name, watch.figures, configured, stage.micro_batch_size, time.perf_counter() - started),
+    ]
     if joint:
         checks.append(divergence(watch.figures.get("kl"), watch.kl_gradient))
     return checks

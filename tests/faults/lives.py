@@ -131,6 +131,7 @@ def overrides(model: str, name: str, stage: str, steps: int = 20, size: int = 9,
         f"stage.{stage}.data.positions_per_document": {"joint": 1}.get(stage, 4),
         "callbacks.samples": "null", "callbacks.progress.line_every": 1000, "logger.tensorboard": "null",
         "callbacks.checkpoint.every": 50,
+        "callbacks.alarms.stop_on": "[]",  # dropout makes the policy that is trained another one than that sampled
         "+callbacks.trace": f"{{_target_: lives.Trace, path: {name}.jsonl}}",
         "+callbacks.dropout": "{_target_: lives.Dropout}",
     }  # fmt: skip
