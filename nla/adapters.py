@@ -28,7 +28,10 @@ def add_lora(model: PreTrainedModel, rank: int, alpha: float, dropout: float = 0
         )  # its own, of experts
         inject_adapter_in_model(lora_config(model, rank, alpha, dropout), model)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_" in name)
+        adapts = "lora_" in name
+        parameter.requires_grad_(adapts)
+        if adapts:
+            parameter.data = parameter.data.float()  # on a base in bf16 small updates would be rounded to nothing
     return model
 
 
@@ -77,18 +80,28 @@ def load_adapter(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 @torch.no_grad()
 def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The state dict as a plain model would have it: adapters merged into their base weights, names unchanged."""
-    state = {}
+    state, modules = {}, dict(model.named_modules())
     for name, tensor in model.state_dict().items():
-        if "lora_" in name:
-            continue
         path, _, parameter = name.rpartition(".")
+        if "lora_" in name or path not in modules:  # ...weight.absmax and the like describe a weight in 4 bits
+            continue
+        if hasattr(getattr(modules[path], parameter), "quant_state"):
+            tensor = _dequantized(getattr(modules[path], parameter))
         while path.endswith(".base_layer"):  # experts kept as one tensor each have a wrapper around a wrapper
             path = path.removesuffix(".base_layer")
-            layer: Any = model.get_submodule(path)
+            layer: Any = modules[path]
             if getattr(layer, "parameter_name", "weight") == parameter:
                 tensor = tensor + layer.get_delta_weight("default").to(tensor)
         state[f"{path}.{parameter}" if path else parameter] = tensor
     return state
+
+
+def _dequantized(weight: Tensor) -> Tensor:
+    """A weight kept in 4 bits, in the type that its model computes in."""
+    from bitsandbytes.functional import dequantize_4bit  # pyright: ignore[reportMissingImports]
+
+    state: Any = weight.quant_state  # pyright: ignore[reportAttributeAccessIssue]
+    return dequantize_4bit(weight.data, state).to(state.dtype)
 
 
 def save_adapter(model: nn.Module, base_model: str, folder: Path) -> None:

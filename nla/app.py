@@ -35,7 +35,16 @@ from nla.lock import locked
 from nla.metadata import read_metadata, read_yaml
 from nla.parallel import whole_pair, with_strategy
 from nla.prompts import Templates
-from nla.runs import CONFIG, copy_pair, finished, is_pair, record_config, run_folder, stage_facts
+from nla.runs import (
+    CONFIG,
+    copy_pair,
+    finished,
+    is_pair,
+    pinned_revision,
+    record_config,
+    run_folder,
+    stage_facts,
+)
 from nla.settings import EvaluateSettings, TrainSettings
 from nla.stages.base import Stage
 from nla.target import Target
@@ -55,13 +64,14 @@ CHATTY = ("lightning.pytorch", "huggingface_hub.serialization._torch")  # device
 def train(cfg: DictConfig) -> Path:
     """Run the config's stages in order and return the folder of the final pair. Raises NLAError."""
     settings = check_train(cfg)
+    run = Path(settings.run_dir)
     if settings.nla is None:
+        settings.model.revision = cfg.model.revision = pinned_revision(settings.model, run)
         cfg.layer.index = settings.layer.block(model_depth(settings.model))
     if settings.preflight:
         from nla.preflight import require  # which is built from the parts of this module
 
         require(cfg)
-    run = Path(settings.run_dir)
     first = rank_zero_only.rank == 0  # as the launcher says, before there is a trainer
     with locked(run) if first else nullcontext():
         if first:

@@ -5,6 +5,7 @@ norm. No remote code, no pickled weights.
 """
 
 import copy
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,13 +14,20 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as hf_logging
 
 from nla.errors import ConfigError, ModelError, ReleaseError
 from nla.hub import remedy
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+QUANTIZED = "nf4"  # linear layers in 4 bits (bitsandbytes), the rest in bfloat16: a frozen base under adapters
 BLOCKS = ("layers", "h")  # the two names under which decoder bodies keep their blocks
 FINAL_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm")
 PACKAGED = Path(__file__).parent / "packaged"
@@ -66,13 +74,16 @@ def load_model_with_info(
 
     Of a multimodal model the language model alone is kept: what sees and hears takes memory and is never run.
     """
-    if dtype not in DTYPES:
-        raise ConfigError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
+    if dtype not in (*DTYPES, QUANTIZED):
+        raise ConfigError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}, {QUANTIZED}")
+    options: dict[str, Any] = {"dtype": DTYPES.get(dtype, torch.bfloat16)}
+    if dtype == QUANTIZED:
+        options["quantization_config"] = four_bits()
     try:
         with quiet():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 resolve(model_id),
-                dtype=DTYPES[dtype],
+                **options,
                 revision=revision,
                 use_safetensors=True,
                 trust_remote_code=False,
@@ -92,6 +103,18 @@ def load_model_with_info(
     return model.eval(), info
 
 
+def four_bits() -> BitsAndBytesConfig:
+    """How `nf4` keeps weights (QLoRA, Dettmers 2023). Raises ConfigError where bitsandbytes is not installed."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(f"dtype {QUANTIZED!r} needs bitsandbytes: pip install 'nla[quantized]', or use bfloat16")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
 def _text_model(wrapper: PreTrainedModel) -> PreTrainedModel:
     """The causal LM inside a multimodal wrapper, of the same weights."""
     decoder, head = body(wrapper), wrapper.get_output_embeddings()
@@ -109,6 +132,9 @@ def causal_lm(decoder: PreTrainedModel) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_config(decoder.config)
     setattr(model, model.base_model_prefix, decoder)
     model.config = decoder.config
+    if hasattr(decoder.config, "quantization_config"):
+        model.config = copy.deepcopy(decoder.config)
+        delattr(model.config, "quantization_config")
     return model
 
 

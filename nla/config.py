@@ -14,9 +14,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ValidationError
 
-from nla.backbone import resolve
+from nla.backbone import QUANTIZED, resolve
 from nla.components import check_components, suggestion
 from nla.errors import ConfigError, ModelError
+from nla.hub import remedy
+from nla.loading import HALVES
+from nla.metadata import METADATA
 from nla.parallel import with_strategy
 from nla.settings import DataSettings, EvaluateSettings, ModelSettings, Settings, TrainSettings
 
@@ -46,6 +49,8 @@ def check_train(cfg: DictConfig) -> TrainSettings:
         settings.layer.block(model_depth(settings.model))
     else:
         check_pair(settings.nla)
+    if settings.model.dtype == QUANTIZED and settings.adapter.kind != "lora":
+        raise ConfigError(f"model.dtype={QUANTIZED}: weights in 4 bits cannot be trained themselves; use adapter=lora")
     return settings
 
 
@@ -78,25 +83,44 @@ def plain_config(cfg: DictConfig) -> dict[str, Any]:
 
 def model_depth(model: ModelSettings) -> int:
     """Number of blocks, from config.json alone. Raises ConfigError for a missing folder, ModelError for the rest."""
-    from transformers import AutoConfig
-
     if model.path is not None and not (Path(model.path) / "config.json").is_file():
         raise ConfigError(f"model.path={model.path}: no model there; it must be a folder that holds config.json")
+    if model.shape is not None:
+        return model.shape.num_hidden_layers
+    return int(text_config(model).num_hidden_layers)
+
+
+def text_config(model: ModelSettings) -> Any:
+    """The language model's part of config.json, fetched where it is on the hub. Raises ModelError with the remedy.
+
+    Raises ConfigError where `model.shape` says something else.
+    """
+    from transformers import AutoConfig
+
     try:
         found = AutoConfig.from_pretrained(resolve(model.id), revision=model.revision, trust_remote_code=False)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError... for a wrong id
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        reason = remedy(error, model.id, model.revision)
         raise ModelError(f"model.id={model.id}: cannot be found ({reason}); give a folder or a hub id") from error
-    return int(found.get_text_config().num_hidden_layers)
+    config = found.get_text_config()
+    for key, value in (model.shape.model_dump() if model.shape is not None else {}).items():
+        actual = getattr(config, key, value)
+        if actual != value:
+            raise ConfigError(
+                f"model.shape.{key}={value}: {model.id} has {actual}; correct it, or set model.shape=null for a model "
+                "without a config of its own"
+            )
+    return config
 
 
 def check_pair(pair: str) -> None:
     """Raises ConfigError where a saved pair is plainly not there; a hub id is left to the loader."""
     folder = Path(pair)
-    hub_like = re.fullmatch(r"[\w.-]+/[\w.-]+", pair) is not None and not folder.parent.exists()
+    hub_like = re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", pair) is not None and not folder.parent.exists()
     if not folder.is_dir() and not hub_like:
         raise ConfigError(f"nla={pair}: no such folder; give a saved pair, e.g. nla=runs/world/nla, or a hub id")
-    if folder.is_dir() and not (folder / "verbalizer").is_dir() and not any(folder.glob("*/nla/verbalizer")):
+    holds = any((folder / name).exists() for name in (HALVES[0], METADATA)) or any(folder.glob("*/nla/verbalizer"))
+    if folder.is_dir() and not holds:
         raise ConfigError(f"nla={pair}: holds no folders verbalizer and reconstructor; did you mean {pair}/nla?")
 
 

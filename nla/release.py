@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nla.adapters import has_lora, merged_state_dict
-from nla.backbone import FINAL_NORMS, causal_lm, load_model_with_info, quiet, refuse_pickles
+from nla.backbone import FINAL_NORMS, body, causal_lm, load_model_with_info, quiet, refuse_pickles
 from nla.errors import ModelError, ReleaseError
 from nla.metadata import Metadata
 
@@ -20,9 +20,11 @@ VALUE_HEAD = "value_head.safetensors"
 
 
 def save_causal_lm(model: PreTrainedModel, folder: Path) -> None:
-    """A plain Hugging Face model; adapters are merged in."""
+    """A plain Hugging Face model; adapters are merged in, weights in 4 bits written as bfloat16."""
+    state = merged_state_dict(model) if has_lora(model) else None
+    whole = causal_lm(body(model)) if hasattr(model.config, "quantization_config") else model
     with quiet():
-        model.save_pretrained(folder, state_dict=merged_state_dict(model) if has_lora(model) else None)
+        whole.save_pretrained(folder, state_dict=state)
 
 
 def load_causal_lm(folder: Path, dtype: str = "float32") -> PreTrainedModel:

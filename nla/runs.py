@@ -13,10 +13,13 @@ from nla.adapters import has_lora, lora_strength
 from nla.autoencoder import NLA
 from nla.backbone import resolve
 from nla.checkpoints import Facts
+from nla.config import text_config
 from nla.errors import ConfigError
+from nla.hub import cached_commit
 from nla.loading import HALVES, find_halves
 from nla.metadata import read_metadata, read_yaml
 from nla.secrets import redacted
+from nla.settings import ModelSettings
 
 CONFIG = "config.yaml"
 # A run folder belongs to one setting of these, and of a begun stage's own but for FREE, which never changes the result.
@@ -40,6 +43,19 @@ def record_config(plain: Mapping[str, Any], run: Path) -> None:
                 )
     run.mkdir(parents=True, exist_ok=True)
     atomic.write_text(path, yaml.safe_dump(public, sort_keys=False, allow_unicode=True))
+
+
+def pinned_revision(model: ModelSettings, run: Path) -> str | None:
+    """The commit of the hub's model, looked up once: a begun run keeps its own wherever the branch moves.
+
+    None for a folder. Raises ModelError with the remedy, ConfigError where `model.shape` is another model's.
+    """
+    if model.revision is None and (run / CONFIG).is_file():
+        recorded = read_yaml(run / CONFIG).get("model")
+        if isinstance(recorded, dict) and recorded.get("id") == model.id:
+            return recorded.get("revision")
+    text_config(model)
+    return cached_commit(resolve(model.id), model.revision) or model.revision
 
 
 def _begun(stages: Mapping[str, Any], folder: Path) -> list[str]:

@@ -20,15 +20,30 @@ class TemplateSettings(Settings):
     reconstructor: str
 
 
+class ShapeSettings(Settings):
+    """Numbers of a model's config.json under their names there, so that much can be said without a download."""
+
+    model_type: str
+    hidden_size: PositiveInt
+    num_hidden_layers: PositiveInt
+    intermediate_size: PositiveInt
+    num_attention_heads: PositiveInt
+    num_key_value_heads: PositiveInt
+    head_dim: PositiveInt
+    vocab_size: PositiveInt
+    tie_word_embeddings: bool
+
+
 class ModelSettings(Settings):
     id: str
     path: str | None
-    dtype: Literal["float32", "bfloat16", "float16"]
+    dtype: Literal["float32", "bfloat16", "float16", "nf4"]
     revision: str | None
     default_layer: int | None
     marker: str | None
     injection_scale: Scale
     mse_scale: Scale
+    shape: ShapeSettings | None
     templates: TemplateSettings
 
 
