@@ -8,14 +8,17 @@ import pytest
 from omegaconf import open_dict
 
 from nla.app import build_all
+from nla.backbone import load_model
 from nla.components import check_components, suggestion
 from nla.composition import compose, config_folder, job_folder
 from nla.config import check_evaluate, check_train
 from nla.errors import ConfigError, NLAError
+from nla.runs import pinned_revision
 from nla.secrets import HIDDEN, redacted
 from nla.settings import LayerSettings
 
 ROOT = Path(__file__).resolve().parent.parent
+OFFLINE = {"published": ["model=qwen2_5_7b"]}  # what a recipe for any model leaves open
 GROUPS = sorted(path for path in (ROOT / "conf").glob("*/*.yaml"))
 
 
@@ -34,6 +37,11 @@ def test_every_config_composes(file: Path, local: list[str]):
     if group == "experiment":
         cfg = compose("train", [f"experiment={name}", *(local[1:] if name == "text" else [])])
         assert cfg.name == name
+        text = file.read_text()
+        assert text.splitlines()[1].startswith("# python train.py")
+        if "published" in text:
+            checked = check_train(compose("train", [f"experiment={name}", local[2], *OFFLINE.get(name, ())]))
+            assert checked.model.shape is None or checked.layer.block(checked.model.shape.num_hidden_layers) > 0
     elif group in ("model", "data"):
         compose("train", [f"{key}={name}"])
     elif group == "pretraining":  # of `nla pretrain`, no part of a training run
@@ -176,3 +184,38 @@ def test_a_mistake_ends_with_status_2_and_one_line(arguments: list[str]):
     assert done.returncode == 2, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert len(lines) == 1 and "Traceback" not in done.stderr
+
+
+PARAMETERS = {  # as their model cards say, in billions; of Gemma's larger ones the language model alone
+    "qwen2_5_0_5b": 0.494, "qwen2_5_7b": 7.62, "qwen3_8b": 8.19, "gemma3_1b": 1.0, "gemma3_12b": 11.77,
+    "gemma3_27b": 27.0, "llama3_2_1b": 1.236, "llama3_3_70b": 70.55,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_the_shape_of_a_named_model_has_its_parameters(name: str, local: list[str]):
+    """Built on no device from the numbers in conf/model: typed wrong, they would give another count."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shape = check_train(compose("train", [*local, f"model={name}"])).model.shape
+    assert shape is not None
+    config = AutoConfig.for_model(**shape.model_dump())
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(PARAMETERS[name], rel=0.01)
+
+
+def test_a_shape_of_another_model_is_refused(local: list[str], tmp_path: Path):
+    settings = check_train(compose("train", [*local, "model=qwen2_5_7b", f"model.id={local[1].partition('=')[2]}"]))
+    with pytest.raises(ConfigError, match=r"model\.shape\.model_type=qwen2.*has qwen3"):
+        pinned_revision(settings.model, tmp_path)
+
+
+def test_four_bits_need_adapters_and_bitsandbytes(local: list[str], monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(ConfigError, match="model.dtype=nf4.*use adapter=lora"):
+        check_train(compose("train", [*local, "model.dtype=nf4"]))
+    check_train(compose("train", [*local, "model.dtype=nf4", "adapter=lora"]))
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(ConfigError, match="pip install 'nla\\[quantized\\]'"):
+        load_model(local[1].partition("=")[2], "nf4")
