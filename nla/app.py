@@ -19,6 +19,7 @@ import rich
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from lightning.fabric import Fabric
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
@@ -33,7 +34,7 @@ from nla.errors import CheckpointError, ConfigError, TrainingError
 from nla.loading import find_halves
 from nla.lock import locked
 from nla.metadata import read_metadata, read_yaml
-from nla.parallel import whole_pair, with_strategy
+from nla.parallel import check_ranks, whole_pair, with_strategy
 from nla.prompts import Templates
 from nla.runs import (
     CONFIG,
@@ -68,6 +69,7 @@ def train(cfg: DictConfig) -> Path:
     if settings.nla is None:
         settings.model.revision = cfg.model.revision = pinned_revision(settings.model, run)
         cfg.layer.index = settings.layer.block(model_depth(settings.model))
+    check_ranks(settings.hardware.trainer)
     if settings.preflight:
         from nla.preflight import require  # which is built from the parts of this module
 
@@ -207,6 +209,7 @@ def evaluate(cfg: DictConfig) -> Path:
 
     Jobs that were evaluated already are not evaluated again.
     """
+    from nla.evaluation.shares import is_first
     from nla.evaluation.sweep import METRICS, is_sweep, job_folders, summarize  # plots, needed by this program alone
 
     settings = check_evaluate(cfg)
@@ -216,7 +219,8 @@ def evaluate(cfg: DictConfig) -> Path:
     for job in job_folders(sweep):
         if is_pair(job / "nla") and not (job / METRICS).is_file():
             evaluate_pair(cfg, settings.model_copy(update={"nla": str(job / "nla"), "output": None}))
-    summarize(sweep, rich.get_console())
+    if is_first():
+        summarize(sweep, rich.get_console())
     return sweep
 
 
@@ -225,7 +229,7 @@ def evaluate_pair(cfg: DictConfig, settings: EvaluateSettings) -> Path:
     plain = plain_config(cfg)
     data = plain["data"] if settings.data is not None else recorded_data(Path(settings.nla))
     seed_everything(settings.seed, workers=True, verbose=False)
-    device = evaluation_device(plain["hardware"]["trainer"]["accelerator"])
+    device = evaluation_device(plain["hardware"]["trainer"])
     pair = NLA.from_pretrained(settings.nla).to(device)
     target = Target.from_pretrained(pair.base_model, pair.layer, revision=pair.base_revision).to(device)
     run = run_folder(Path(settings.nla))
@@ -239,13 +243,21 @@ def evaluate_pair(cfg: DictConfig, settings: EvaluateSettings) -> Path:
     return output
 
 
-def evaluation_device(accelerator: str) -> torch.device:
-    """The device of `hardware.trainer.accelerator`. Raises ConfigError where this machine has none."""
-    if accelerator not in ("gpu", "cuda"):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
+def evaluation_device(trainer: Mapping[str, Any]) -> torch.device:
+    """This rank's device by `hardware.trainer`; several ranks have found each other afterwards.
+
+    Raises ConfigError where this machine has no such device, or where other ranks were started than the config has.
+    """
+    accelerator = trainer["accelerator"]
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise ConfigError(f"hardware.trainer.accelerator={accelerator}: this machine has no GPU; use hardware=cpu")
-    return torch.device("cuda")
+    check_ranks(trainer)
+    if trainer["devices"] == trainer["num_nodes"] == 1:
+        return torch.device("cuda" if accelerator in ("gpu", "cuda") else "cpu")
+    nodes: int = trainer["num_nodes"]
+    fabric = Fabric(accelerator=accelerator, devices=trainer["devices"], num_nodes=nodes, strategy="ddp")
+    fabric.launch()
+    return fabric.device
 
 
 def default_output(pair: Path, run: Path | None) -> Path:

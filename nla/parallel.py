@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, Literal, cast
 
 import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, distributed, nn
 from torch.distributed._composable.checkpoint_activation import checkpoint
@@ -48,6 +49,27 @@ def with_strategy(trainer: Mapping[str, Any], adapter: str) -> dict[str, Any]:
             )
         chosen = ModelParallelStrategy()
     return {**trainer, "strategy": chosen}
+
+
+def check_ranks(trainer: Mapping[str, Any]) -> None:
+    """Raises ConfigError unless as many ranks were started as the config has devices.
+
+    Ranks come from torchrun or SLURM. One that does not know of the others would train alone into their run folder.
+    """
+    devices, nodes = trainer.get("devices"), trainer.get("num_nodes", 1)
+    if not isinstance(devices, int):
+        return
+    started = 1
+    for environment in (TorchElasticEnvironment, SLURMEnvironment):
+        if environment.detect():
+            started = environment().world_size()
+            break
+    if started != devices * nodes:
+        several = f"--nnodes {nodes} " if nodes > 1 else ""
+        raise ConfigError(
+            f"hardware.trainer.devices={devices} on num_nodes={nodes} needs {devices * nodes} processes, started were "
+            f"{started}: use torchrun {several}--nproc-per-node {devices}, or other hardware (docs/multi-node.md)"
+        )
 
 
 def shard(nla: NLA, target: Target, device: torch.device, precision: str) -> None:

@@ -13,11 +13,13 @@ from evaluation_toys import ToySource
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 
+from nla.app import resume_point
 from nla.autoencoder import NLA
+from nla.callbacks.checkpointing import Checkpointing, StateFile
 from nla.data.datamodule import NLADataModule
 from nla.data.source import Document
-from nla.errors import TrainingError
-from nla.parallel import whole_pair
+from nla.errors import CheckpointError, ConfigError, TrainingError
+from nla.parallel import check_ranks, whole_pair
 from nla.rewards import Divergence, Reward
 from nla.stages import JointStage, ReconstructorStage, VerbalizerStage
 from nla.stages.joint import Sampling
@@ -150,4 +152,55 @@ def short_of_memory(rank: int, ranks: int, strategy: str, work: Path, out: Path)
         pair.save_pretrained(out / "pair")
 
 
-TASKS = {"every_stage": every_stage, "short_of_memory": short_of_memory}
+def joint(rank: int, ranks: int, strategy: str, work: Path, out: Path, last: int) -> None:
+    """The joint stage with checkpoints, up to step `last` of four; goes on from the newest one in `out`."""
+    strategy, _, adapter = strategy.partition("-")
+    lora = {"rank": 4, "alpha": 8.0, "dropout": 0.0} if adapter == "lora" else None
+    target = Target.from_pretrained(NLA.from_pretrained(work / "pair").base_model, 1)
+    pair = NLA.from_pretrained(work / "pair", adapter=lora, base=target.model)
+    stage = stage_of("joint", pair, target, steps=4, gather="once")
+    trainer = trainer_of(
+        ranks, strategy, out, max_steps=last, val_check_interval=4, enable_checkpointing=True, plugins=[StateFile()],
+        callbacks=[Checkpointing(str(out / "checkpoints"), every=2, keep=2)],
+    )  # fmt: skip
+    try:
+        point = resume_point(stage, trainer, "pair")
+    except CheckpointError as error:
+        (out / "refused.txt").write_text(str(error))
+        return
+    trainer.fit(stage, data_of(target, "joint"), ckpt_path=point, weights_only=True)
+    plain = whole_pair(pair, lambda: NLA.from_pretrained(work / "pair"))
+    if rank == 0:
+        plain.save_pretrained(out / "joint")
+        (out / "resumed.txt").write_text(str(point))
+
+
+def two_steps(*arguments: Any) -> None:
+    joint(*arguments, last=2)
+
+
+def four_steps(*arguments: Any) -> None:
+    joint(*arguments, last=4)
+
+
+def under_slurm(rank: int, ranks: int, strategy: str, work: Path, out: Path) -> None:
+    """As srun starts a task: nothing of torchrun's in the environment."""
+    port = os.environ["MASTER_PORT"]
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "TORCHELASTIC_RUN_ID"):
+        del os.environ[name]
+    os.environ |= {
+        "SLURM_NTASKS": str(ranks), "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "SLURM_NODEID": "0",
+        "SLURM_NTASKS_PER_NODE": str(ranks), "SLURM_NNODES": "1", "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "nla",
+        "SLURM_NODELIST": "127.0.0.1", "MASTER_PORT": port,
+    }  # fmt: skip
+    check_ranks({"devices": ranks, "num_nodes": 1})
+    four_steps(rank, ranks, strategy, work, out)
+    found = {"rank": torch.distributed.get_rank(), "ranks": torch.distributed.get_world_size()}
+    try:
+        check_ranks({"devices": 1, "num_nodes": 1})
+    except ConfigError as error:
+        found["refused"] = str(error)
+    (out / f"slurm-{rank}.json").write_text(json.dumps(found))
+
+
+TASKS = {task.__name__: task for task in (every_stage, short_of_memory, two_steps, four_steps, under_slurm)}

@@ -4,6 +4,7 @@ import functools
 import json
 import multiprocessing
 import os
+import shutil
 import socket
 import sys
 import time
@@ -81,10 +82,20 @@ def work(tiny_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def results(work: Path) -> dict[str, Path]:
     for name, (strategy, ranks) in SETUPS.items():
-        t = time.time()
         start(ranks, strategy, work, "every_stage", work / name)
-        print(name, time.time() - t)
     return {name: work / name for name in SETUPS}
+
+
+def compare(alone: Path, together: Path) -> None:
+    """Every weight of two exported pairs."""
+    compared = 0
+    for file in alone.glob("*/*.safetensors"):
+        expected, found = load_file(file), load_file(together / file.relative_to(alone))
+        assert set(expected) == set(found)
+        for name, weight in expected.items():
+            torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-5)
+            compared += 1
+    assert compared > 40
 
 
 def metrics(folder: Path, stage: str) -> dict[str, float]:
@@ -95,15 +106,7 @@ def metrics(folder: Path, stage: str) -> dict[str, float]:
 @pytest.mark.parametrize("setup", SEVERAL)
 @pytest.mark.parametrize("stage", STAGES)
 def test_weights_after_some_steps_are_those_of_one_process(results: dict[str, Path], setup: str, stage: str) -> None:
-    compared = 0
-    for file in (results["one"] / stage).glob("*/*.safetensors"):
-        alone = load_file(file)
-        together = load_file(results[setup] / stage / file.relative_to(results["one"] / stage))
-        assert set(alone) == set(together)
-        for name, weight in alone.items():
-            torch.testing.assert_close(together[name], weight, rtol=0, atol=1e-5)
-            compared += 1
-    assert compared > 40
+    compare(results["one"] / stage, results[setup] / stage)
 
 
 @pytest.mark.parametrize("setup", SEVERAL)
@@ -128,3 +131,56 @@ def test_the_stages_have_learned(results: dict[str, Path], work: Path) -> None:
     assert max(float((after[name] - before[name]).abs().max()) for name in before) > 1e-3
     found = metrics(results["one"], "joint")
     assert found["joint/well_formed"] > 0 and found["joint/kl"] > 0 and found["joint/equal_groups"] < 1
+
+
+@pytest.fixture(scope="module")
+def straight(work: Path) -> Path:
+    """Four steps of the joint stage by one process that nothing has interrupted."""
+    start(1, "one", work, "four_steps", work / "straight")
+    return work / "straight/joint"
+
+
+@pytest.fixture(scope="module")
+def saved(work: Path) -> dict[str, Path]:
+    """Checkpoints of two ranks after two steps."""
+    for strategy in ("ddp", "fsdp2"):
+        start(2, strategy, work, "two_steps", work / f"saved-{strategy}")
+    return {strategy: work / f"saved-{strategy}/checkpoints" for strategy in ("ddp", "fsdp2")}
+
+
+@pytest.mark.parametrize(
+    ("before", "strategy", "ranks"),
+    [("ddp", "one", 1), ("ddp", "ddp", 4), ("ddp", "fsdp2", 2), ("fsdp2", "fsdp2", 1), ("fsdp2", "fsdp2", 4)],
+)
+def test_a_checkpoint_of_two_ranks_goes_on_with_others(
+    work: Path, saved: dict[str, Path], straight: Path, tmp_path: Path, before: str, strategy: str, ranks: int
+) -> None:
+    """Case 9: of another world size."""
+    shutil.copytree(saved[before], tmp_path / "checkpoints")
+    start(ranks, strategy, work, "four_steps", tmp_path)
+    assert (tmp_path / "resumed.txt").read_text().endswith("000002/state")
+    compare(straight, tmp_path / "joint")
+
+
+def test_shares_of_two_ranks_are_refused_where_they_cannot_be_put_together(
+    work: Path, saved: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(saved["fsdp2"], tmp_path / "checkpoints")
+    start(1, "one", work, "four_steps", tmp_path)
+    assert "saved in shares by 2 ranks" in (tmp_path / "refused.txt").read_text()
+    assert not (tmp_path / "joint").exists()
+
+
+def test_adapters_on_shared_weights_train_the_same_under_ddp(work: Path, tmp_path: Path) -> None:
+    start(1, "one-lora", work, "four_steps", tmp_path / "one")
+    start(2, "ddp-lora", work, "four_steps", tmp_path / "two")
+    compare(tmp_path / "one/joint", tmp_path / "two/joint")
+
+
+def test_ranks_and_addresses_come_from_slurm(work: Path, straight: Path, tmp_path: Path) -> None:
+    start(2, "ddp", work, "under_slurm", tmp_path)
+    compare(straight, tmp_path / "joint")
+    for rank in range(2):
+        found = json.loads((tmp_path / f"slurm-{rank}.json").read_text())
+        assert (found["rank"], found["ranks"]) == (rank, 2)
+        assert "started were 2" in found["refused"]

@@ -13,6 +13,7 @@ from nla.data.documents import Prepared, ReadingPlan, collate, prepare
 from nla.data.positions import keyed_seed
 from nla.data.source import Source
 from nla.errors import DataError
+from nla.evaluation.shares import shared
 from nla.prompts import pad_id
 from nla.target import Target
 
@@ -74,10 +75,11 @@ def read_rows(target: Target, data: Data, split: str, documents: int | None, tai
     for item in prepared:
         first.append(total)
         total += len(item.positions)
-    for batch in length_buckets([len(item.tokens) for item in prepared], TOKENS_AT_ONCE):
-        chosen = [prepared[index] for index in batch]
-        places = torch.tensor([first[i] + k for i in batch for k in range(len(prepared[i].positions))])
-        activation[places] = _read(target, data.source, chosen)
+    buckets = length_buckets([len(item.tokens) for item in prepared], TOKENS_AT_ONCE)
+    found = shared(buckets, lambda bucket: _read(target, data.source, [prepared[index] for index in bucket]))
+    for bucket, read in zip(buckets, found, strict=True):
+        places = torch.tensor([first[i] + k for i in bucket for k in range(len(prepared[i].positions))])
+        activation[places] = read
     rows = [(item, place, end) for item in prepared for place, end in zip(item.positions, item.ends, strict=True)]
     tails = [item.tokens[max(0, place + 1 - tail_tokens) : place + 1] for item, place, _ in rows]
     return Rows(

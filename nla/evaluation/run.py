@@ -12,6 +12,7 @@ from rich.console import Console
 from nla.autoencoder import HALVES, NLA
 from nla.evaluation.files import write_metrics, write_samples
 from nla.evaluation.rows import Data
+from nla.evaluation.shares import is_first
 from nla.evaluation.suite import Evaluation, EvaluationSettings, evaluate
 from nla.evaluation.table import show
 from nla.target import Target
@@ -43,6 +44,8 @@ def run(
     output = Path(output)
     result = evaluate(nla, target, data, settings, seed=seed, warm_start=load_warm_start(run_folder, nla))
     result.metrics.update(command=command or command_line(), versions=versions())
+    if not is_first():
+        return result
     write_samples(result, output)
     write_metrics(result.metrics, output)  # last: where it stands, the evaluation is complete
     console = console or rich.get_console()

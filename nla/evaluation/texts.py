@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nla.autoencoder import NLA
 from nla.errors import ModelError
+from nla.evaluation.shares import shared
 from nla.objectives import cosine, reconstruction_error
 
 ORTHOGONAL = 2.0  # error that a malformed explanation counts with
@@ -52,9 +53,8 @@ def explain(
     seed: int = 0,
 ) -> Texts:
     """Greedy at temperature 0. A sample depends on seed and row, not on the batch size."""
-    explanation: list[str | None] = []
-    tokens = []
-    for start in range(0, len(activation), batch_size):
+
+    def batch(start: int) -> tuple[list[str | None], Tensor]:
         completions = nla.verbalizer.sample(
             activation[start : start + batch_size].to(nla.device),
             samples,
@@ -63,15 +63,21 @@ def explain(
             seed=seed,
             first_row=start * samples,
         )
-        explanation += completions.explanation
-        tokens.append(completions.mask.sum(1).cpu())
-    return Texts(explanation, torch.cat(tokens))
+        return completions.explanation, completions.mask.sum(1).cpu()
+
+    found = shared(range(0, len(activation), batch_size), batch)
+    return Texts([text for texts, _ in found for text in texts], torch.cat([tokens for _, tokens in found]))
 
 
 def reconstruct(nla: NLA, texts: Sequence[str | None], batch_size: int) -> Float[Tensor, "sample d_model"]:
     """Predictions on the CPU, each different text read once. Raises ModelError where one is not finite."""
     different = {text: index for index, text in enumerate(dict.fromkeys(text or "" for text in texts))}
-    predictions = nla.reconstruct(list(different), batch_size).cpu()
+    order = sorted(different, key=len)  # like lengths together
+    batches = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
+    predictions = torch.zeros(len(different), nla.d_model)
+    found = shared(batches, lambda batch: nla.reconstruct(batch, batch_size).cpu())
+    for batch, predicted in zip(batches, found, strict=True):
+        predictions[[different[text] for text in batch]] = predicted
     if not bool(predictions.isfinite().all()):
         count = int((~predictions.isfinite().all(1)).sum())
         raise ModelError(
