@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from evaluation_toys import ToySource
+from evaluation_toys import ToySource, toy_corpus
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from nla.app import resume_point
+from nla.app import evaluation_device, resume_point
 from nla.autoencoder import NLA
 from nla.callbacks.checkpointing import Checkpointing, StateFile
 from nla.data.datamodule import NLADataModule
 from nla.data.source import Document
 from nla.errors import CheckpointError, ConfigError, TrainingError
+from nla.evaluation import EvaluationSettings, rows, run
 from nla.parallel import check_ranks, whole_pair
 from nla.rewards import Divergence, Reward
 from nla.stages import JointStage, ReconstructorStage, VerbalizerStage
@@ -154,17 +155,15 @@ def short_of_memory(rank: int, ranks: int, strategy: str, work: Path, out: Path)
 
 def joint(rank: int, ranks: int, strategy: str, work: Path, out: Path, last: int) -> None:
     """The joint stage with checkpoints, up to step `last` of four; goes on from the newest one in `out`."""
-    strategy, _, adapter = strategy.partition("-")
-    lora = {"rank": 4, "alpha": 8.0, "dropout": 0.0} if adapter == "lora" else None
-    target = Target.from_pretrained(NLA.from_pretrained(work / "pair").base_model, 1)
-    pair = NLA.from_pretrained(work / "pair", adapter=lora, base=target.model)
+    pair = NLA.from_pretrained(work / "pair")
+    target = Target.from_pretrained(pair.base_model, 1)
     stage = stage_of("joint", pair, target, steps=4, gather="once")
     trainer = trainer_of(
         ranks, strategy, out, max_steps=last, val_check_interval=4, enable_checkpointing=True, plugins=[StateFile()],
         callbacks=[Checkpointing(str(out / "checkpoints"), every=2, keep=2)],
     )  # fmt: skip
     try:
-        point = resume_point(stage, trainer, "pair")
+        point = resume_point(stage, trainer, str(work / "pair"))
     except CheckpointError as error:
         (out / "refused.txt").write_text(str(error))
         return
@@ -173,6 +172,34 @@ def joint(rank: int, ranks: int, strategy: str, work: Path, out: Path, last: int
     if rank == 0:
         plain.save_pretrained(out / "joint")
         (out / "resumed.txt").write_text(str(point))
+
+
+def adapters(rank: int, ranks: int, strategy: str, work: Path, out: Path) -> None:
+    """The verbalizer's warm start with an adapter on the target's own weights."""
+    torch.manual_seed(rank)  # a fresh adapter is drawn; rank 0 gives its own to the others
+    warm = NLA.from_pretrained(work / "pair")
+    target = Target.from_pretrained(warm.base_model, 1)
+    lora, marker = {"rank": 4, "alpha": 8.0, "dropout": 0.0}, warm.verbalizer.prompt.marker
+    pair = NLA.from_target(warm.base_model, 1, warm.templates, marker, adapter=lora, base=target.model)
+    trainer_of(ranks, strategy, out).fit(stage_of("verbalizer", pair, target), data_of(target, "warm_start"))
+    if rank == 0:
+        pair.save_pretrained(out / "joint")
+
+
+def evaluation(rank: int, ranks: int, strategy: str, work: Path, out: Path) -> None:
+    """What evaluate.py does once the pair stands; notes how many activations this rank has read."""
+    evaluation_device({"accelerator": "cpu", "devices": ranks, "num_nodes": 1})
+    pair = NLA.from_pretrained(work / "pair")
+    target = Target.from_pretrained(pair.base_model, pair.layer)
+    read = []
+    target.register_forward_hook(lambda _module, arguments, output: read.append(len(output)))
+    settings = EvaluationSettings(
+        documents=None, positions_per_document=None, batch_size=4, max_new_tokens=24, samples=2, temperature=1.0,
+        bootstrap=20, neighbour_documents=0, source_tokens=4,
+    )  # fmt: skip
+    rows.TOKENS_AT_ONCE = 64  # several buckets, so that there is something to share
+    result = run(pair, target, toy_corpus(size=15), out / "evaluation", settings=settings, command="test")
+    (out / f"read-{rank}.json").write_text(json.dumps({"read": sum(read), "rows": len(result.rows)}))
 
 
 def two_steps(*arguments: Any) -> None:
@@ -203,4 +230,7 @@ def under_slurm(rank: int, ranks: int, strategy: str, work: Path, out: Path) -> 
     (out / f"slurm-{rank}.json").write_text(json.dumps(found))
 
 
-TASKS = {task.__name__: task for task in (every_stage, short_of_memory, two_steps, four_steps, under_slurm)}
+TASKS = {
+    task.__name__: task
+    for task in (every_stage, short_of_memory, two_steps, four_steps, under_slurm, adapters, evaluation)
+}

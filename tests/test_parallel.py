@@ -6,19 +6,26 @@ import multiprocessing
 import os
 import shutil
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
 
+import hydra
 import parallel_workers
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import MARKER, TEMPLATES
 from safetensors.torch import load_file
 
 from nla.autoencoder import NLA
+from nla.composition import config_folder
+from nla.errors import ConfigError
+from nla.parallel import check_ranks, with_strategy
 from nla.target import Target
 
+ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("verbalizer", "reconstructor", "joint")
 SETUPS = {  # strategy and ranks
     "one": ("one", 1),
@@ -172,8 +179,8 @@ def test_shares_of_two_ranks_are_refused_where_they_cannot_be_put_together(
 
 
 def test_adapters_on_shared_weights_train_the_same_under_ddp(work: Path, tmp_path: Path) -> None:
-    start(1, "one-lora", work, "four_steps", tmp_path / "one")
-    start(2, "ddp-lora", work, "four_steps", tmp_path / "two")
+    start(1, "one", work, "adapters", tmp_path / "one")
+    start(2, "ddp", work, "adapters", tmp_path / "two")
     compare(tmp_path / "one/joint", tmp_path / "two/joint")
 
 
@@ -184,3 +191,68 @@ def test_ranks_and_addresses_come_from_slurm(work: Path, straight: Path, tmp_pat
         found = json.loads((tmp_path / f"slurm-{rank}.json").read_text())
         assert (found["rank"], found["ranks"]) == (rank, 2)
         assert "started were 2" in found["refused"]
+
+
+def test_an_evaluation_shared_by_ranks_gives_the_same_files_and_reads_no_row_twice(work: Path, tmp_path: Path) -> None:
+    found = []
+    for ranks in (1, 2):
+        out = tmp_path / str(ranks)
+        start(ranks, "one", work, "evaluation", out)
+        read = [json.loads((out / f"read-{rank}.json").read_text()) for rank in range(ranks)]
+        assert sum(part["read"] for part in read) == read[0]["rows"] == 30
+        assert all(part["read"] > 0 for part in read)
+        metrics = json.loads((out / "evaluation/metrics.json").read_text())
+        del metrics["seconds"]
+        found.append((metrics, pq.read_table(out / "evaluation/samples.parquet")))
+    assert found[0] == found[1]
+
+
+def program(*command: str, cwd: Path, status: int = 0) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=LONGEST)
+    assert done.returncode == status, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+SHORT = ["experiment=world_smoke", "stages=[reconstructor]", "stage.reconstructor.steps=2"]
+SHORT += ["stage.reconstructor.trainer.val_check_interval=2"]
+
+
+@pytest.mark.slow
+def test_torchrun_trains_on_two_ranks(tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", f"--master-port={free_port()}"]
+    shown = program(*torchrun, str(ROOT / "train.py"), *SHORT, "hardware=cpu_x2", cwd=tmp_path)
+    assert shown.count("reconstructor: 2 steps") == 1  # one rank prints
+    assert (tmp_path / "runs/world_smoke/nla/reconstructor/model.safetensors").is_file()
+
+
+def test_hardware_for_more_ranks_than_were_started_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match="needs 16 processes, started were 1: use torchrun --nnodes 2 --nproc-per-node 8"
+    ):
+        check_ranks({"devices": 8, "num_nodes": 2})
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_through_submitit(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "train.py"), "-m", "launcher=submitit_local", *SHORT, "layer.index=1"]
+    program(*command, cwd=tmp_path)
+    (job,) = (tmp_path / "runs/world_smoke/sweep").glob("*layer.index=1*")
+    assert (job / "nla/reconstructor/model.safetensors").is_file() and "launcher" not in job.name
+    assert list((tmp_path / "runs/world_smoke/sweep/.submitit").rglob("*_log.out"))
+
+
+def test_the_slurm_launcher_asks_for_a_task_per_gpu() -> None:
+    overrides = ["launcher=submitit", "hardware=slurm_h100", "hardware.trainer.num_nodes=4"]
+    with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
+        cfg = hydra.compose("train", overrides, return_hydra_config=True)
+    launcher = cfg.hydra.launcher
+    assert (launcher.nodes, launcher.tasks_per_node, launcher.gpus_per_node) == (4, 8, 8)
+
+
+@pytest.mark.parametrize(("adapter", "chosen"), [("full", "ModelParallelStrategy"), ("lora", "str")])
+def test_the_strategy_goes_by_the_adapter(adapter: str, chosen: str) -> None:
+    trainer = {"strategy": {"full": "fsdp2", "lora": "ddp"}, "devices": 2}
+    assert type(with_strategy(trainer, adapter)["strategy"]).__name__ == chosen
+    with pytest.raises(ConfigError, match=r"strategy=fsdp2 with adapter=lora.*strategy=ddp"):
+        with_strategy({"strategy": "fsdp2"}, "lora")
