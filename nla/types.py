@@ -66,7 +66,11 @@ class ActivationBatch(Record):
     def __len__(self) -> int:
         return len(self.document)
 
-    def split(self, parts: int) -> Iterator["ActivationBatch"]:
+    def split(self, size: int) -> Iterator["ActivationBatch"]:
+        """Micro-batches of at most `size` rows."""
+        return self.parts(-(-len(self) // size))
+
+    def parts(self, parts: int) -> Iterator["ActivationBatch"]:
         """So many micro-batches, of like size."""
         for part in range(parts):
             rows = slice(part * len(self) // parts, (part + 1) * len(self) // parts)

@@ -156,7 +156,7 @@ class Stage(LightningModule):
                     f"stage {self.name}, rank {self.global_rank}: {len(batch)} rows for {parts} micro-batches: raise "
                     f"hardware.micro_batch_size={size} or stage.{self.name}.data.batch_size"
                 )
-        return batch.split(parts)
+        return batch.parts(parts)
 
     def update(self, batch: ActivationBatch, loss: Float[Tensor, ""]) -> dict[str, Tensor]:
         """Clip each half, then one optimizer step, unless loss or gradient is not finite on any rank: then skip it.
