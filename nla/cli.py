@@ -4,13 +4,18 @@
     nla info <pair>                    what a saved pair says of itself
     nla preflight experiment=world ... everything that can go wrong in a training run, tried out in under a minute
     nla pretrain ...                   a small target from text (see nla pretrain --help)
+    nla doctor                         what this machine offers, and what is known to go wrong on it
+    nla new-model <model>              marker, norms and scale of a model that has no config, and the config
+    nla publish <pair> <org/name>      the pair with a model card, to the hub; --dry-run looks first
 
 Nothing heavy is imported before a verb needs it.
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from nla.errors import ConfigError, NLAError
 
@@ -50,6 +55,25 @@ def _parser() -> argparse.ArgumentParser:
     info = verbs.add_parser("info", help="say what a saved pair is: base model, layer, scales, prompts")
     info.add_argument("pair", help="folder or hub id of a saved pair")
     info.set_defaults(verb=_info)
+
+    doctor = verbs.add_parser("doctor", help="versions, devices, memory, disk, hub login, known bad combinations")
+    doctor.set_defaults(verb=_doctor)
+
+    new = verbs.add_parser("new-model", help="find a marker, measure norms, verify, write a model config")
+    new.add_argument("model", help="folder or hub id of a causal language model")
+    new.add_argument("--out", default=None, help="the config's file (default conf/model/<name>.yaml)")
+    new.add_argument("--dtype", default="float32")
+    new.set_defaults(verb=_new_model)
+
+    publish = verbs.add_parser("publish", help="push a pair with a model card to the hub")
+    publish.add_argument("pair", help="folder of a saved pair")
+    publish.add_argument("name", help="org/name; the halves become org/name-av and org/name-ar")
+    publish.add_argument("--metrics", default=None, help="evaluation/metrics.json of the pair")
+    publish.add_argument("--licence", default=None, help="of the base model (default: asked from the hub)")
+    publish.add_argument("--dry-run", action="store_true", help="write the folders and cards to --out, push nothing")
+    publish.add_argument("--out", default="published", help="where the folders are put together (default published)")
+    publish.add_argument("--private", action="store_true")
+    publish.set_defaults(verb=_publish)
 
     preflight = verbs.add_parser("preflight", help="try out a training run: parts, injection, one step of each stage")
     preflight.add_argument("overrides", nargs="*", help="those of train.py: experiment=<name> key=value ...")
@@ -121,7 +145,17 @@ def _info(options: argparse.Namespace) -> int:
 
     table = Table("", *HALVES, title=printable(str(options.pair)))
     metadata = [read_metadata(folder) for folder in find_halves(options.pair, patterns=[f"*{METADATA}"])]
-    for name in ("role", "stage", "base_model", "layer", "d_model", "injection_scale", "mse_scale"):
+    for name in (
+        "role",
+        "stage",
+        "base_model",
+        "base_revision",
+        "layer",
+        "d_model",
+        "injection_scale",
+        "mse_scale",
+        "parents",
+    ):
         table.add_row(name, *(Text(printable(str(getattr(about, name)))) for about in metadata))
     for about in metadata:
         for role, template in about.templates.items():
@@ -129,6 +163,55 @@ def _info(options: argparse.Namespace) -> int:
             if about.role == role:
                 table.add_row(f"template {role}", *cells)
     Console(highlight=False).print(table)
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from nla.doctor import examine
+
+    found = examine(Path.cwd())
+    for finding in found:
+        sign = {"fact": " ", "note": "?", "problem": "!"}[finding.kind]
+        print(f"{sign} {finding.topic:<16} {printable(finding.text)}")
+    return 1 if any(finding.kind == "problem" for finding in found) else 0
+
+
+def _new_model(options: argparse.Namespace) -> int:
+    from nla.newmodel import propose, write
+
+    name = re.sub(r"[^a-z0-9]+", "_", options.model.rstrip("/").rpartition("/")[2].lower()).strip("_")
+    path = Path(options.out or f"conf/model/{name}.yaml")
+    if path.exists():
+        raise ConfigError(f"{path} exists: give another file with --out, or remove it")
+    found = propose(options.model, dtype=options.dtype)
+    write(found, path)
+    print(f"marker {found.marker}, {found.blocks} blocks of width {found.d_model}")
+    for layer, block in found.layers.items():
+        print(f"layer={layer}: block {block}, median norm {found.median_norm[layer]:.4g}")
+    print(f"injection_scale {found.injection_scale:g}; written to {path}")
+    return 0
+
+
+def _publish(options: argparse.Namespace) -> int:
+    from nla.loading import find_halves
+    from nla.metadata import read_metadata
+    from nla.publish import base_licence, prepare, push
+
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", options.name) is None:
+        raise ConfigError(f"name {options.name!r}: expected org/name")
+    out = Path(options.out)
+    if out.exists():
+        raise ConfigError(f"--out {out} exists: remove it, or give another")
+    base = read_metadata(find_halves(options.pair)[0]).base_model
+    licence = options.licence or base_licence(base)
+    folders = prepare(options.pair, Path(options.metrics) if options.metrics else None, licence, out)
+    if options.dry_run:
+        for half, folder in folders.items():
+            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            print(f"{half}: {folder}, {size / 2**20:.1f} MiB, card in README.md; nothing was pushed")
+        return 0
+    for repository in push(folders, options.name, options.private):
+        print(f"https://huggingface.co/{repository}")
     return 0
 
 

@@ -1,0 +1,105 @@
+"""A config for a model that has none: its marker, its activations' norms, a scale, verified by injecting once."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+
+from nla import atomic
+from nla.backbone import depth, width
+from nla.errors import ConfigError
+from nla.hub import cached_commit
+from nla.prompts import Templates, build_verbalizer_prompt, find_marker
+from nla.target import Target
+from nla.verbalizer import Verbalizer
+
+FRACTIONS = {"early": 0.25, "middle": 0.5, "two_thirds": 0.6667, "late": 0.85}
+TEMPLATES = Templates(
+    "What is on the model's mind here? <concept>{injection_char}</concept> Answer inside <explanation> tags.",
+    "Summary of the following text: <text>{explanation}</text> <summary>",
+)
+SAMPLE = (  # where no text is given: a few kinds of ordinary text
+    "The committee met on Tuesday to discuss the new bridge, which will cost more than expected and open a year late.",
+    "def mean(values):\n    total = 0\n    for value in values:\n        total += value\n    return total / len(values)\n",
+    "Dear Anna, thank you for your letter. The garden is full of apples this year, and we hope you will visit us soon.",
+    "In 1905 Einstein showed that the speed of light is the same for all observers, whatever their own motion.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """What was measured and is proposed for a model."""
+
+    model_id: str
+    revision: str | None
+    blocks: int
+    d_model: int
+    marker: str
+    layers: dict[str, int]  # by name of a layer config
+    median_norm: dict[str, float]  # of activations at those layers
+    layer: int
+    injection_scale: float
+
+
+def propose(
+    model_id: str, texts: tuple[str, ...] = SAMPLE, dtype: str = "float32", revision: str | None = None
+) -> Proposal:
+    """Load the model, measure, and try the injection. Raises ModelError, InjectionError (no marker)."""
+    target = Target.from_pretrained(model_id, 0, dtype, revision)
+    marker = find_marker(target.tokenizer)
+    blocks = depth(target.model)
+    layers = {name: min(round(fraction * blocks), blocks - 1) for name, fraction in FRACTIONS.items()}
+    norms = {}
+    for name, layer in layers.items():
+        target.layer = layer
+        norms[name] = float(target.read(texts, "all").activation.norm(dim=-1).median())
+    scale = round_above(norms["two_thirds"])
+    target.layer = layers["two_thirds"]
+    verify(target, marker, scale)
+    commit = cached_commit(model_id, revision)
+    found = (model_id, commit, blocks, width(target.model), marker, layers, norms, target.layer, scale)
+    return Proposal(*found)
+
+
+def round_above(norm: float) -> float:
+    """A round number a bit above: the next of 1, 1.5, 2, 3, 4, 5, 6, 8 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(norm))
+    return next(step * power for step in (1, 1.5, 2, 3, 4, 5, 6, 8, 10) if step * power > norm)
+
+
+@torch.no_grad()
+def verify(target: Target, marker: str, scale: float) -> None:
+    """Two activations must give two different next-token distributions. Raises InjectionError, ConfigError."""
+    prompt = build_verbalizer_prompt(target.tokenizer, TEMPLATES.verbalizer, marker)
+    verbalizer = Verbalizer(target.model, target.tokenizer, prompt, scale, TEMPLATES.reconstructor)
+    activation = target.read(SAMPLE[:2]).activation
+    tokens, mask = verbalizer.respond(["a"] * 2)
+    first, second = verbalizer(activation, tokens, mask)
+    if torch.allclose(first, second, atol=1e-6):
+        raise ConfigError(f"injected activations change nothing at scale {scale:g}: this architecture is not supported")
+
+
+def write(found: Proposal, path: Path) -> None:
+    """The model config, for `model=<name>`. Raises ConfigError where the file exists."""
+    if path.exists():
+        raise ConfigError(f"{path} exists: give another name with --out, or remove it")
+    norms = ", ".join(
+        f"{found.median_norm[name]:.4g} at block {layer} ({name})" for name, layer in found.layers.items()
+    )
+    content = {
+        "id": found.model_id,
+        "path": None,
+        "dtype": "float32",
+        "revision": found.revision,
+        "default_layer": found.layer,
+        "marker": found.marker,
+        "injection_scale": found.injection_scale,
+        "mse_scale": "sqrt_d_model",
+        "shape": None,
+        "templates": {"verbalizer": TEMPLATES.verbalizer, "reconstructor": TEMPLATES.reconstructor},
+    }
+    head = f"# {found.blocks} blocks of width {found.d_model}. Median norm of activations: {norms}.\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic.write_text(path, head + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120))
