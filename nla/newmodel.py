@@ -22,7 +22,7 @@ TEMPLATES = Templates(
 )
 SAMPLE = (  # where no text is given: a few kinds of ordinary text
     "The committee met on Tuesday to discuss the new bridge, which will cost more than expected and open a year late.",
-    "def mean(values):\n    total = 0\n    for value in values:\n        total += value\n    return total / len(values)\n",
+    "def mean(values):\n    total = 0\n    for value in values:\n        total += value\n    return total\n",
     "Dear Anna, thank you for your letter. The garden is full of apples this year, and we hope you will visit us soon.",
     "In 1905 Einstein showed that the speed of light is the same for all observers, whatever their own motion.",
 )

@@ -14,7 +14,7 @@ from nla.hub import remedy
 from nla.loading import HALVES, find_halves, read_facts
 from nla.metadata import METADATA, Metadata
 
-ENDINGS = dict(zip(HALVES, ("av", "ar"), strict=True))
+ENDINGS: dict[str, str] = dict(zip(HALVES, ("av", "ar"), strict=True))
 TEXT_FILES = (".json", ".yaml", ".md", ".txt", ".jinja")
 LIMITS = """\
 - FVE says how much of an activation its explanation carries, not that the explanation is true. Explanations confabulate
@@ -29,8 +29,8 @@ def prepare(pair: str, metrics: Path | None, licence: str, out: Path) -> dict[st
     av, _, _ = read_facts(*halves.values())
     if Path(av.base_model).is_absolute() or Path(av.base_model).exists():
         raise ReleaseError(
-            f"{halves['verbalizer'] / METADATA}: base_checkpoint is {av.base_model!r}, a folder of this machine: nobody "
-            "else could load it; train with model.id=<org/name>"
+            f"{halves['verbalizer'] / METADATA}: base_checkpoint is {av.base_model!r}, a folder of this machine: "
+            "nobody else could load it; train with model.id=<org/name>"
         )
     numbers = read_metrics(metrics)
     out.mkdir(parents=True)

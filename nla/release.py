@@ -3,6 +3,7 @@
 Token ids are checked against the live tokenizer by `nla.loading`.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,20 @@ def _by_design(name: str) -> bool:
     return "lm_head" in parts or (len(parts) >= 2 and parts[-2] in FINAL_NORMS and len(parts) <= 4)
 
 
+def refuse_places_outside(folder: Path) -> None:
+    """Raises ReleaseError where an index of weights names a file that is not directly in the folder."""
+    for path in sorted(folder.glob("*.index.json")):
+        try:
+            named = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ReleaseError(f"{path} is not an index of weights ({error}): fetch the whole folder") from None
+        for name in named:
+            if not isinstance(name, str) or Path(name).name != name or "\0" in name:
+                raise ReleaseError(f"{path}: weight_map names {name!r}, a place outside the folder: refused")
+
+
 def _load(folder: Path, dtype: str) -> tuple[PreTrainedModel, dict[str, Any]]:
+    refuse_places_outside(folder)
     try:
         return load_model_with_info(folder, dtype)
     except ModelError as error:

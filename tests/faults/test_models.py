@@ -1,0 +1,94 @@
+"""Faults of models, the hub and released pairs. Others of these cases stand with what they test:
+
+21, 22, 26, 28, 29: test_architectures.py; 23, 24: test_prompts.py; 25, 27: test_verbalizer.py; 16, 17, 28, 43:
+test_release.py and test_released.py; 47 offline and partly cached: test_released.py; 42 in publishing: test_tools.py.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from safetensors.torch import load_file
+
+from nla import backbone, hub
+from nla.autoencoder import NLA
+from nla.errors import ModelError, NLAError, ReleaseError
+
+
+def tree(folder: Path) -> list[tuple[str, int]]:
+    return sorted((str(path), path.stat().st_mtime_ns) for path in folder.rglob("*"))
+
+
+class Refusal:
+    """A response as the hub's errors hold it."""
+
+    headers: dict[str, str] = {}
+    request = None
+    status_code = 403
+    text = ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "remedy"),
+    [
+        (GatedRepoError, r"accept its terms at https://huggingface.co/org/model.*hf auth login"),
+        (RepositoryNotFoundError, r"no such repository, or it is private"),
+        (RevisionNotFoundError, r"no revision 'v2'"),
+        (LocalEntryNotFoundError, r"cannot be reached.*check the network"),
+    ],
+)
+def test_what_the_hub_refuses_comes_with_its_remedy(
+    kind: type[Exception], remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Fault 47: the same for a pair, and for a model, where transformers wraps the error."""
+    error = kind("x") if kind is LocalEntryNotFoundError else kind("x", response=Refusal())  # pyright: ignore
+
+    def refuse(*_args: object, **_kwargs: object) -> None:
+        raise error
+
+    def wrapped(*_args: object, **_kwargs: object) -> None:
+        raise OSError("something went wrong\nat length") from error
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub, "snapshot_download", refuse)
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", wrapped)
+    with pytest.raises(ReleaseError, match=remedy) as pair:
+        NLA.from_pretrained("org/model@v2")
+    with pytest.raises(ModelError, match=remedy) as model:
+        backbone.load_model("org/model", revision="v2")
+    assert not any("\n" in str(caught.value) for caught in (pair, model))
+    assert tree(tmp_path) == []
+
+
+def test_a_pair_of_which_one_half_cannot_be_fetched_is_not_loaded(saved_nla: Path, monkeypatch: pytest.MonkeyPatch):
+    """Fault 47: never half a pair."""
+
+    def only_one(name: str, **_kwargs: object) -> str:
+        if name.endswith("-ar"):
+            raise LocalEntryNotFoundError("gone")
+        return str(saved_nla / "verbalizer")
+
+    monkeypatch.setattr(hub, "snapshot_download", only_one)
+    monkeypatch.setattr("nla.release.load_causal_lm", lambda *_a, **_k: pytest.fail("half a pair was loaded"))
+    with pytest.raises(ReleaseError, match="x-ar"):
+        NLA.from_pretrained("org/x-av")
+
+
+@pytest.mark.parametrize("place", ["../outside.safetensors", "/tmp/outside.safetensors"])
+def test_a_weight_map_that_leaves_the_folder_is_refused(saved_nla: Path, place: str):
+    """Fault 42: an index that names a file outside loads nothing and writes nothing."""
+    half = saved_nla / "verbalizer"
+    names = list(load_file(half / "model.safetensors"))
+    (half / "model.safetensors").rename(saved_nla / "outside.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, place)}
+    (half / "model.safetensors.index.json").write_text(json.dumps(index))
+    before = tree(saved_nla)
+    with pytest.raises(NLAError, match="outside"):
+        NLA.from_pretrained(saved_nla)
+    assert tree(saved_nla) == before
