@@ -1,5 +1,6 @@
 """The pair with its prompts and scales: what one trains, saves, publishes, and uses in a notebook."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from nla import atomic, loading, release
 from nla.adapters import add_lora, save_adapter
 from nla.backbone import check_layer, load_model, load_tokenizer, twin, width
 from nla.errors import DataError
+from nla.familiarity import ActivationSummary, unusual
 from nla.hub import cached_commit
 from nla.loading import HALVES
 from nla.metadata import Metadata, write_metadata
@@ -38,6 +40,7 @@ class NLA(nn.Module):
         stage: str | None = None,
         base_revision: str | None = None,
         parents: tuple[str, ...] = (),
+        summary: ActivationSummary | None = None,
     ):
         super().__init__()
         self.verbalizer = verbalizer
@@ -49,6 +52,7 @@ class NLA(nn.Module):
         self.stage = stage
         self.base_revision = base_revision
         self.parents = parents
+        self.summary = summary  # of the training activations, where it is known
         self.eval()
 
     @property
@@ -124,11 +128,15 @@ class NLA(nn.Module):
 
         Temperature 0 is greedy. `best_of`: each is the one of so many that the reconstructor gives back with the least
         error (published: 10 add 0.024 to FVE). The texts depend on the seed and a row's index, not on `batch_size`.
+
+        Any vector can be explained; one unlike the training activations in norm or direction brings a warning.
         """
         if best_of > 1:
             choices = {"top_p": top_p, "top_k": top_k, "batch_size": batch_size, "backend": backend}
             found = self.explain(activation, samples * best_of, temperature, max_new_tokens, seed, **choices)
             return [self._best(row, texts, best_of) for row, texts in zip(activation, found, strict=True)]
+        for remark in unusual(activation, self.summary, self.injection_scale):
+            warnings.warn(remark, stacklevel=3)
         explanations: list[list[str | None]] = []
         for start in range(0, len(activation), batch_size):
             texts = self.verbalizer.sample(
@@ -185,6 +193,8 @@ class NLA(nn.Module):
             part = folder / half
             part.mkdir()
             if half == "verbalizer":
+                if self.summary is not None:
+                    self.summary.save(part)
                 release.save_causal_lm(self.verbalizer.model, part)
                 save_adapter(self.verbalizer.model, self.base_model, part)
             else:
@@ -243,6 +253,7 @@ class NLA(nn.Module):
         return cls(
             loading.load_verbalizer(first, about_av, templates, weights),
             loading.load_reconstructor(second, about_ar, templates, weights),
+            summary=ActivationSummary.load(first, about_av.d_model),
             base_model=about_av.base_model,
             layer=about_ar.layer,
             mse_scale=about_ar.mse_scale,

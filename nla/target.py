@@ -87,8 +87,11 @@ class Target(nn.Module):
 
         Special tokens that the tokenizer adds are part of the input and never read by "last" and "all".
         """
-        ids = token_ids(self.tokenizer, texts)
-        wanted = [self._positions(index, row, positions, len(texts)) for index, row in enumerate(ids)]
+        return self.read_ids(token_ids(self.tokenizer, texts), positions)
+
+    def read_ids(self, ids: list[list[int]], positions: Positions = "last") -> Reading:
+        """The same of token ids, read as they are."""
+        wanted = [self._positions(index, row, positions, len(ids)) for index, row in enumerate(ids)]
         found = [
             self._read(ids[i : i + TEXTS_AT_ONCE], wanted[i : i + TEXTS_AT_ONCE])
             for i in range(0, len(ids), TEXTS_AT_ONCE)

@@ -152,3 +152,4 @@ def test_the_notebook_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(folder)}}).execute()
     said = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
     assert "KL(original || explanation)" in said and "FVE" in said
+    assert "hook 1 block later" in said and "before (" in said and "thunder" in said

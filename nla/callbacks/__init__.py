@@ -6,5 +6,6 @@ from nla.callbacks.loggers import Tolerant
 from nla.callbacks.metrics import MetricsFile
 from nla.callbacks.progress import Progress
 from nla.callbacks.samples import Samples
+from nla.callbacks.summary import Summary
 
-__all__ = ["Alarms", "Checkpointing", "MetricsFile", "Progress", "Samples", "StateFile", "Tolerant"]
+__all__ = ["Alarms", "Checkpointing", "MetricsFile", "Progress", "Samples", "StateFile", "Summary", "Tolerant"]

@@ -1,0 +1,31 @@
+"""Keeps a summary of the activations that a stage trained on, to be saved with the pair."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from nla.familiarity import ActivationSummary
+from nla.types import ActivationBatch
+
+
+class Summary(Callback):
+    """Sums up the first `rows` activations of each stage (this rank's) in `nla.summary`."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self._found: list[Tensor] = []
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._found = []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if isinstance(batch, ActivationBatch) and sum(map(len, self._found)) < self.rows:
+            self._found.append(batch.activation.detach().float().cpu())
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if sum(map(len, self._found)) > 1:
+            pl_module.nla.summary = ActivationSummary.of(torch.cat(self._found)[: max(2, self.rows)])  # pyright: ignore
