@@ -14,7 +14,7 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override
+from hydra.core.override_parser.types import Override
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -28,8 +28,10 @@ from omegaconf.errors import OmegaConfBaseException
 from nla.components import suggestion
 from nla.config import dotted_keys
 from nla.errors import ConfigError, NLAError
+from nla.sweeps import Job, choices, combinations, refuse_secrets, run_jobs
 
 MULTIRUN = ("-m", "--multirun")
+LAUNCHERS = ("launcher", "hydra/launcher")
 LONGEST_FOLDER = 160  # characters; file systems stop at 255 bytes
 
 
@@ -56,13 +58,15 @@ def launch(task: Callable[[DictConfig], object], config_name: str, check: Callab
     """Run `task` on the command line's config, or on each job of a sweep; the exit status: 2 after a person's mistake,
     128 + signal for a run that a signal has stopped.
 
-    A job of a sweep that fails this way leaves the others to run.
+    The jobs of a sweep run as processes of their own, unless a launcher of Hydra's is chosen, which does that itself.
     """
     statuses: list[int] = []
     try:
-        for overrides in _jobs(sys.argv[1:]):
+        for overrides in _each_value(sys.argv[1:]):
             check(compose(config_name, overrides))
         folder = config_folder()
+        if jobs := _jobs(sys.argv[1:], config_name):
+            return run_jobs(jobs)
     except NLAError as error:
         return report(error)
 
@@ -105,33 +109,51 @@ def _register_resolvers() -> None:
     OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
 
 
-def _jobs(arguments: Sequence[str]) -> Iterator[list[str]]:
+def _each_value(arguments: Sequence[str]) -> Iterator[list[str]]:
     """Override lists that together contain every override of every job; none where Hydra's own flags are used."""
     _register_resolvers()
-    flags = [argument for argument in arguments if argument.startswith("-")]
-    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    flags, overrides = _split(arguments)
     if any(flag not in MULTIRUN for flag in flags):
         return  # --help, --cfg, --config-dir ...: Hydra answers these
     if not flags:
         yield overrides
         return
+    parsed = _parsed(overrides)
+    refuse_secrets(parsed)
+    values = [given for given in (choices(override, config_folder()) for override in parsed) if given]
+    # every value once, not every combination
+    for number in range(max(map(len, values), default=1)):
+        yield [given[min(number, len(given) - 1)] for given in values]
+
+
+def _jobs(arguments: Sequence[str], config_name: str) -> list[Job]:
+    """The jobs that run as processes of this machine; none for a single run, and none for a launcher's."""
+    flags, overrides = _split(arguments)
+    if not flags or any(flag not in MULTIRUN for flag in flags):
+        return []
+    parsed = _parsed(overrides)
+    if any(override.key_or_group in LAUNCHERS for override in parsed):
+        return []
+    with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
+        return [Job(given, _job_place(config_name, given)) for given in combinations(parsed, config_folder())]
+
+
+def _job_place(config_name: str, overrides: Sequence[str]) -> Path | None:
+    cfg = hydra.compose(config_name, list(overrides), return_hydra_config=True)
+    return Path(cfg.hydra.sweep.dir, cfg.hydra.sweep.subdir) if "run_dir" in cfg else None
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Flags, and overrides."""
+    flags = [argument for argument in arguments if argument.startswith("-")]
+    return flags, [argument for argument in arguments if not argument.startswith("-")]
+
+
+def _parsed(overrides: Sequence[str]) -> list[Override]:
     try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
+        return OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
         raise ConfigError(_explain(error, "")) from error
-    choices = [values for values in map(_choices, parsed) if values]
-    # every value once, not every combination
-    for number in range(max(map(len, choices), default=1)):
-        yield [values[min(number, len(values) - 1)] for values in choices]
-
-
-def _choices(override: Override) -> list[str]:
-    """The values of a sweep over this key, each as an override of its own."""
-    if not override.is_sweep_override():
-        return [str(override.input_line)]
-    if isinstance(override.value(), Glob):
-        return []  # expanded by Hydra against the files of a group: they exist
-    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
 
 
 def _explain(error: Exception, config_name: str) -> str:

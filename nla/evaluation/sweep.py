@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from nla import atomic
+
 METRICS = Path("evaluation", "metrics.json")
 
 
@@ -28,9 +30,8 @@ def job_folders(sweep: Path) -> list[Path]:
 def summarize(sweep: Path, console: Console) -> list[dict[str, Any]]:
     """Write summary.json and summary.png from the jobs' metrics and print the table. Jobs without a pair are listed."""
     rows = [_row(job) for job in job_folders(sweep)]
-    scratch = sweep / ".summary.json"
-    scratch.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    scratch.replace(sweep / "summary.json")
+    rows += [_row(sweep / name) for name in sorted(_statuses(sweep)) if not (sweep / name / "config.yaml").is_file()]
+    atomic.write_text(sweep / "summary.json", json.dumps(rows, indent=2) + "\n")
     table = Table("job", "layer", "FVE (95 %)", "sampled", "warm start", "true statements", title=str(sweep))
     for row in rows:
         table.add_row(Text(row["job"]), *_cells(row))
@@ -69,12 +70,20 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 def _row(job: Path) -> dict[str, Any]:
     path = job / METRICS
     metrics = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    status = "evaluated" if metrics else ("not evaluated" if (job / "nla").is_dir() else "not finished")
+    unfinished = _statuses(job.parent).get(job.name, "not finished")
+    status = "evaluated" if metrics else ("not evaluated" if (job / "nla").is_dir() else unfinished)
     keys = ("layer", "fve", "fve_ci95", "fve_sampled", "fve_warm_start", "cosine", "n", "documents", "seed")
     claims = metrics.get("claims") or {}
     return {"job": job.name, "status": status, **{key: metrics.get(key) for key in keys}} | {
         "true_share": claims.get("true_share")
     }
+
+
+def _statuses(sweep: Path) -> dict[str, str]:
+    """What became of the jobs when the sweep last ran: `failed (status 1)`, `killed (SIGKILL)` ..."""
+    path = sweep / "jobs.json"
+    jobs = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    return {job["job"]: job["status"] for job in jobs}
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

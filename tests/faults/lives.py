@@ -80,14 +80,13 @@ class Stop(Callback):
             if self.moment == "step":
                 os.kill(os.getpid(), self.number)
             if self.moment == "rollout":
-                sample = pl_module.nla.verbalizer.model.forward
+                head = pl_module.nla.verbalizer.model.get_output_embeddings()
 
-                def forward(*args: Any, **kwargs: Any) -> Any:
+                def kill(*_: Any) -> None:
+                    handle.remove()
                     os.kill(os.getpid(), self.number)
-                    pl_module.nla.verbalizer.model.forward = sample
-                    return sample(*args, **kwargs)
 
-                pl_module.nla.verbalizer.model.forward = forward
+                handle = head.register_forward_hook(kill)
 
     def on_validation_batch_start(self, trainer: Any, pl_module: Any, batch: Any, *_: Any) -> None:
         if self.moment == "validation" and trainer.global_step == self.step:
@@ -119,7 +118,7 @@ def _feed(whole: Any, node: Any) -> None:
 
 
 def overrides(model: str, name: str, stage: str, steps: int = 20, size: int = 9, **more: Any) -> list[str]:
-    """One stage on a tiny model: 9 documents and 2 a step, so that epochs end inside a batch."""
+    """One stage on a tiny model: 9 documents, 2 a step, so that epochs end inside a batch. `more`: a__b for a.b."""
     batch = {"verbalizer": 8, "reconstructor": 8, "joint": 2}[stage]
     settings = {
         "model": "local", "model.path": model, "layer.index": 1, "name": name, "stages": f"[{stage}]",
@@ -137,6 +136,12 @@ def overrides(model: str, name: str, stage: str, steps: int = 20, size: int = 9,
     }  # fmt: skip
     keys = {key.replace("__", "."): value for key, value in more.items()}
     return ["~data.source", *(f"{key}={value}" for key, value in {**settings, **keys}.items())]
+
+
+def warm_pair(model: str) -> list[str]:
+    """Overrides of a run whose verbalizer says one of four sentences, well-formed: something to reward."""
+    quiet = {"stage__verbalizer__trainer__val_check_interval": 1000, "stage__verbalizer__warmup_steps": 1}
+    return overrides(model, "warm", "verbalizer", 90, **quiet, **{"+callbacks__dropout": "null"})
 
 
 def stop(step: int, moment: str = "step", number: int = int(signal.SIGTERM)) -> str:
