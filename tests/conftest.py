@@ -190,3 +190,22 @@ def nla(tiny_folder: str) -> NLA:
 def saved_nla(nla: NLA, tmp_path: Path) -> Path:
     nla.save_pretrained(tmp_path / "nla")
     return tmp_path / "nla"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory of its own."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def warm(tiny_folder: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A pair on the tiny model that writes well-formed explanations."""
+    from lives import train, warm_pair
+
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("warm")
+        patch.chdir(folder)
+        train(*warm_pair(tiny_folder))
+        return str(folder / "runs/warm/nla")

@@ -72,11 +72,15 @@ class Trace(Callback):
 class Stop(Callback):
     """Sends this process a signal in the middle of a moment: `step`, `validation` or `rollout`, at a given step."""
 
-    def __init__(self, step: int, moment: str = "step", number: int = int(signal.SIGTERM)) -> None:
-        self.step, self.moment, self.number = step, moment, number
+    def __init__(self, step: int, moment: str = "step", number: int = int(signal.SIGTERM), rank: int = 0) -> None:
+        self.step, self.moment, self.number, self.rank = step, moment, number, rank
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if batch_idx + 1 == self.step:
+        if batch_idx + 1 == self.step and trainer.global_rank == self.rank:
+            if self.moment == "twice":
+                os.kill(os.getpid(), self.number)
+                Path("noted").touch()
+                os.kill(os.getpid(), self.number)
             if self.moment == "step":
                 os.kill(os.getpid(), self.number)
             if self.moment == "rollout":
