@@ -63,7 +63,7 @@ def test_a_missing_extra_is_named(local: list[str], monkeypatch: pytest.MonkeyPa
         ("nmae=x", "nmae: no such key in the config; did you mean 'name'?"),
         ("layer.idx=1", "did you mean 'layer.index'?"),
         ("modle=world", "did you mean 'model'?"),
-        ("model=wrold", "model=wrold: no such config, there are local, .*world; did you mean 'world'?"),
+        ("model=wrold", "model=wrold: no such config, there are .*local, .*world; did you mean 'world'?"),
         ("stage.joint.optimizer.rl=1", "did you mean 'stage.joint.optimizer.lr'?"),
         ("layer.index=1,2", "a sweep .add -m."),
         ("justaword", "justaword: cannot be read as an override; write key=value"),
