@@ -30,7 +30,10 @@ from nla.callbacks import Checkpointing, StateFile, Tolerant
 from nla.components import check_components
 from nla.config import STAGE_OWN, check_evaluate, check_train, model_depth, parse_data, plain_config
 from nla.data.datamodule import NLADataModule
-from nla.errors import CheckpointError, ConfigError, TrainingError
+from nla.data.shardmodule import ShardDataModule
+from nla.data.shards import ShardSource
+from nla.data.source import Source
+from nla.errors import CheckpointError, ConfigError, NLAError, TrainingError
 from nla.loading import find_halves
 from nla.lock import locked
 from nla.metadata import read_metadata, read_yaml
@@ -111,6 +114,8 @@ def run_stage(cfg: DictConfig, settings: TrainSettings, name: str, start: str | 
         **options["trainer"],
     )
     data = build_data(plain["data"], target, seed=settings.seed, **options["data"])
+    if isinstance(data, ShardDataModule):
+        data.check_against(target)
     with warnings.catch_warnings():
         for message in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message)
@@ -183,7 +188,18 @@ def starting_pair(settings: TrainSettings, start: str | None, target: Target) ->
 def build_data(data: Mapping[str, Any], target: Target, **options: Any) -> NLADataModule:
     """The loader of a data config; `options` (split, batch_size, seed ...) go before its own settings."""
     reading = {key: value for key, value in data.items() if key not in ("path", "source")} | options
-    return NLADataModule(instantiate(data["source"], _convert_="all"), target.tokenizer, **reading)
+    source = build_source(data["source"])
+    if isinstance(source, ShardSource):
+        return ShardDataModule(source, target, **reading)
+    return NLADataModule(source, target.tokenizer, **reading)
+
+
+def build_source(node: Mapping[str, Any]) -> Source:
+    """A mistake that the constructor finds is told as such. Raises NLAError."""
+    try:
+        return instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        raise error.__cause__ if isinstance(error.__cause__, NLAError) else error from None
 
 
 def build_all(group: Mapping[str, Any]) -> list[Any]:

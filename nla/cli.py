@@ -7,6 +7,7 @@
     nla doctor                         what this machine offers, and what is known to go wrong on it
     nla new-model <model>              marker, norms and scale of a model that has no config, and the config
     nla publish <pair> <org/name>      the pair with a model card, to the hub; --dry-run looks first
+    nla prepare ...                    shards of activations and explanations (see nla prepare --help)
 
 Nothing heavy is imported before a verb needs it.
 """
@@ -30,6 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return pretrain(given[1:]) or 0
         if given[:1] == ["preflight"] and not {"-h", "--help"} & set(given):
             return _preflight(given[1:])
+        if given[:1] == ["prepare"]:
+            from nla.prepare import main as prepare
+
+            return prepare(given[1:])
         options = _parser().parse_args(given)
         return options.verb(options)
     except NLAError as error:
@@ -78,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     preflight = verbs.add_parser("preflight", help="try out a training run: parts, injection, one step of each stage")
     preflight.add_argument("overrides", nargs="*", help="those of train.py: experiment=<name> key=value ...")
     verbs.add_parser("pretrain", help="train a small target model from text", add_help=False)
+    verbs.add_parser("prepare", help="store activations and explanations of a corpus in shards", add_help=False)
     return parser
 
 

@@ -31,7 +31,7 @@ S = TypeVar("S", bound=Settings)
 def check_train(cfg: DictConfig) -> TrainSettings:
     """Everything about a training config that can be known without loading weights. Raises ConfigError, ModelError."""
     plain = plain_config(cfg)
-    settings = _parse(TrainSettings, plain)
+    settings = parse(TrainSettings, plain)
     for number, stage in enumerate(settings.stages):
         if stage not in settings.stage:
             known = f"known are {', '.join(settings.stage)}"
@@ -57,7 +57,7 @@ def check_train(cfg: DictConfig) -> TrainSettings:
 def check_evaluate(cfg: DictConfig) -> EvaluateSettings:
     """The same for an evaluation. Raises ConfigError."""
     plain = plain_config(cfg)
-    settings = _parse(EvaluateSettings, plain)
+    settings = parse(EvaluateSettings, plain)
     if plain.get("data") is not None:
         _check_data(plain["data"])
     check_components(plain["evaluation"], "evaluation")
@@ -143,12 +143,12 @@ def _check_trainer(arguments: Mapping[str, Any], key: str) -> None:
 
 def parse_data(data: dict[str, Any]) -> DataSettings:
     """A data section by itself, as recorded in a run. Raises ConfigError."""
-    settings = _parse(DataSettings, data)
+    settings = parse(DataSettings, data)
     _check_data(data)
     return settings
 
 
-def _parse(schema: type[S], plain: dict[str, Any]) -> S:
+def parse(schema: type[S], plain: dict[str, Any]) -> S:
     try:
         return schema.model_validate(plain)
     except ValidationError as error:

@@ -54,6 +54,14 @@ class Interrupted(NLAError):
         self.status = 128 + signal
 
 
+class TeacherError(NLAError):
+    """A teacher that cannot be asked: a wrong key, a service that is down, replies that are no explanations."""
+
+
+class BudgetError(TeacherError):
+    """What a teacher may cost is spent. Everything paid for is kept."""
+
+
 def first_line(error: BaseException) -> str:
     """What another library's error says, short enough to stand inside one of ours."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,7 +1,7 @@
 """``nla pretrain [key=value ...]``: make a small target from text. Settings stand in ``conf/pretrain.yaml``.
 
-    nla pretrain out=<folder>                                       the target that is shipped (nla/packaged/world)
-    nla pretrain pretraining=text data=text_pretrained data.path=<texts> out=<folder>
+nla pretrain out=<folder>                                       the target that is shipped (nla/packaged/world)
+nla pretrain pretraining=text data=text_pretrained data.path=<texts> out=<folder>
 """
 
 from collections.abc import Sequence

@@ -62,6 +62,7 @@ def prepare(
         )
     prepared: list[Prepared] = []
     skipped: Counter[str] = Counter()
+    specials = special_ids(tokenizer)
     for first in range(0, len(documents), TOKENIZE_AT_ONCE):
         part = documents[first : first + TOKENIZE_AT_ONCE]
         encoded = tokenizer(
@@ -72,8 +73,9 @@ def prepare(
             return_special_tokens_mask=True,
         )
         fields = ("input_ids", "offset_mapping", "special_tokens_mask")
-        for document, tokens, offsets, special in zip(part, *(encoded[field] for field in fields), strict=True):
-            found = _choose(document, offsets, [bool(flag) for flag in special], plan, explain)
+        for document, tokens, offsets, added in zip(part, *(encoded[field] for field in fields), strict=True):
+            special = [bool(flag) or token in specials for flag, token in zip(added, tokens)]
+            found = _choose(document, offsets, special, plan, explain)
             if isinstance(found, str):
                 skipped[found] += 1
             else:
@@ -81,6 +83,12 @@ def prepare(
                     Prepared(document, list(tokens[: found[-1] + 1]), found, [offsets[place][1] for place in found])
                 )
     return prepared, skipped
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Ids of the tokens that carry structure, not text; inside a text they are the turns of a chat."""
+    added = {int(token) for token, about in tokenizer.added_tokens_decoder.items() if about.special}
+    return added | set(tokenizer.all_special_ids)
 
 
 def _choose(
@@ -104,7 +112,7 @@ def _choose(
 
 def collate(
     rows: Sequence[tuple[Prepared, int]],
-    source: Source,
+    source: Source | None,
     explanations: bool,
     seed: int,
     pad_id: int,
@@ -112,7 +120,8 @@ def collate(
     """One batch out of (document, epoch) rows, right padded.
 
     The epoch enters the choice of the warm-start text, so that a source with several can vary it. Positions for which
-    the source has nothing to say are left out. Raises DataError where none remains.
+    the source has nothing to say are left out; without explanations no source is needed.
+    Raises DataError where none remains.
     """
     longest = max(len(item.tokens) for item, _ in rows)
     tokens = torch.full((len(rows), longest), pad_id)
@@ -123,7 +132,7 @@ def collate(
         mask[index, : len(item.tokens)] = True
         for place, end in zip(item.positions, item.ends, strict=True):
             explanation = None
-            if explanations:
+            if explanations and source is not None:
                 key = keyed_seed("explanation", seed, epoch, item.document.id, place)
                 explanation = source.explanation(item.document, end, key)
                 if explanation is None:

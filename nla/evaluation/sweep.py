@@ -1,7 +1,7 @@
 """The jobs of a sweep side by side: one table, one plot, one file for programs.
 
-    runs/<name>/sweep/<overrides>/evaluation/metrics.json   each job
-    runs/<name>/sweep/summary.json  summary.png             all of them
+runs/<name>/sweep/<overrides>/evaluation/metrics.json   each job
+runs/<name>/sweep/summary.json  summary.png             all of them
 """
 
 import json
