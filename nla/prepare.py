@@ -168,7 +168,7 @@ def prepare(settings: PrepareSettings) -> Path:
     if not finished:
         raise BudgetError(
             f"{path}: the teacher's budget is spent; what is explained can be trained on, and the same command with a "
-            "higher teacher.budget (usd, tokens) goes on"
+            "higher teacher.usd or teacher.tokens goes on"
         )
     return path
 

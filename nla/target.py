@@ -1,6 +1,6 @@
 """The frozen language model at one layer: reads activations out of text, and takes one back in."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -166,9 +166,23 @@ class Target(nn.Module):
 def _after_blocks(
     view: PreTrainedModel, tokens: Int[Tensor, "document time"], layers: list[int]
 ) -> list[Float[Tensor, "document time d_model"]]:
-    """The residual stream after each of `layers`; the view ends with the highest of them."""
-    inputs = embed(view, tokens)
-    if set(layers) == {view.config.num_hidden_layers - 1}:
-        return [view(inputs_embeds=inputs, use_cache=False).last_hidden_state] * len(layers)
-    states = view(inputs_embeds=inputs, use_cache=False, output_hidden_states=True).hidden_states
-    return [states[layer + 1] for layer in layers]
+    """The residual stream after each of `layers`; the view ends with the highest of them.
+
+    `output_hidden_states` would not do: transformers leaves its hooks on the blocks, which all views share, and with
+    the hooks of two views every state is captured twice. These hooks live for this call only.
+    """
+    states: dict[int, Tensor] = {}
+
+    def keep(layer: int) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: tuple, output: Tensor | tuple) -> None:
+            states[layer] = output if isinstance(output, Tensor) else output[0]
+
+        return hook
+
+    handles = [blocks(view)[layer].register_forward_hook(keep(layer)) for layer in layers]
+    try:
+        view(inputs_embeds=embed(view, tokens), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [states[layer] for layer in layers]

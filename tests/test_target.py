@@ -119,3 +119,16 @@ def test_splicing_the_activation_itself_changes_nothing(family_folder: str):
     assert torch.allclose(other[0, :4], plain[0, :4], atol=1e-5)
     assert not torch.allclose(other[0, 4:], plain[0, 4:], atol=1e-2)
     assert torch.allclose(target.model(tokens).logits, plain)  # no hook left behind
+
+
+def test_reading_several_layers_again_and_again_changes_nothing(family_folder: str):
+    """Hooks that a reading left on the shared blocks would shift the next one's layers."""
+    target = Target.from_pretrained(family_folder, layer=1)
+    tokens = torch.randint(5, 300, (2, 9))
+    mask, row, position = torch.ones(2, 9, dtype=torch.bool), torch.tensor([0, 1]), torch.tensor([8, 3])
+    first = target(tokens, mask, row, position, layers=[0, 1])
+    for _ in range(2):
+        torch.testing.assert_close(target(tokens, mask, row, position, layers=[0, 1]), first)
+    torch.testing.assert_close(target(tokens, mask, row, position), first[:, 1])
+    states = target.model(tokens, output_hidden_states=True).hidden_states
+    torch.testing.assert_close(states[2][row, position], first[:, 1], atol=1e-4, rtol=1e-4)

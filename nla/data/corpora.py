@@ -7,7 +7,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from transformers import PreTrainedTokenizerBase
 
@@ -17,6 +17,7 @@ from nla.errors import DataError
 from nla.hub import remedy
 
 
+@runtime_checkable
 class Corpus(Protocol):
     name: str
     """as it stands in metadata: no path of this machine"""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 Status = Literal["ok", "refused", "empty", "cut", "malformed", "rejected", "unreadable", "none", "unasked"]
 
@@ -50,6 +50,7 @@ class Estimate:
     usd: float
 
 
+@runtime_checkable
 class Teacher(Protocol):
     name: str
     """as it stands in the manifest"""
