@@ -42,8 +42,11 @@ def serving(say: Callable[[str], str] = lambda prompt: GOOD) -> Iterator[tuple[S
     service = Service(say)
 
     class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.do_POST()
+
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            body = json.loads(self.rfile.read(int(self.headers.get("content-length") or 0)) or "{}")
             with service.lock:
                 service.seen.append({"path": self.path, "headers": dict(self.headers), "body": body})
                 trouble = service.script.pop(0) if service.script else {}

@@ -31,9 +31,9 @@ from nla.config import check_train
 from nla.data import shardfile
 from nla.data.corpora import FileCorpus, HubCorpus, SourceCorpus, to_document
 from nla.data.files import Row
-from nla.data.source import Document
 from nla.data.shardmodule import ShardDataModule
 from nla.data.shards import ShardRows
+from nla.data.source import Document
 from nla.preparation import activations, write_released
 from nla.prepare import compose_prepare
 from nla.prompts import chat_ids, token_ids
@@ -254,6 +254,22 @@ def test_ranks_and_workers_share_the_batches_of_one_process(prepared: Path, targ
         assert batch.text == parts[0][step].text + parts[1][step].text
     many = take(loader(prepared, target, num_workers=2), 5)
     assert [batch.text for batch in many] == [batch.text for batch in whole]
+
+
+def test_validation_reads_every_row_once_on_any_number_of_ranks(prepared: Path, target: Target):
+    whole = [batch.text for batch in loader(prepared, target).val_dataloader()]
+    assert sum(map(len, whole)) == manifest(prepared)["rows"]["validation"]
+    parts, spare = [], 0
+    for rank in range(3):
+        data = loader(prepared, target)
+        data.trainer = SimpleNamespace(world_size=3, global_rank=rank)  # pyright: ignore
+        batches = list(data.val_dataloader())
+        assert len(batches) == 1  # equally many on each rank
+        spare += sum(batch.spare for batch in batches)
+        parts += [text for batch in batches if not batch.spare for text in batch.text]
+    assert sorted(parts) == sorted(text for texts in whole for text in texts) and spare == 2
+    few = loader(prepared, target, validation_documents=3)
+    assert len({name for batch in few.val_dataloader() for name in batch.document}) == 3
 
 
 def test_one_block_is_held_at_a_time(prepared: Path, target: Target, monkeypatch: pytest.MonkeyPatch):

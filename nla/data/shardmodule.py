@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 
 from nla.data import shardfile
-from nla.data.datamodule import NLADataModule
+from nla.data.datamodule import VALIDATION_ROWS, NLADataModule
 from nla.data.positions import keyed_seed
 from nla.data.shards import Piece, ShardRows, ShardSource
 from nla.errors import ConfigError, DataError
@@ -62,14 +62,15 @@ class ShardDataModule(NLADataModule):
 
     def batch(self, split: str, first: int, number: int) -> ActivationBatch:  # pyright: ignore[reportIncompatibleMethodOverride]
         """This rank's part of step `number` after `first` rows of the split."""
-        ranks, rank = self._ranks()
+        (ranks, rank), spare = self._ranks(), False
         if split == self.split:
             size = self.documents_per_step // ranks
             start = first + (number * ranks + rank) * size
         else:
-            per_rank, size = self._shares(split)
-            start = rank * per_rank + number * size
-            size = min(size, (rank + 1) * per_rank - start)
+            place, count, total = number * ranks + rank, self._batches(split), len(self.rows(split))
+            spare, size = place >= count, -(-total // count)
+            start = 0 if spare else place * size
+            size = min(size, total - start)
         table = self.rows(split).take(start, size)
         return ActivationBatch(
             activation=torch.from_numpy(shardfile.vectors(table).copy()),
@@ -77,6 +78,7 @@ class ShardDataModule(NLADataModule):
             position=torch.from_numpy(table.column(shardfile.TOKENS).to_numpy().copy()) - 1,
             text=table.column(shardfile.TEXT).to_pylist(),
             explanation=table.column(shardfile.EXPLANATION).to_pylist() if self._explains(split) else None,
+            spare=spare,
         )
 
     def check_against(self, target: Target) -> Float[torch.Tensor, " probe"]:
@@ -100,11 +102,8 @@ class ShardDataModule(NLADataModule):
             )
         return found
 
-    def _shares(self, split: str) -> tuple[int, int]:
-        rows, (ranks, _) = len(self.rows(split)), self._ranks()
-        if rows < ranks:
-            raise DataError(f"{split} has {rows} rows for {ranks} ranks: give more, or use fewer ranks")
-        return rows // ranks, max(1, self.batch_size // ranks)
+    def _batches(self, split: str) -> int:
+        return -(-len(self.rows(split)) // VALIDATION_ROWS)
 
     def _corpus(self) -> int:
         places = [(p.path.name, p.group, len(p.rows), int(p.rows.sum())) for p in self.rows(self.split).pieces]
