@@ -1,5 +1,9 @@
 """Teachers over real HTTP: both protocols, the form of a reply, the ledger, retries, budget, secrets, a local model."""
 
+import os
+import socket
+import subprocess
+import sys
 import time
 from email.utils import formatdate
 from pathlib import Path
@@ -184,3 +188,28 @@ def test_the_budget_counts_tokens_too(tmp_path: Path):
     ledger.enter("b", 600, 0.0)
     with pytest.raises(BudgetError, match="1000 of teacher.tokens=1000"):
         ledger.enter("c", 1, 0.0)
+
+
+@pytest.mark.slow
+def test_a_real_server_speaks_the_same_protocol(tiny_folder: str, tmp_path: Path):
+    """`transformers serve` with a tiny random model: what it writes is no explanation, and says so."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [str(Path(sys.executable).with_name("transformers")), "serve", "--host", "127.0.0.1", "--port", str(port)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen([*command, "--device", "cpu"], env=environment, stdout=log, stderr=log)
+        try:
+            asked = teacher(
+                OpenAITeacher, f"http://127.0.0.1:{port}/v1", tmp_path, timeout=60.0, max_tokens=5, api_key=None
+            )
+            asked.model, asked.retries = tiny_folder, 60  # refused connections are tried again until it listens
+            asked._stop.wait = lambda seconds: time.sleep(0.5)
+            found = asked.explain(PASSAGES[:2])
+        finally:
+            server.terminate()
+            server.wait()
+    assert {one.status for one in found} <= {"cut", "malformed", "empty"}, (tmp_path / "log").read_text()[-2000:]
+    replies = [asked.ledger.find(asked.key(passage)) for passage in PASSAGES[:2]]
+    assert all(reply and reply.input_tokens > 50 and 0 < reply.output_tokens <= 6 for reply in replies)
