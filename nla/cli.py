@@ -3,6 +3,7 @@
     nla explain <pair> "some text"     explanations of the activations at its tokens, with their cosine
     nla info <pair>                    what a saved pair says of itself
     nla preflight experiment=world ... everything that can go wrong in a training run, tried out in under a minute
+    nla plan [train.py's overrides]    memory, time and cost of a run, before anything is loaded
     nla pretrain ...                   a small target from text (see nla pretrain --help)
     nla doctor                         what this machine offers, and what is known to go wrong on it
     nla new-model <model>              marker, norms and scale of a model that has no config, and the config
@@ -35,6 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from nla.prepare import main as prepare
 
             return prepare(given[1:])
+        if given[:1] == ["plan"]:
+            from nla.planning.program import main as plan
+
+            return plan(given[1:])
         options = _parser().parse_args(given)
         return options.verb(options)
     except NLAError as error:
@@ -82,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
 
     preflight = verbs.add_parser("preflight", help="try out a training run: parts, injection, one step of each stage")
     preflight.add_argument("overrides", nargs="*", help="those of train.py: experiment=<name> key=value ...")
+    verbs.add_parser("plan", help="what a run will need: memory, time, cost", add_help=False)
     verbs.add_parser("pretrain", help="train a small target model from text", add_help=False)
     verbs.add_parser("prepare", help="store activations and explanations of a corpus in shards", add_help=False)
     return parser

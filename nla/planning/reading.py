@@ -1,0 +1,146 @@
+"""From a composed config to tasks: the strategy, the prompts' tokens, the sizes of each stage."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nla.backbone import load_tokenizer, resolve
+from nla.errors import ConfigError, NLAError
+from nla.parallel import with_strategy
+from nla.planning.facts import Facts
+from nla.planning.memory import Layout, Strategy
+from nla.planning.shapes import Shape, load_config, shape_of
+from nla.planning.task import Task
+from nla.prompts import build_verbalizer_prompt, find_marker
+from nla.settings import LoraAdapter, TrainSettings
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+CHARACTERS_PER_TOKEN, CHAT_TOKENS = 4, 15  # of a template whose tokenizer is not at hand
+
+
+def tasks_of(settings: TrainSettings, plain: Mapping[str, Any], facts: Facts) -> tuple[list[Task], list[str]]:
+    """One task per stage that runs, and what had to be assumed. Raises ConfigError, ModelError."""
+    model = settings.model
+    shape = shape_of(load_config(model.id, model.revision, model.shape))
+    layout, notes = layout_of(plain["hardware"], BYTES[model.dtype], settings.adapter.kind)
+    prompt, shared, said = prompt_tokens(settings, facts)
+    notes += said
+    layer = settings.layer.block(shape.depth)
+    numbers = {"shape": shape, "layer": layer, "layout": layout, "prompt": prompt, "shared": shared}
+    return [_task(name, settings, plain, facts, numbers) for name in settings.stages], notes
+
+
+def layout_of(hardware: Mapping[str, Any], weight: int, adapter: str) -> tuple[Layout, list[str]]:
+    """The layout of a hardware config and what it leaves open. Raises ConfigError for an unknown strategy."""
+    trainer, notes = hardware["trainer"], []
+    named = trainer.get("strategy", "auto")
+    if not isinstance(named, Mapping) or "_target_" not in named:
+        named = with_strategy({"strategy": named}, adapter)["strategy"]
+    devices = trainer.get("devices", 1)
+    if isinstance(devices, list):
+        devices = len(devices)
+    if devices in ("auto", -1, "-1"):
+        devices = 1
+        notes.append("hardware.trainer.devices=auto is taken for one; name a number to plan for more")
+    try:
+        gpus = int(devices) * int(trainer.get("num_nodes", 1))
+    except ValueError:
+        raise ConfigError(f"hardware.trainer.devices={devices!r}: give a number to plan with") from None
+    precision = str(trainer.get("precision", "32-true"))
+    compute = 2 if precision.startswith(("bf16", "16")) else weight
+    weight = 2 if precision.endswith("true") and compute == 2 else weight
+    return (
+        Layout(
+            gpus=gpus,
+            strategy=_strategy(named, gpus),
+            weight=weight,
+            compute=min(compute, weight),
+            checkpointing=bool(hardware.get("activation_checkpointing", False)),
+            fused=trainer.get("accelerator") != "cpu",
+        ),
+        notes,
+    )
+
+
+def _strategy(given: Any, gpus: int) -> Strategy:
+    target = given.get("_target_") if isinstance(given, Mapping) else type(given).__name__
+    name = str(given if isinstance(given, str) else target).lower()
+    if "modelparallel" in name or "model_parallel" in name or "fsdp" in name:
+        return "fsdp"
+    if name == "auto" or "ddp" in name or "single" in name:
+        return "ddp" if gpus > 1 else "single"
+    raise ConfigError(f"hardware.trainer.strategy={given}: planned are auto, ddp and ModelParallelStrategy (FSDP2)")
+
+
+def prompt_tokens(settings: TrainSettings, facts: Facts) -> tuple[int, int, list[str]]:
+    """Tokens of the verbalizer's prompt, and of it before the marker: by the tokenizer where it is at hand."""
+    model = settings.model
+    template = model.templates.verbalizer
+    before = template.index("{injection_char}") / len(template)
+    if facts.tokens.prompt is not None:
+        return facts.tokens.prompt, max(0, round(before * facts.tokens.prompt)), []
+    if Path(str(resolve(model.id))).is_dir():
+        try:
+            tokenizer = load_tokenizer(model.id, model.revision)
+            found = build_verbalizer_prompt(tokenizer, template, model.marker or find_marker(tokenizer))
+            return len(found.tokens), found.position, []
+        except NLAError:
+            pass  # a folder with a config alone
+    length = len(template) // CHARACTERS_PER_TOKEN + CHAT_TOKENS
+    note = f"the verbalizer's prompt is taken for {length} tokens: no tokenizer at hand (planning.tokens.prompt)"
+    return length, round(before * length), [note]
+
+
+def _task(
+    name: str, settings: TrainSettings, plain: Mapping[str, Any], facts: Facts, numbers: dict[str, Any]
+) -> Task:
+    stage, tokens = plain["stage"][name], facts.tokens
+    data, joint = stage["data"], name == "joint"
+    rollout = stage.get("rollout") or plain["rollout"]
+    cap = int(rollout["max_new_tokens"])
+    response = (tokens.response or cap) if joint else tokens.warm_start
+    adapter = settings.adapter
+    dtype, layout = rollout.get("dtype"), numbers["layout"]
+    documents = -(-int(data["batch_size"]) // int(data["positions_per_document"]))
+    return Task(
+        stage=name,
+        trains=("verbalizer", "reconstructor") if joint else (name,),
+        steps=int(stage["steps"]),
+        rows=int(data["batch_size"]),
+        group=int(rollout["group_size"]) if joint else 1,
+        micro_batch=int(stage.get("micro_batch_size") or plain["hardware"]["micro_batch_size"]),
+        response=response,
+        cap=cap,
+        text=response + tokens.suffix,
+        documents=documents,
+        document=tokens.document or max(1, settings.data.max_tokens // 2),
+        reference=joint and float(stage["kl"]["coefficient"]) > 0,
+        muon=_muon(stage),
+        rank=adapter.rank if isinstance(adapter, LoraAdapter) else None,
+        compiled=bool(rollout.get("compiled", False)),
+        engine=BYTES[dtype] if dtype else layout.compute,
+        **numbers,
+    )
+
+
+def _muon(stage: Mapping[str, Any]) -> tuple[bool, bool]:
+    optimizer = stage["optimizer"]
+    if not str(optimizer.get("_target_", "")).endswith("MuonAdamW"):
+        return False, False
+    own = stage.get("groups") or {}
+    rates = [own.get(half, {}).get("muon_lr", optimizer["muon_lr"]) for half in ("verbalizer", "reconstructor")]
+    return rates[0] > 0, rates[1] > 0
+
+
+def shape_summary(shape: Shape, layer: int) -> dict[str, float]:
+    """Parameters by part."""
+    lower = shape.truncated(layer)
+    return {
+        "model": shape.parameters,
+        "active": shape.active,
+        "reconstructor": lower.parameters + shape.d_model**2,
+        "blocks": shape.depth,
+        "layer": layer,
+        "d_model": shape.d_model,
+        "vocab": shape.vocab,
+    }

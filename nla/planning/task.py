@@ -1,0 +1,235 @@
+"""One stage of a run as plain numbers: all that memory and time follow from."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from nla.planning import flops, memory, work
+from nla.planning.facts import Facts
+from nla.planning.memory import Layout, Memory, count
+from nla.planning.shapes import Shape, Size
+from nla.planning.work import Pass
+
+Gather = Literal["once", "blocks", "tensor parallel"]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A stage.
+
+    Args:
+        rows: activations per step, all GPUs together. group: samples per activation; 1 in the warm starts.
+        micro_batch: samples per backward pass and GPU.
+        prompt, shared: tokens of the verbalizer's prompt, and of it before the marker.
+        response, cap: tokens of an explanation, and at most. text: of the reconstructor's input.
+        documents, document: per step, and tokens read of each.
+        muon: for verbalizer and reconstructor, whether their matrices are Muon's.
+        rank: of the adapters; None trains all weights. engine: bytes of a number while sampling.
+    """
+
+    stage: str
+    trains: tuple[str, ...]
+    steps: int
+    rows: int
+    group: int
+    micro_batch: int
+    prompt: int
+    shared: int
+    response: int
+    cap: int
+    text: int
+    documents: int
+    document: int
+    reference: bool
+    muon: tuple[bool, bool]
+    rank: int | None
+    compiled: bool
+    engine: int
+    shape: Shape
+    layer: int
+    layout: Layout
+
+    @property
+    def samples_(self) -> bool:
+        return self.stage == "joint"
+
+    @property
+    def lower(self) -> Shape:
+        """Tables and blocks 0..layer."""
+        return self.shape.truncated(self.layer)
+
+    @property
+    def local(self) -> int:
+        """Activations of the fullest GPU."""
+        return -(-self.rows // self.layout.gpus)
+
+    @property
+    def micro_batches(self) -> int:
+        return -(-self.local * self.group // self._micro())
+
+    def _micro(self) -> int:
+        """Samples of a micro-batch: whole groups, at least one."""
+        return min(self.local * self.group, max(1, self.micro_batch // self.group) * self.group)
+
+    # what runs
+
+    def trained_pass(self) -> Pass:
+        """The verbalizer's, of one micro-batch."""
+        return work.teacher_forced(
+            self._micro() / self.group, self.group, self.prompt, self.response, self.shape.d_model
+        )
+
+    def reconstructed_pass(self) -> Pass:
+        return work.rows_of(self._micro(), self.text)
+
+    def tensors(self, half: str) -> list[Size]:
+        """Parameters that this half trains."""
+        shape, head = self.shape, [(self.shape.d_model, self.shape.d_model)]
+        if half == "verbalizer":
+            return shape.tensors() if self.rank is None else shape.adapter_tensors(self.rank)
+        lower = self.lower
+        return [*(lower.tensors() if self.rank is None else lower.adapter_tensors(self.rank)), *head]
+
+    def trainable(self) -> list[Size]:
+        return [size for half in self.trains for size in self.tensors(half)]
+
+    def weight_bytes(self) -> float:
+        """All models that a stage holds, on one GPU: target, both halves, the KL reference."""
+        own = [count(self.tensors(half)) for half in ("verbalizer", "reconstructor")]
+        if self.rank is None:
+            models = self.shape.parameters + sum(own) + (self.shape.parameters if self.reference else 0)
+        else:
+            models = self.shape.parameters + sum(own) + (own[0] if self.reference else 0)
+        return models * self.layout.weight / self.layout.shards
+
+    # memory
+
+    def phases(self, gather: Gather = "once") -> dict[str, Memory]:
+        """Memory of the fullest GPU in each phase of a step."""
+        layout, trained = self.layout, self.trainable()
+        shards = layout.shards
+        gradients = count(trained) * layout.weight / shards * (2 if layout.strategy == "ddp" else 1)
+        muon = dict(zip(("verbalizer", "reconstructor"), self.muon))
+        states = sum(
+            memory.optimizer_bytes(self.tensors(half), layout.weight, muon[half]) / shards for half in self.trains
+        )
+        weights = self.weight_bytes()
+        found = {}
+        if layout.strategy == "fsdp":  # reading gathers as the rollout does
+            lower = memory.gathered(self.lower, layout, False, whole=gather == "once")
+            found["read"] = Memory(weights + lower, gradients, states)
+        if self.samples_:
+            extra = memory.gathered(self.shape, layout, False, whole=gather == "once")
+            if gather == "tensor parallel":
+                extra = layout.compute * self.shape.parameters / layout.gpus
+            if layout.autocast and self.rank is None:
+                extra += layout.compute * self.shape.parameters
+            elif self.engine < layout.weight and layout.strategy != "fsdp":
+                extra += self.engine * self.shape.parameters
+            samples = self.local * self.group
+            kept = memory.cache(self.shape, layout, samples, self.local, self.prompt, self.shared, self.cap)
+            buffers = memory.rollout_buffers(self.shape, layout, samples, self.cap)
+            found["sample"] = Memory(weights + extra, gradients, states, 0, kept, buffers)
+        found["update"] = Memory(
+            weights + memory.gathered(self.shape, layout, True), gradients, states, self._activations(), 0, 0
+        )
+        scratch = count(trained) * layout.weight / shards if layout.fused else 0
+        found["step"] = Memory(weights, gradients, states + scratch)
+        return found
+
+    def _activations(self) -> float:
+        adapter, total = self.rank is not None, 0.0
+        if "verbalizer" in self.trains:
+            total += memory.activations(self.shape, self.layout, self.trained_pass(), adapter)
+        if "reconstructor" in self.trains:
+            total += memory.activations(self.lower, self.layout, self.reconstructed_pass(), adapter, head=False)
+        return total
+
+    def peak(self, gather: Gather = "once") -> float:
+        return max(phase.total for phase in self.phases(gather).values())
+
+    # arithmetic
+
+    def flops(self) -> dict[str, float]:
+        """FLOPs of one step on all GPUs together, by part."""
+        shape, lower, rank = self.shape, self.lower, self.rank
+        parts = {"read": flops.forward(lower, work.rows_of(self.documents, self.document))}
+        if self.samples_:
+            first = work.prefill(self.rows, self.prompt, self.shared)
+            rest = work.decode(self.rows * self.group, self.prompt, self.response)
+            parts["sample"] = flops.forward(shape, first, rank) + flops.forward(shape, rest, rank)
+        samples, recompute = self.rows * self.group, self.layout.checkpointing
+        if "verbalizer" in self.trains:
+            whole = work.teacher_forced(self.rows, self.group, self.prompt, self.response, shape.d_model)
+            parts["verbalizer"] = flops.forward(shape, whole, rank) + flops.backward(shape, whole, rank, recompute)
+            if self.reference:
+                parts["reference"] = flops.forward(shape, whole, rank)
+        if "reconstructor" in self.trains:
+            whole = work.rows_of(samples, self.text)
+            head = 2 * shape.d_model**2 * samples
+            both = flops.forward(lower, whole, rank) + flops.backward(lower, whole, rank, recompute)
+            parts["reconstructor"] = both + 3 * head
+        return parts
+
+    # time
+
+    def seconds(self, facts: Facts, gather: Gather = "once") -> dict[str, float]:
+        """Seconds of one step, by part."""
+        layout, parts = self.layout, self.flops()
+        busy = min(layout.gpus, self.rows) if self.rows else 1  # a GPU without an activation waits
+        peak = facts.rate(layout.compute) * busy
+        found = {"read": parts["read"] / (peak * facts.mfu.forward)}
+        if self.samples_:
+            found["sample"] = self._sampling(facts, gather)
+        training = sum(parts.get(name, 0) for name in ("verbalizer", "reconstructor"))
+        computing = training / (peak * facts.mfu.train) + parts.get("reference", 0) / (peak * facts.mfu.forward)
+        found["update"] = max(computing, self._exchanged() / facts.exchange(layout.gpus))
+        # weights and states are read and written, gradients read
+        moved = (3 + 4) * count(self.trainable()) * layout.weight / layout.shards
+        found["step"] = moved / (facts.bandwidth_tb_s * 1e12)
+        return found
+
+    def _exchanged(self) -> float:
+        """Bytes that each GPU sends during the update; hidden behind arithmetic where there is enough of it."""
+        layout = self.layout
+        if layout.strategy == "ddp":
+            return 2 * count(self.trainable()) * layout.weight
+        if layout.strategy != "fsdp":
+            return 0
+        passes = {"verbalizer": self.shape.parameters, "reconstructor": self.lower.parameters}
+        once = sum(passes[half] * (2 * layout.compute + 4) for half in self.trains)
+        once += self.shape.parameters * layout.compute if self.reference else 0
+        return once * self.micro_batches
+
+    def _sampling(self, facts: Facts, gather: Gather) -> float:
+        layout, shape = self.layout, self.shape
+        samples = self.local * self.group
+        rate = facts.rate(layout.compute) * facts.mfu.forward
+        share = layout.gpus if gather == "tensor parallel" else 1  # of the weights that each GPU reads
+        group = samples * share
+        touched = sum(self._touched(block, group) for block in shape.blocks) + shape.d_model * shape.vocab
+        places = samples * (self.prompt + self.response / 2) * sum(block.key for block in shape.blocks) * 2
+        moved = layout.compute * (touched / share + places)
+        step = flops.forward(shape, Pass(samples, samples * (self.prompt + self.response / 2), samples), self.rank)
+        launching = facts.block_seconds.compiled if self.compiled else facts.block_seconds.eager
+        least = moved / (facts.bandwidth_tb_s * 1e12 * facts.decode_bandwidth)
+        one = max(least, step / rate, shape.depth * launching)
+        whole = layout.compute * shape.parameters
+        gathering = 0.0
+        if layout.strategy == "fsdp":
+            rounds = {"once": 1, "blocks": self.response, "tensor parallel": 1 / layout.gpus}[gather]
+            gathering = rounds * whole / facts.exchange(layout.gpus)
+        if gather == "tensor parallel":  # two sums of the residual stream in each block
+            one += 4 * shape.depth * group * shape.d_model * layout.compute / facts.exchange(layout.gpus)
+        first = flops.forward(shape, work.prefill(self.local, self.prompt, self.shared), self.rank) / rate
+        return first + (self.response - 1) * one + gathering
+
+    @staticmethod
+    def _touched(block: memory.Block, samples: float) -> float:
+        """Matrix entries that a decode step reads: of the experts, those that some token is routed to."""
+        if not block.chosen:
+            return block.active
+        whole = block.experts * block.experts_in_all / block.chosen
+        return block.active - block.experts + whole * min(1.0, samples * block.chosen / block.experts_in_all)
+
+    def with_layout(self, **changes: object) -> "Task":
+        return replace(self, layout=replace(self.layout, **changes))  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,53 @@
+"""The tokens that one step of a stage puts through each model, as the code lays them out."""
+
+from dataclasses import dataclass
+
+from nla.packing import samples_per_row
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One forward pass.
+
+    Args:
+        tokens: fed, padding and repeated prompts included. pairs: of query and key (a square per row: kernels that
+            skip what a causal mask hides do half of it). asked: positions that reach the output head.
+        length: of a row. masked: a mask is handed in, so that keys and values are repeated for each head.
+    """
+
+    tokens: float
+    pairs: float
+    asked: float = 0
+    length: int = 0
+    masked: bool = False
+
+    def __add__(self, other: "Pass") -> "Pass":
+        total = (self.tokens + other.tokens, self.pairs + other.pairs, self.asked + other.asked)
+        return Pass(*total, max(self.length, other.length), self.masked or other.masked)
+
+
+def rows_of(rows: float, length: int, asked: float = 0) -> Pass:
+    """`rows` rows of equal length."""
+    return Pass(rows * length, rows * length**2, asked, length)
+
+
+def teacher_forced(activations: float, group: int, prompt: int, response: int, d_model: int) -> Pass:
+    """The verbalizer's trained pass: a row per sample, or several of a group behind one prompt (`nla.packing`)."""
+    asked = activations * group * response
+    if group == 1:
+        return rows_of(activations, prompt + response - 1, asked)
+    together = samples_per_row(group, prompt, response, d_model)
+    plain = rows_of(activations * group / together, prompt + together * (response - 1), asked)
+    return Pass(plain.tokens, plain.pairs, asked, plain.length, masked=True)
+
+
+def prefill(activations: float, prompt: int, shared: int) -> Pass:
+    """What stands before the marker once, the rest of the prompt once per activation."""
+    own = prompt - shared
+    return Pass(shared + activations * own, shared**2 + activations * own * prompt, activations, own)
+
+
+def decode(samples: float, prompt: int, response: int) -> Pass:
+    """One token at a time, `response - 1` forward passes for samples that all run to this length."""
+    steps = response - 1
+    return Pass(samples * steps, samples * sum(prompt + 1 + step for step in range(steps)), samples * steps, 1)
