@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from nla.planning.facts import GIB, Facts
-from nla.planning.memory import count
 from nla.planning.task import Gather, Task
 
 MOST_GPUS = 4096
@@ -14,13 +13,13 @@ def gathering(tasks: Sequence[Task], facts: Facts) -> tuple[Gather, str]:
     """How each rank comes by whole weights for sampling and reading under FSDP2, and why."""
     if tasks[0].layout.strategy != "fsdp":
         return "once", "weights lie whole on every GPU: nothing is gathered"
-    if all(task.peak("once") <= facts.usable for task in tasks):
+    if all(task.gathered_peak("once") <= facts.usable for task in tasks):
         return "once", "the gathered weights fit beside everything else: gathered once per rollout"
     task = next((task for task in tasks if task.samples_), tasks[-1])
     blocks = sum(task.seconds(facts, "blocks").values())
     inside = replace(task, layout=replace(task.layout, gpus=facts.gpus_per_node))
     extra = inside.layout.compute * task.shape.parameters / facts.gpus_per_node
-    fits = all(task.peak("blocks") + extra <= facts.usable for task in tasks)
+    fits = all(task.gathered_peak("blocks") + extra <= facts.usable for task in tasks)
     slow = f"block by block costs {blocks:.0f} s per step of {task.stage}"
     if not task.samples_ or blocks < 2 * sum(task.seconds(facts, "once").values()):
         return "blocks", f"gathered weights do not fit beside the rest: {slow}"
@@ -66,9 +65,9 @@ def _candidates(tasks: Sequence[Task], facts: Facts) -> Iterator[tuple[str, list
     layout = tasks[0].layout
     least = [replace(task, micro_batch=min(task.micro_batch, max(smallest, 8))) for task in tasks]
     if not layout.checkpointing:
-        yield "activation checkpointing", [task.with_layout(checkpointing=True) for task in tasks]
+        yield "hardware.activation_checkpointing=true", [task.with_layout(checkpointing=True) for task in tasks]
         yield (
-            f"activation checkpointing and hardware.micro_batch_size={least[0].micro_batch}",
+            f"hardware.activation_checkpointing=true hardware.micro_batch_size={least[0].micro_batch}",
             [task.with_layout(checkpointing=True) for task in least],
         )
     if tasks[0].rank is None:
@@ -77,11 +76,17 @@ def _candidates(tasks: Sequence[Task], facts: Facts) -> Iterator[tuple[str, list
         for gpus in sizes:
             spread = [task.with_layout(strategy="fsdp", gpus=gpus, checkpointing=True) for task in least]
             if gpus >= layout.gpus and gpus <= MOST_GPUS and fits(spread, facts):
-                yield f"FSDP2 over {gpus} GPUs, checkpointing, hardware.micro_batch_size={least[0].micro_batch}", spread
+                yield (
+                    (
+                        f"hardware.trainer.strategy=fsdp2 on {gpus} GPUs, hardware.activation_checkpointing=true "
+                        f"hardware.micro_batch_size={least[0].micro_batch}"
+                    ),
+                    spread,
+                )
                 break
         lora = [replace(task.with_layout(weight=2), rank=16) for task in least]
         lora = [task.with_layout(strategy="ddp" if layout.gpus > 1 else "single") for task in lora]
-        yield "adapter=lora model.dtype=bfloat16, hardware.micro_batch_size=" f"{least[0].micro_batch}", lora
+        yield f"adapter=lora model.dtype=bfloat16, hardware.micro_batch_size={least[0].micro_batch}", lora
     elif layout.weight == 4:
         yield "model.dtype=bfloat16", [task.with_layout(weight=2) for task in tasks]
 
@@ -132,7 +137,3 @@ def limits(tasks: Sequence[Task], facts: Facts) -> list[str]:
                 "larger micro-batches, or shard inside a node and replicate across nodes (HSDP)"
             )
     return found
-
-
-def trainable(tasks: Sequence[Task]) -> int:
-    return max(count(task.trainable()) for task in tasks)

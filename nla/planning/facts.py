@@ -30,7 +30,7 @@ class Launching(Settings):
 class TokenCounts(Settings):
     prompt: Tokens | None
     response: Tokens | None
-    warm_start: Tokens
+    warm_start: Tokens | None
     suffix: int = Field(ge=0)
     document: Tokens | None
 

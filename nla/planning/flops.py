@@ -1,8 +1,8 @@
 """Arithmetic of a pass: a multiplication and an addition are 2 FLOPs, as torch's FlopCounterMode counts them.
 
-    forward   2 active tokens + 4 query pairs     per block, and 2 d_model vocab asked for the head
-    backward  twice the matrices (once where the weights are frozen), 2.5 times fused attention, which computes its
-              scores anew, twice the plain one
+forward   2 active tokens + 4 query pairs     per block, and 2 d_model vocab asked for the head
+backward  twice the matrices (once where the weights are frozen), 2.5 times fused attention, which computes its
+          scores anew, twice the plain one
 """
 
 from nla.planning.shapes import Block, Shape
@@ -31,12 +31,15 @@ def backward(shape: Shape, work: Pass, rank: int | None = None, recompute: bool 
 
 
 def _parts(shape: Shape, work: Pass) -> tuple[float, float]:
-    linear = sum(2 * block.active * work.tokens for block in shape.blocks) + 2 * shape.d_model * shape.vocab * work.asked
+    linear = (
+        sum(2 * block.active * work.tokens for block in shape.blocks) + 2 * shape.d_model * shape.vocab * work.asked
+    )
     return linear, sum(4 * block.query * work.pairs for block in shape.blocks)
 
 
 def _adapters(shape: Shape, work: Pass, rank: int | None) -> float:
     sides = sum(inside + outside for block in shape.blocks for inside, outside in block.linear)
+    sides += sum(b.chosen * n * (i + o) for b in shape.blocks for _, i, o, n in b.stacks)
     return 2.0 * (rank or 0) * sides * work.tokens
 
 

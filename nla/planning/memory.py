@@ -1,8 +1,8 @@
 """Bytes on the fullest GPU, by phase of a step: what the stages hold (docs/planning.md has each formula).
 
-    read + sample   weights and states stand, gradients of the step before too; cache and buffers of the rollout
-    update          activations of one micro-batch, up to the first backward pass
-    step            activations are gone; the optimizer's scratch
+read + sample   weights and states stand, gradients of the step before too; cache and buffers of the rollout
+update          activations of one micro-batch, up to the first backward pass
+step            activations are gone; the optimizer's scratch
 """
 
 import math
@@ -130,7 +130,9 @@ def gathered(shape: Shape, layout: Layout, training: bool, whole: bool = False) 
     return layout.compute * (root + 2 * largest) + reduced
 
 
-def cache(shape: Shape, layout: Layout, samples: float, activations_: float, prompt: int, shared: int, cap: int) -> float:
+def cache(
+    shape: Shape, layout: Layout, samples: float, activations_: float, prompt: int, shared: int, cap: int
+) -> float:
     """Keys and values of the rollout: own tokens per sample, prompts per activation, the shared part once."""
     places = samples * cap + activations_ * (prompt - shared) + shared
     # under autocast, rotated keys come out in the residual stream's type

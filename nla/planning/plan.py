@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from nla.planning import advice
-from nla.planning.facts import GIB, Facts
+from nla.planning.facts import Facts
 from nla.planning.memory import count, optimizer_bytes
 from nla.planning.reading import shape_summary, tasks_of
 from nla.planning.task import Task
@@ -18,6 +18,8 @@ def make_plan(settings: TrainSettings, plain: Mapping[str, Any], facts: Facts) -
     """Everything `nla plan` prints: bytes, seconds, FLOPs, money. Raises ConfigError, ModelError."""
     tasks, notes = tasks_of(settings, plain, facts)
     gather, why = advice.gathering(tasks, facts)
+    if tasks[0].layout.strategy == "fsdp" and plain["hardware"]["gather"] != advice.runnable(gather):
+        why += f"; set hardware.gather={advice.runnable(gather)}"
     stages = [stage_plan(task, facts, advice.runnable(gather)) for task in tasks]
     gpus = tasks[0].layout.gpus
     hours = sum(stage["hours"] for stage in stages)
@@ -81,7 +83,8 @@ def disk(tasks: Sequence[Task]) -> dict[str, float]:
     checkpoint = max(
         (base + sum(halves)) * layout.weight
         + sum(
-            optimizer_bytes(task.tensors(half), layout.weight, task.muon[half == "reconstructor"]) for half in task.trains
+            optimizer_bytes(task.tensors(half), layout.weight, task.muon[half == "reconstructor"])
+            for half in task.trains
         )
         for task in tasks
     )
@@ -99,9 +102,9 @@ def teacher(tasks: Sequence[Task], facts: Facts) -> dict[str, float]:
     warm = [task for task in tasks if not task.samples_]
     rows = max((task.rows * task.steps for task in warm), default=0)
     document = max((task.document for task in warm), default=0)
-    read, written = rows * (facts.teacher.prompt_tokens + document), rows * facts.tokens.warm_start
+    read, written = (
+        rows * (facts.teacher.prompt_tokens + document),
+        rows * max((task.response for task in warm), default=0),
+    )
     cost = (read * facts.teacher.price_in + written * facts.teacher.price_out) / 1e6
     return {"texts": rows, "tokens_in": read, "tokens_out": written, "cost": cost}
-
-
-__all__ = ["GIB", "make_plan"]

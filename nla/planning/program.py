@@ -8,12 +8,14 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from pydantic import ValidationError
 
 from nla.composition import compose
-from nla.config import parse_train, plain_config
+from nla.config import parse, plain_config
 from nla.errors import ConfigError
 from nla.planning.facts import Facts
 from nla.planning.plan import make_plan
+from nla.settings import TrainSettings
 
 GROUP = "planning="
+WIDTH = 132  # characters of a table that goes into a file
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -30,7 +32,8 @@ def main(arguments: Sequence[str]) -> int:
 
         from nla.planning.table import print_plan
 
-        print_plan(plan, Console(highlight=False))
+        console = Console(highlight=False)
+        print_plan(plan, console if console.is_terminal else Console(highlight=False, width=WIDTH))
     return 0 if plan["fits"] else 1
 
 
@@ -60,4 +63,4 @@ def plan_config(cfg: DictConfig) -> dict:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise ConfigError(f"planning.{key}={first['input']!r}: {first['msg']}") from error
-    return make_plan(parse_train(plain), plain, facts)
+    return make_plan(parse(TrainSettings, plain), plain, facts)

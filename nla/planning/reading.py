@@ -21,7 +21,7 @@ CHARACTERS_PER_TOKEN, CHAT_TOKENS = 4, 15  # of a template whose tokenizer is no
 def tasks_of(settings: TrainSettings, plain: Mapping[str, Any], facts: Facts) -> tuple[list[Task], list[str]]:
     """One task per stage that runs, and what had to be assumed. Raises ConfigError, ModelError."""
     model = settings.model
-    shape = shape_of(load_config(model.id, model.revision, model.shape))
+    shape = shape_of(load_config(model.id, model.revision, plain["model"].get("shape")))
     layout, notes = layout_of(plain["hardware"], BYTES[model.dtype], settings.adapter.kind)
     prompt, shared, said = prompt_tokens(settings, facts)
     notes += said
@@ -91,14 +91,12 @@ def prompt_tokens(settings: TrainSettings, facts: Facts) -> tuple[int, int, list
     return length, round(before * length), [note]
 
 
-def _task(
-    name: str, settings: TrainSettings, plain: Mapping[str, Any], facts: Facts, numbers: dict[str, Any]
-) -> Task:
+def _task(name: str, settings: TrainSettings, plain: Mapping[str, Any], facts: Facts, numbers: dict[str, Any]) -> Task:
     stage, tokens = plain["stage"][name], facts.tokens
     data, joint = stage["data"], name == "joint"
     rollout = stage.get("rollout") or plain["rollout"]
     cap = int(rollout["max_new_tokens"])
-    response = (tokens.response or cap) if joint else tokens.warm_start
+    response = (tokens.response or cap) if joint else (tokens.warm_start or cap)
     adapter = settings.adapter
     dtype, layout = rollout.get("dtype"), numbers["layout"]
     documents = -(-int(data["batch_size"]) // int(data["positions_per_document"]))

@@ -28,6 +28,9 @@ class Block:
     width: int  # d_model
     tensors: tuple[Size, ...]  # of all parameters
     linear: tuple[tuple[int, int], ...]  # (in, out) of the layers that adapters go on
+    stacks: tuple[
+        tuple[int, int, int, int], ...
+    ]  # the same of stacked experts: how many, in, out, parts (2: gate and up)
     active: float  # matrix entries that one token is multiplied with: of experts only those that it is routed to
     experts: float  # those of them in experts
     chosen: int  # experts that one token is routed to; 0 without experts
@@ -50,7 +53,10 @@ class Block:
         return sum(map(math.prod, self.tensors))
 
     def adapter_tensors(self, rank: int) -> list[Size]:
-        return [size for inside, outside in self.linear for size in ((rank, inside), (outside, rank))]
+        own = [size for inside, outside in self.linear for size in ((rank, inside), (outside, rank))]
+        for many, inside, outside, parts in self.stacks:  # PEFT gives fused parts a rank each
+            own += [(parts * rank * many, inside), (outside, parts * rank * many)]
+        return own
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +110,9 @@ def load_config(model_id: str, revision: str | None = None, shape: Mapping[str, 
     if shape is not None:
         sizes = dict(shape)
         if "model_type" not in sizes:
-            raise ConfigError("model.shape.model_type is not set: name the architecture, e.g. qwen2, llama, gemma3_text")
+            raise ConfigError(
+                "model.shape.model_type is not set: name the architecture, e.g. qwen2, llama, gemma3_text"
+            )
         try:
             return AutoConfig.for_model(sizes.pop("model_type"), **sizes)
         except Exception as error:
@@ -139,7 +147,9 @@ def shape_of(config: PretrainedConfig) -> Shape:
     norm = tuple(tuple(p.shape) for p in outer.values() if p.ndim == 1)
     head = tuple(tuple(p.shape) for p in model.parameters() if id(p) not in known)
     tied = output is not None and output.weight is embedding.weight
-    return Shape(str(text.model_type), int(text.hidden_size), int(embedding.weight.shape[0]), tied, tables, parts, norm, head)
+    return Shape(
+        str(text.model_type), int(text.hidden_size), int(embedding.weight.shape[0]), tied, tables, parts, norm, head
+    )
 
 
 def _block(module: nn.Module, config: Any, index: int) -> Block:
@@ -151,13 +161,19 @@ def _block(module: nn.Module, config: Any, index: int) -> Block:
     stream = [m for n, m in norms if "attn." not in n and "attention." not in n]
     chosen = int(getattr(config, "num_experts_per_tok", None) or 1)
     stacked = [p for p in module.parameters() if p.ndim == 3]
+    routers = [p for n, p in module.named_parameters() if p.ndim == 2 and n.removesuffix(".weight") not in linear]
     experts = sum(chosen / p.shape[0] * p.numel() for p in stacked)
     inner, gated = _mlp(linear, stacked, chosen)
     readers = [n for n in linear if n.rpartition(".")[2] not in ("o_proj", "down_proj", "c_proj", "out_proj", "dense")]
     return Block(
         width=d_model,
         tensors=tuple(tuple(p.shape) for p in module.parameters()),
-        linear=tuple(_sides(m) for m in linear.values()),
+        linear=(*(_sides(m) for m in linear.values()), *((p.shape[1], p.shape[0]) for p in routers)),
+        stacks=tuple(
+            (p.shape[0], p.shape[2], p.shape[1], 2 if "gate_up" in n else 1)
+            for n, p in module.named_parameters()
+            if p.ndim == 3
+        ),
         active=experts + sum(p.numel() for p in module.parameters() if p.ndim == 2),
         experts=experts,
         chosen=chosen if stacked else 0,
@@ -188,7 +204,11 @@ def _mlp(linear: Mapping[str, nn.Module], stacked: list[nn.Parameter], chosen: i
     """Inner width of what one token uses of the MLP, and whether a gate multiplies it."""
     inner, gated = 0, bool(stacked)
     for name, module in linear.items():
-        if "attn" in name or "attention" in name or not name.rpartition(".")[2] in ("down_proj", "c_proj", "fc2", "dense_4h_to_h"):
+        if (
+            "attn" in name
+            or "attention" in name
+            or name.rpartition(".")[2] not in ("down_proj", "c_proj", "fc2", "dense_4h_to_h")
+        ):
             continue
         inner += _sides(module)[0]
         gated = gated or any("gate" in other for other in linear)

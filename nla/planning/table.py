@@ -60,7 +60,9 @@ def _memory(plan: Mapping[str, Any], console: Console) -> None:
 
 def _time(plan: Mapping[str, Any], console: Console) -> None:
     parts = ("read", "sample", "update", "step")
-    table = Table("stage", "steps", "FLOPs/step", *(f"{part} s" for part in parts), "s/step", "MFU", "hours", title="Time")
+    table = Table(
+        "stage", "steps", "FLOPs/step", *(f"{part} s" for part in parts), "s/step", "MFU", "hours", title="Time"
+    )
     for stage in plan["stages"]:
         seconds = stage["seconds"]
         table.add_row(
