@@ -1,4 +1,4 @@
-"""The planner against torch: parameters of real classes, FLOPs by FlopCounterMode, memory by MemTracker, published points."""
+"""The planner against torch (FlopCounterMode, MemTracker), real classes, and published points."""
 
 import contextlib
 import json

@@ -105,15 +105,15 @@ def limits(tasks: Sequence[Task], facts: Facts) -> list[str]:
         )
     if last.rank is not None and layout.weight * shape.parameters > facts.usable:
         found.append(
-            "adapter=lora keeps one whole copy of the base on every GPU and cannot be sharded: a base of this size needs "
-            "tensor parallelism, 4-bit weights, or FSDP2 that shards the shared base"
+            "adapter=lora keeps one whole copy of the base on every GPU and cannot be sharded: a base of this size "
+            "needs tensor parallelism, 4-bit weights, or FSDP2 that shards the shared base"
         )
     loads = layout.weight * (shape.parameters * (2 if last.rank is None else 1) + last.lower.parameters)
     host = min(layout.gpus, facts.gpus_per_node) * loads
     if host > facts.host_memory_gib * GIB:
         found.append(
-            f"every process loads whole models before they are sharded: {host / GIB:.0f} GiB of host memory in each node, "
-            f"which has {facts.host_memory_gib:.0f}; weights must be built on the meta device and read shard by shard"
+            f"every process loads whole models before they are sharded: {host / GIB:.0f} GiB of host memory in each "
+            f"node, which has {facts.host_memory_gib:.0f}; weights must be built on the meta device and read shard by shard"
         )
     idle = [task.stage for task in tasks if task.rows < layout.gpus]
     if idle:
@@ -133,7 +133,7 @@ def limits(tasks: Sequence[Task], facts: Facts) -> list[str]:
         ideal = computing / (facts.rate(layout.compute) * min(layout.gpus, task.rows) * facts.mfu.train)
         if layout.gpus > 1 and seconds["update"] > 2 * ideal:
             found.append(
-                f"{task.stage}: the update waits for the network ({seconds['update']:.1f} s, arithmetic {ideal:.1f} s): "
-                "larger micro-batches, or shard inside a node and replicate across nodes (HSDP)"
+                f"{task.stage}: the update waits for the network ({seconds['update']:.1f} s, arithmetic "
+                f"{ideal:.1f} s): larger micro-batches, or shard inside a node and replicate across nodes (HSDP)"
             )
     return found

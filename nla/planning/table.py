@@ -83,7 +83,8 @@ def _costs(plan: Mapping[str, Any]) -> str:
         f"{short(plan['hours'])} hours, {short(plan['gpu_hours'])} GPU-hours, {plan['cost']:,.2f} {money}. Disk: "
         f"{size(disk['checkpoint'])} a checkpoint, {size(disk['pair'])} the pair, {size(disk['activations'])} if the "
         f"{number(disk['rows'])} activations are prepared. A paid teacher for {number(teacher['texts'])} texts: "
-        f"{teacher['cost']:,.2f} {money} ({number(teacher['tokens_in'])} tokens in, {number(teacher['tokens_out'])} out)."
+        f"{teacher['cost']:,.2f} {money} ({number(teacher['tokens_in'])} tokens in, "
+        f"{number(teacher['tokens_out'])} out)."
     )
 
 

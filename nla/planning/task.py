@@ -108,7 +108,7 @@ class Task:
         layout, trained = self.layout, self.trainable()
         shards = layout.shards
         gradients = count(trained) * layout.weight / shards * (2 if layout.strategy == "ddp" else 1)
-        muon = dict(zip(("verbalizer", "reconstructor"), self.muon))
+        muon: dict[str, bool] = dict(zip(("verbalizer", "reconstructor"), self.muon))
         states = sum(
             memory.optimizer_bytes(self.tensors(half), layout.weight, muon[half]) / shards for half in self.trains
         )
