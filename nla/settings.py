@@ -45,7 +45,6 @@ class ModelSettings(Settings):
     mse_scale: Scale
     shape: ShapeSettings | None
     templates: TemplateSettings
-    shape: dict[str, Any] | None = None  # its config's sizes, for `nla plan` where the config cannot be reached
 
 
 class LayerSettings(Settings):

@@ -46,7 +46,7 @@ def test_every_config_composes(file: Path, local: list[str]):
             assert checked.model.shape is None or checked.layer.block(checked.model.shape.num_hidden_layers) > 0
     elif group in ("model", "data"):
         compose("train", [f"{key}={name}"])
-    elif group == "pretraining":  # of `nla pretrain`, no part of a training run
+    elif group in ("pretraining", "planning"):  # of `nla pretrain` and `nla plan`, no part of a training run
         compose("train", [f"+{key}={name}"])
     else:
         check_train(compose("train", [*local, f"{key}={name}"]))

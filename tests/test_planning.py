@@ -33,7 +33,7 @@ QWEN = (
 )
 GEMMA_27B = (
     "{model_type: gemma3_text, vocab_size: 262208, hidden_size: 5376, intermediate_size: 21504, num_hidden_layers: 62, "
-    "num_attention_heads: 32, num_key_value_heads: 16, head_dim: 128}"
+    "num_attention_heads: 32, num_key_value_heads: 16, head_dim: 128, tie_word_embeddings: true}"
 )
 # sizes as in their config.json, and the parameters that their cards or files state
 PUBLISHED = {
@@ -293,7 +293,7 @@ def test_sharding_and_adapters_change_what_lies_on_a_gpu() -> None:
         "model=local",
         "model.path=null",
         "model.id=q",
-        f"+model.shape={QWEN}",
+        f"model.shape={QWEN}",
         "layer.index=20",
     ]
     tasks = {name: plan_task(*spread, *more) for name, more in {
@@ -323,13 +323,13 @@ def plan_task(*overrides: str) -> Any:
 
 # published points (docs/planning.md explains each)
 
-QWEN_RUN = ["model=local", "model.path=null", "model.id=q", f"+model.shape={QWEN}", "layer.index=20"]
+QWEN_RUN = ["model=local", "model.path=null", "model.id=q", f"model.shape={QWEN}", "layer.index=20"]
 WARM = [*QWEN_RUN, "hardware=h100_x8", "hardware.trainer.devices=2", "rollout.max_new_tokens=150",
         "planning.tokens.prompt=100", "stage.verbalizer.data.batch_size=256",
         "stage.reconstructor.data.batch_size=256"]  # fmt: skip
 JOINT = [*QWEN_RUN, "hardware=h100_x8", "rollout.max_new_tokens=150", "rollout.group_size=1",
          "planning.tokens.prompt=100", "stage.joint.data.batch_size=512"]  # fmt: skip
-BIG = ["model=local", "model.path=null", "model.id=g", f"+model.shape={GEMMA_27B}", "layer.index=41",
+BIG = ["model=local", "model.path=null", "model.id=g", f"model.shape={GEMMA_27B}", "layer.index=41",
        "hardware=h100_x16", "rollout.max_new_tokens=150", "rollout.group_size=8", "planning.tokens.prompt=100",
        "stage.joint.data.batch_size=128", "stage.joint.steps=4200", "stage.verbalizer.data.batch_size=256",
        "stage.reconstructor.data.batch_size=256", "stage.verbalizer.steps=1000",
@@ -395,9 +395,9 @@ def test_prices_and_devices_are_overrides() -> None:
 def test_a_frontier_model_is_planned_and_told_where_the_design_ends() -> None:
     shape = (
         "{model_type: llama, vocab_size: 128256, hidden_size: 16384, intermediate_size: 53248, num_hidden_layers: 126, "
-        "num_attention_heads: 128, num_key_value_heads: 8, tie_word_embeddings: false}"
+        "num_attention_heads: 128, num_key_value_heads: 8, head_dim: 128, tie_word_embeddings: false}"
     )
-    run = ["model=local", "model.path=null", "model.id=x", f"+model.shape={shape}", "hardware=h100_x8"]
+    run = ["model=local", "model.path=null", "model.id=x", f"model.shape={shape}", "hardware=h100_x8"]
     plan = plan_of([*run, "hardware.trainer.num_nodes=64", "stage.joint.data.batch_size=512"])
     assert plan["model"]["model"] == 405_853_388_800
     text = " ".join(plan["limits"])
@@ -412,7 +412,7 @@ def test_a_frontier_model_is_planned_and_told_where_the_design_ends() -> None:
         (["planning=h900"], "planning=h900"),
         (["hardware.trainer.strategy=deepspeed"], "deepspeed"),
         (["model=local", "model.path=/nowhere"], "/nowhere"),
-        (["model=local", "model.path=null", "model.id=q", "+model.shape={hidden_size: 8}"], "model_type"),
+        (["model=local", "model.path=null", "model.id=q", "model.shape={hidden_size: 8}"], "model_type"),
     ],
 )
 def test_mistakes_are_one_line(overrides: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

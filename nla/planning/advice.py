@@ -113,7 +113,7 @@ def limits(tasks: Sequence[Task], facts: Facts) -> list[str]:
     if host > facts.host_memory_gib * GIB:
         found.append(
             f"every process loads whole models before they are sharded: {host / GIB:.0f} GiB of host memory in each "
-            f"node, which has {facts.host_memory_gib:.0f}; weights must be built on the meta device and read shard by shard"
+            f"node, which has {facts.host_memory_gib:.0f}; weights must be built on the meta device and read by shards"
         )
     idle = [task.stage for task in tasks if task.rows < layout.gpus]
     if idle:

@@ -41,6 +41,7 @@ class Layout:
     Args:
         weight: bytes of a stored weight (`model.dtype`). compute: bytes of a number in a matrix product.
         checkpointing: blocks keep their input only and run again in the backward pass.
+        frozen: bytes of a weight of an adapter's base, where it is stored in fewer than `weight`.
         fused: the optimizer works on all tensors at once, as on GPUs, and needs scratch of their size.
     """
 
@@ -50,6 +51,7 @@ class Layout:
     compute: int = 2
     checkpointing: bool = False
     fused: bool = True
+    frozen: float | None = None
 
     @property
     def shards(self) -> int:

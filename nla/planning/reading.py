@@ -1,6 +1,7 @@
 """From a composed config to tasks: the strategy, the prompts' tokens, the sizes of each stage."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from nla.planning.task import Task
 from nla.prompts import build_verbalizer_prompt, find_marker
 from nla.settings import LoraAdapter, TrainSettings
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "nf4": 2}  # of nf4, what it is unpacked to
+NF4 = 0.53  # bytes of a weight stored in 4 bits, with its scales
 CHARACTERS_PER_TOKEN, CHAT_TOKENS = 4, 15  # of a template whose tokenizer is not at hand
 
 
@@ -23,6 +25,8 @@ def tasks_of(settings: TrainSettings, plain: Mapping[str, Any], facts: Facts) ->
     model = settings.model
     shape = shape_of(load_config(model.id, model.revision, plain["model"].get("shape")))
     layout, notes = layout_of(plain["hardware"], BYTES[model.dtype], settings.adapter.kind)
+    if model.dtype == "nf4":
+        layout = replace(layout, frozen=NF4)
     prompt, shared, said = prompt_tokens(settings, facts)
     notes += said
     layer = settings.layer.block(shape.depth)

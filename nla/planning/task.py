@@ -98,8 +98,15 @@ class Task:
         if self.rank is None:
             models = self.shape.parameters + sum(own) + (self.shape.parameters if self.reference else 0)
         else:
-            models = self.shape.parameters + sum(own) + (own[0] if self.reference else 0)
+            adapters = sum(own) + (own[0] if self.reference else 0)
+            base = self.layout.weight if self.layout.frozen is None else self.layout.frozen
+            return (base * self.shape.parameters + self.trained_bytes * adapters) / self.layout.shards
         return models * self.layout.weight / self.layout.shards
+
+    @property
+    def trained_bytes(self) -> int:
+        """Of a trained weight, its gradient and each state; adapters stay in fp32 whatever their base is."""
+        return self.layout.weight if self.rank is None else 4
 
     # memory
 
@@ -107,10 +114,10 @@ class Task:
         """Memory of the fullest GPU in each phase of a step."""
         layout, trained = self.layout, self.trainable()
         shards = layout.shards
-        gradients = count(trained) * layout.weight / shards * (2 if layout.strategy == "ddp" else 1)
+        gradients = count(trained) * self.trained_bytes / shards * (2 if layout.strategy == "ddp" else 1)
         muon: dict[str, bool] = dict(zip(("verbalizer", "reconstructor"), self.muon))
         states = sum(
-            memory.optimizer_bytes(self.tensors(half), layout.weight, muon[half]) / shards for half in self.trains
+            memory.optimizer_bytes(self.tensors(half), self.trained_bytes, muon[half]) / shards for half in self.trains
         )
         weights = self.weight_bytes()
         found = {}
@@ -132,7 +139,7 @@ class Task:
         found["update"] = Memory(
             weights + memory.gathered(self.shape, layout, True), gradients, states, self._activations(), 0, 0
         )
-        scratch = count(trained) * layout.weight / shards if layout.fused else 0
+        scratch = count(trained) * self.trained_bytes / shards if layout.fused else 0
         found["step"] = Memory(weights, gradients, states + scratch)
         return found
 
