@@ -26,7 +26,7 @@ class WorldSource:
     """frequent enough to be one token each in the world's tokenizer"""
 
     def __init__(
-        self, sizes: dict[str, int], seed: int = 0, statements: float | tuple[int, int] = 0.25, shuffled: bool = False
+        self, sizes: dict[str, int], seed: int = 0, statements: float | tuple[int, int] = 0.28, shuffled: bool = False
     ) -> None:
         self.sizes, self.seed, self.statements, self.shuffled = dict(sizes), seed, statements, shuffled
 
