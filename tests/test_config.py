@@ -89,7 +89,7 @@ def test_composition_errors_suggest(override: str, message: str):
         ("data.path=/nowhere/at/all", "data.path=/nowhere/at/all: no such file or folder"),
         ("model.path=/nowhere/at/all", "model.path=/nowhere/at/all: no model there.*config.json"),
         ("nla=/nowhere/at/all", "nla=/nowhere/at/all: no such folder"),
-        ("model.dtype=float8", "model.dtype='float8': Input should be 'float32', 'bfloat16' or 'float16'"),
+        ("model.dtype=float8", "model.dtype='float8': Input should be 'float32', 'bfloat16', 'float16' or 'nf4'"),
         ("stage.joint.optimizer.lr=fast", "stage.joint.optimizer.lr='fast': Input should be a valid number"),
         ("+stage.joint.optimizer.weight_deca=1", "AdamW takes no such key; did you mean 'weight_decay'"),
         ("+stage.joint.clip_nrom=1", "JointStage takes no such key; did you mean 'clip_norm'"),

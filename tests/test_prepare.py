@@ -25,6 +25,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from nla import app
+from nla.autoencoder import NLA
 from nla.cli import main
 from nla.composition import compose
 from nla.config import check_train
@@ -374,13 +375,13 @@ def test_every_teacher_and_corpus_composes(tmp_path: Path, tiny_folder: str):
 
 
 @pytest.mark.slow
-def test_from_a_corpus_to_a_trained_pair(
-    tiny_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_from_a_corpus_to_a_published_pair(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """One command each: corpus to shards with a teacher over real HTTP, three stages from the shards."""
+    """One command each: corpus to shards with a teacher over real HTTP, three stages, evaluation, a dry push."""
     monkeypatch.chdir(tmp_path)
     write_corpus(tmp_path / "texts.jsonl", 120)
-    model = [f"model.path={tiny_folder}", "layer.index=1"]
+    model = ["model=world", "layer.index=1"]
     with serving() as (service, url):
         teacher = ["teacher=server", "teacher.model=m", f"teacher.base_url={url}"]
         given = ["prepare", "experiment=text", *model, "corpus=files", "corpus.path=texts.jsonl", *teacher]
@@ -390,10 +391,19 @@ def test_from_a_corpus_to_a_trained_pair(
     check_train(cfg)
     pair = app.train(cfg)
     assert (pair / "verbalizer/nla_meta.yaml").is_file() and (pair / "reconstructor/value_head.safetensors").is_file()
+    sizes = ["evaluation.documents=8", "evaluation.max_new_tokens=8"]
+    evaluation = app.evaluate(compose("evaluate", [f"nla={pair}", *sizes]))
+    metrics = json.loads((evaluation / "metrics.json").read_text())
+    assert metrics["documents"] > 0 and metrics["model"] == "world" and metrics["layer"] == 1
+    push = ["publish", str(pair), "me/pair", "--metrics", str(evaluation / "metrics.json"), "--licence", "apache-2.0"]
+    assert main([*push, "--dry-run"]) == 0
+    assert f"{metrics['fve']:.3f}" in Path("published/av/README.md").read_text()
+    back = NLA.from_pretrained(verbalizer="published/av", reconstructor="published/ar")
+    assert back.base_model == "world" and back.layer == 1
 
 
 def train_overrides(model: list[str]) -> list[str]:
-    """A run of a few steps on `prepared/text`, to be evaluated and published by whoever goes on from here."""
+    """A run of a few steps on `prepared/text`."""
     short = []
     for stage, rows in (("verbalizer", 8), ("reconstructor", 8), ("joint", 4)):
         short += [f"stage.{stage}.steps=2", f"stage.{stage}.data.batch_size={rows}"]
