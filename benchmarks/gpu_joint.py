@@ -23,7 +23,8 @@ from timing import options, record
 from torch import Tensor
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
-from nla.backbone import add_lora, body, truncated, twin
+from nla.adapters import add_lora
+from nla.backbone import body, truncated, twin
 from nla.objectives import group_advantages, kl_to_reference, policy_gradient_loss, reconstruction_error
 from nla.prompts import MARKERS, VerbalizerPrompt
 from nla.reconstructor import Reconstructor

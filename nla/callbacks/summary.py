@@ -11,14 +11,20 @@ from nla.types import ActivationBatch
 
 
 class Summary(Callback):
-    """Sums up the first `rows` activations of each stage (this rank's) in `nla.summary`."""
+    """Sums up the first `rows` activations of each stage (this rank's; on resume rank 0's) in `nla.summary`."""
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
         self._found: list[Tensor] = []
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._found = []
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._found = []  # before a checkpoint is restored
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"found": torch.cat(self._found)} if self._found else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._found = list(state_dict.values())
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
