@@ -128,7 +128,6 @@ def test_the_preflight_refuses_a_random_head_and_sizes_the_micro_batch(
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(ReconstructorStage, "manual_backward", short)
-    cfg = compose("train", SMOKE)
     templates = compose("train", SMOKE).model.templates
     from nla.prompts import Templates
 
