@@ -26,7 +26,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from nla.autoencoder import NLA
-from nla.callbacks import Checkpointing, StateFile, Tolerant
+from nla.callbacks import Checkpointing, StateFile, Together, Tolerant
 from nla.components import check_components
 from nla.config import STAGE_OWN, check_evaluate, check_train, model_depth, parse_data, plain_config
 from nla.data.datamodule import NLADataModule
@@ -97,9 +97,10 @@ def run_stage(cfg: DictConfig, settings: TrainSettings, name: str, start: str | 
     plain = plain_config(cfg)
     seed_everything(settings.seed, workers=True, verbose=False)
     stage = build_stage(settings, plain, name, start)
-    target, pair, options = stage.target, stage.nla, plain["stage"][name]
+    target, options = stage.target, plain["stage"][name]
     for logger in CHATTY:
         logging.getLogger(logger).setLevel(logging.WARNING)
+    together = Together()
     trainer = Trainer(
         default_root_dir=folder,
         max_steps=options["steps"],
@@ -107,7 +108,7 @@ def run_stage(cfg: DictConfig, settings: TrainSettings, name: str, start: str | 
         check_val_every_n_epoch=None,  # validation goes by steps: an epoch of the data has no meaning for the trainer
         enable_model_summary=False,
         use_distributed_sampler=False,  # the data module shards by itself
-        callbacks=build_all(plain["callbacks"]),
+        callbacks=[*build_all(plain["callbacks"]), together],
         logger=[Tolerant(logger) for logger in build_all(plain["logger"])],
         plugins=[StateFile()],
         **with_strategy(plain["hardware"]["trainer"], settings.adapter.kind),
@@ -116,6 +117,16 @@ def run_stage(cfg: DictConfig, settings: TrainSettings, name: str, start: str | 
     data = build_data(plain["data"], target, seed=settings.seed, **options["data"])
     if isinstance(data, ShardDataModule):
         data.check_against(target)
+    with together.held():
+        fit(trainer, stage, data, start)
+        pair = whole_pair(stage.nla, lambda: starting_pair(settings, start, stage.target))
+        if trainer.is_global_zero:
+            pair.save_pretrained(folder / "nla", stage=name, training={"steps": options["steps"]})
+        trainer.strategy.barrier()
+
+
+def fit(trainer: Trainer, stage: Stage, data: NLADataModule, start: str | None) -> None:
+    """Train up to the last step, from the newest checkpoint on. Raises NLAError where it ended before."""
     with warnings.catch_warnings():
         for message in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message)
@@ -123,15 +134,11 @@ def run_stage(cfg: DictConfig, settings: TrainSettings, name: str, start: str | 
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, Checkpointing):
             callback.stop.check(stage.name)
-    if trainer.interrupted or (trainer.global_step < options["steps"] and not trainer.fast_dev_run):  # pyright: ignore[reportAttributeAccessIssue]
+    if trainer.interrupted or (trainer.global_step < stage.steps and not trainer.fast_dev_run):  # pyright: ignore[reportAttributeAccessIssue]
         raise TrainingError(
-            f"stage {name} stopped at step {trainer.global_step} of {options['steps']}: nothing was exported; "
+            f"stage {stage.name} stopped at step {trainer.global_step} of {stage.steps}: nothing was exported; "
             "the same command continues it"
         )
-    pair = whole_pair(pair, lambda: starting_pair(settings, start, target))
-    if trainer.is_global_zero:
-        pair.save_pretrained(folder / "nla", stage=name, training={"steps": options["steps"]})
-    trainer.strategy.barrier()
 
 
 def build_stage(settings: TrainSettings, plain: Mapping[str, Any], name: str, start: str | None) -> Stage:

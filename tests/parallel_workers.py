@@ -4,6 +4,7 @@ import functools
 import json
 import logging
 import os
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from nla.app import evaluation_device, resume_point
 from nla.autoencoder import NLA
 from nla.callbacks.checkpointing import Checkpointing, StateFile
+from nla.callbacks.together import Together
 from nla.data.datamodule import NLADataModule
 from nla.data.source import Document
 from nla.errors import CheckpointError, ConfigError, TrainingError
@@ -126,8 +128,12 @@ def sampled(folder: Path, ranks: int) -> list[list[list[int]]]:
 
 
 def short_of_memory(rank: int, ranks: int, strategy: str, work: Path, out: Path) -> None:
-    """A joint step of plain gradient descent, in which the last rank has no memory for its third micro-batch."""
+    """A joint step of plain gradient descent, in which the last rank has no memory for its third micro-batch.
+
+    `fsdp2-told`: rank 0 looks at nothing, and hears from gloo that the connection was closed.
+    """
     strategy, _, enough = strategy.partition("-")
+    sys.stderr = (out / f"stderr-{rank}").open("w")
     pair = NLA.from_pretrained(work / "pair")
     target = Target.from_pretrained(pair.base_model, pair.layer)
     plain = {"optimizer": functools.partial(torch.optim.SGD, lr=1.0), "clip_norm": 1e9, "micro_batch_size": 8}
@@ -137,17 +143,20 @@ def short_of_memory(rank: int, ranks: int, strategy: str, work: Path, out: Path)
     def backward(loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
         usual(loss, *args, **kwargs)
         passes.append(stage.micro_batch_size)
-        if len(passes) == 3 and rank == ranks - 1 and not enough:
+        if len(passes) == 3 and rank == ranks - 1 and enough != "enough":
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     stage.manual_backward = backward
+    together = Together()
+    if enough == "told" and rank == 0:
+        together._watch = lambda: None
+    trainer = trainer_of(ranks, strategy, out, max_steps=1, val_check_interval=1, callbacks=[together])
     try:
-        trainer_of(ranks, strategy, out, max_steps=1, val_check_interval=1).fit(
-            stage, data_of(target, "joint"), weights_only=True
-        )
+        with together.held():
+            trainer.fit(stage, data_of(target, "joint"), weights_only=True)
     except TrainingError as error:
-        (out / f"said-{rank}").write_text(str(error))
-        os._exit(2)  # as a process that ends: without waiting for the others
+        print("error:", error, file=sys.stderr, flush=True)
+        os._exit(error.status)  # as a process that ends: without waiting for the others
     (out / f"passes-{rank}").write_text(str(len(passes)))
     if rank == 0:
         pair.save_pretrained(out / "pair")

@@ -7,5 +7,8 @@ from nla.callbacks.metrics import MetricsFile
 from nla.callbacks.progress import Progress
 from nla.callbacks.samples import Samples
 from nla.callbacks.summary import Summary
+from nla.callbacks.together import Together
 
-__all__ = ["Alarms", "Checkpointing", "MetricsFile", "Progress", "Samples", "StateFile", "Summary", "Tolerant"]
+__all__ = [
+    "Alarms", "Checkpointing", "MetricsFile", "Progress", "Samples", "StateFile", "Summary", "Together", "Tolerant",
+]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from test_parallel import exit_codes, start, work  # noqa: F401
@@ -27,10 +28,22 @@ def test_under_ddp_a_rank_halves_alone_and_the_step_is_the_same(work: Path) -> N
         torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-6)
 
 
-def test_under_fsdp2_the_rank_says_what_to_do_and_all_end(work: Path) -> None:  # noqa: F811
-    """35: rank 1 ends with the message; rank 0, inside a collective, ends too instead of waiting for ever."""
-    codes = exit_codes(2, "fsdp2", work, "short_of_memory", work / "fsdp2", grace=30)
-    said = (work / "fsdp2/said-1").read_text()
-    assert "rank 1: out of memory with micro-batches of 8" in said and "hardware.micro_batch_size=4" in said
-    assert codes[1] == 2 and codes[0] not in (None, 0)
-    assert not (work / "fsdp2/pair").exists() and not (work / "fsdp2/said-0").exists()
+@pytest.mark.parametrize("others", ["", "-told"])
+def test_under_fsdp2_all_ranks_end_with_the_message_of_the_one(work: Path, others: str) -> None:  # noqa: F811
+    """35: rank 1 runs out; rank 0, inside a collective, says the same on one line and has the same status.
+
+    Its own thread sees what rank 1 has said while it waits in the collective, as it would with NCCL; with `-told` gloo
+    tells it of a closed connection.
+    """
+    out = work / f"fsdp2{others}"
+    codes = exit_codes(2, out.name, work, "short_of_memory", out, grace=60)
+    assert codes == [2, 2]
+    said = [
+        [line for line in (out / f"stderr-{rank}").read_text().splitlines() if line.startswith("error:")]
+        for rank in (0, 1)
+    ]
+    assert said[0] == said[1] and len(said[0]) == 1
+    assert "rank 1: out of memory with micro-batches of 8" in said[0][0]
+    assert "hardware.micro_batch_size=4" in said[0][0]
+    assert "Traceback" not in (out / "stderr-0").read_text()
+    assert not (out / "pair").exists() and not list(out.glob("passes-*"))
