@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from nla.backbone import refuse_pickles
 from nla.errors import ModelError, ReleaseError
 
-ADAPTER, ADAPTER_WEIGHTS = "adapter", "adapter_model.safetensors"
+ADAPTER, ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter", "adapter_model.safetensors", "adapter_config.json"
 
 
 def add_lora(model: PreTrainedModel, rank: int, alpha: float, dropout: float = 0.0) -> PreTrainedModel:
@@ -116,20 +116,30 @@ def save_adapter(model: nn.Module, base_model: str, folder: Path) -> None:
     save_file(state, folder / ADAPTER_WEIGHTS)
 
 
+def saved_adapter(folder: Path) -> dict[str, Any] | None:
+    """Rank and alpha of the adapter saved in a half's folder, as `add_lora` takes them; None where it has none."""
+    path = folder / ADAPTER / ADAPTER_CONFIG
+    if not path.is_file():
+        return None
+    try:
+        recorded = json.loads(path.read_text(encoding="utf-8"))
+        return {"rank": int(recorded["r"]), "alpha": float(recorded["lora_alpha"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ReleaseError(f"{path}: names no rank r and lora_alpha ({error}): fetch the whole folder again") from None
+
+
 def load_adapter_state(folder: Path, rank: int, alpha: float) -> dict[str, Tensor] | None:
     """The adapter saved in a half's folder; None where it has none.
 
     Raises ReleaseError where its rank or alpha are others, since the same weights would then mean something else.
     """
-    path = folder / ADAPTER / "adapter_config.json"
-    if not path.is_file():
+    found = saved_adapter(folder)
+    if found is None:
         return None
     refuse_pickles(folder / ADAPTER)
-    recorded = json.loads(path.read_text(encoding="utf-8"))
-    found = (recorded.get("r"), recorded.get("lora_alpha"))
-    if found != (rank, alpha):
+    if found != {"rank": rank, "alpha": alpha}:
         raise ReleaseError(
-            f"{path}: the adapter has rank {found[0]} and alpha {found[1]}, adapter.rank={rank} and "
-            f"adapter.alpha={alpha} were asked for: continue it with its own"
+            f"{folder / ADAPTER / ADAPTER_CONFIG}: the adapter has rank {found['rank']} and alpha {found['alpha']:g}, "
+            f"adapter.rank={rank} and adapter.alpha={alpha} were asked for: continue it with its own"
         )
-    return load_file(path.with_name(ADAPTER_WEIGHTS))
+    return load_file(folder / ADAPTER / ADAPTER_WEIGHTS)

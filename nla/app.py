@@ -26,6 +26,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from nla.autoencoder import NLA
+from nla.backbone import DTYPES, QUANTIZED, usable_device
 from nla.callbacks import Checkpointing, StateFile, Together, Tolerant
 from nla.components import check_components
 from nla.config import STAGE_OWN, check_evaluate, check_train, model_depth, parse_data, plain_config
@@ -34,9 +35,8 @@ from nla.data.shardmodule import ShardDataModule
 from nla.data.shards import ShardSource
 from nla.data.source import Source
 from nla.errors import CheckpointError, ConfigError, NLAError, TrainingError
-from nla.loading import find_halves
 from nla.lock import locked
-from nla.metadata import read_metadata, read_yaml
+from nla.metadata import read_yaml
 from nla.parallel import check_ranks, whole_pair, with_strategy
 from nla.prompts import Templates
 from nla.runs import (
@@ -62,6 +62,7 @@ EXPECTED_WARNINGS = (
     ".*LeafSpec.*is deprecated.*",
     r".*recommended to use `self\.log.*sync_dist=True.*",  # the values are reduced before
 )
+PRECISIONS = {"32": "float32", "bf16": "bfloat16", "16": "float16"}  # nothing is trained: no weights in fp32 beside
 CHATTY = ("lightning.pytorch", "huggingface_hub.serialization._torch")  # devices, tips, each file saved
 
 
@@ -168,8 +169,7 @@ def starting_target(settings: TrainSettings, start: str | None) -> Target:
     model = settings.model
     if start is None:
         return Target.from_pretrained(model.id, settings.layer.block(model_depth(model)), model.dtype, model.revision)
-    about = read_metadata(find_halves(start)[1])
-    return Target.from_pretrained(about.base_model, about.layer, model.dtype, about.base_revision)
+    return Target.of_pair(start, model.dtype)
 
 
 def starting_pair(settings: TrainSettings, start: str | None, target: Target) -> NLA:
@@ -253,17 +253,37 @@ def evaluate_pair(cfg: DictConfig, settings: EvaluateSettings) -> Path:
     data = plain["data"] if settings.data is not None else recorded_data(Path(settings.nla))
     seed_everything(settings.seed, workers=True, verbose=False)
     device = evaluation_device(plain["hardware"]["trainer"])
-    pair = NLA.from_pretrained(settings.nla).to(device)
-    target = Target.from_pretrained(pair.base_model, pair.layer, revision=pair.base_revision).to(device)
     run = run_folder(Path(settings.nla))
+    dtype = settings.dtype or evaluation_dtype(run, settings.hardware.trainer)
+    target = Target.of_pair(settings.nla, dtype).to(device)
+    pair = NLA.from_pretrained(settings.nla, dtype=dtype, adapter="saved", base=target.model).to(device)
     output = Path(settings.output) if settings.output else default_output(Path(settings.nla), run)
     from nla.evaluation import run as run_evaluation  # needed by this program alone
 
     how = instantiate(settings.evaluation, _convert_="all")
     size = how.batch_size
     loader = build_data(data, target, split="joint", explanations=False, batch_size=size, seed=settings.seed)
-    run_evaluation(pair, target, loader, output, settings=how, seed=settings.seed, run_folder=run)
+    run_evaluation(pair, target, loader, output, settings=how, seed=settings.seed, run_folder=run, dtype=dtype)
     return output
+
+
+def evaluation_dtype(run: Path | None, trainer: Mapping[str, Any]) -> str:
+    """`model.dtype` of the run that made the pair; for a pair from elsewhere that which `hardware` computes in.
+
+    Raises ConfigError.
+    """
+    if run is not None:
+        recorded = read_yaml(run / CONFIG).get("model")
+        dtype = recorded.get("dtype") if isinstance(recorded, dict) else None
+        if dtype in (*DTYPES, QUANTIZED):
+            return str(dtype)
+    precision = str(trainer.get("precision", "32-true")).partition("-")[0]
+    if precision not in PRECISIONS:
+        raise ConfigError(
+            f"hardware.trainer.precision={trainer.get('precision')}: no type of weights; give dtype=bfloat16, "
+            "or another of float32, float16, nf4"
+        )
+    return PRECISIONS[precision]
 
 
 def evaluation_device(trainer: Mapping[str, Any]) -> torch.device:
@@ -272,11 +292,10 @@ def evaluation_device(trainer: Mapping[str, Any]) -> torch.device:
     Raises ConfigError where this machine has no such device, or where other ranks were started than the config has.
     """
     accelerator = trainer["accelerator"]
-    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"hardware.trainer.accelerator={accelerator}: this machine has no GPU; use hardware=cpu")
+    device = usable_device(accelerator, "hardware.trainer.accelerator", "use hardware=cpu")
     check_ranks(trainer)
     if trainer["devices"] == trainer["num_nodes"] == 1:
-        return torch.device("cuda" if accelerator in ("gpu", "cuda") else "cpu")
+        return device
     nodes: int = trainer["num_nodes"]
     fabric = Fabric(accelerator=accelerator, devices=trainer["devices"], num_nodes=nodes, strategy="ddp")
     fabric.launch()

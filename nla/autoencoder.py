@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -41,6 +41,7 @@ class NLA(nn.Module):
         base_revision: str | None = None,
         parents: tuple[str, ...] = (),
         summary: ActivationSummary | None = None,
+        own_weights: bool = False,
     ):
         super().__init__()
         self.verbalizer = verbalizer
@@ -53,6 +54,7 @@ class NLA(nn.Module):
         self.base_revision = base_revision
         self.parents = parents
         self.summary = summary  # of the training activations, where it is known
+        self.own_weights = own_weights  # adapters, if any, stand on other weights than the base model's
         self.eval()
 
     @property
@@ -182,7 +184,8 @@ class NLA(nn.Module):
     ) -> None:
         """Write `folder/verbalizer` and `folder/reconstructor` in the released format.
 
-        Adapters are merged into these weights and also saved apart, in `adapter/` of each half, to be continued.
+        Adapters are merged into these weights; those on the base model's own weights are also saved apart, to be
+        continued, in `adapter/` of each half.
         Both appear together, whole: a kill never leaves half a pair.
         """
         with atomic.new_folder(Path(folder)) as scratch:
@@ -196,10 +199,11 @@ class NLA(nn.Module):
                 if self.summary is not None:
                     self.summary.save(part)
                 release.save_causal_lm(self.verbalizer.model, part)
-                save_adapter(self.verbalizer.model, self.base_model, part)
             else:
                 release.save_reconstructor(self.reconstructor.body, self.reconstructor.head, part)
-                save_adapter(self.reconstructor.body, self.base_model, part)
+            if not self.own_weights:
+                adapted = self.verbalizer.model if half == "verbalizer" else self.reconstructor.body
+                save_adapter(adapted, self.base_model, part)
             getattr(self, half).tokenizer.save_pretrained(part)
             write_metadata(part, self._metadata(role, stage or self.stage, training))
 
@@ -235,21 +239,23 @@ class NLA(nn.Module):
         reconstructor: str | Path | None = None,
         dtype: str = "float32",
         revision: str | None = None,
-        adapter: dict[str, Any] | None = None,
+        adapter: dict[str, Any] | Literal["saved"] | None = None,
         base: PreTrainedModel | None = None,
     ) -> "NLA":
         """Load a pair: one folder (or hub repository) holding both halves, or the two halves by name.
 
-        `adapter` (rank, alpha, dropout) trains a LoRA on each half. With `base` (the target's model) a pair that was
-        saved with adapters continues them, and all parts share the weights of `base`; otherwise each half gets a fresh
-        adapter on its own weights, which starts at the same function.
+        `dtype` of the weights: float32, bfloat16, float16, or nf4. `adapter` (rank, alpha, dropout) trains a LoRA on
+        each half. With `base` (the target's model) a pair that was saved with adapters continues them, and all parts
+        share the weights of `base`; otherwise each half gets a fresh adapter on its own weights, which starts at the
+        same function. `adapter="saved"` is for use without training: saved adapters on `base` where there are any, the
+        whole weights where there are none.
 
         Raises ReleaseError for missing files, pickles, contradictions, and tokens that drifted; ModelError for an
         adapter that does not fit.
         """
         first, second = loading.find_halves(folder, verbalizer, reconstructor, revision)
         about_av, about_ar, templates = loading.read_facts(first, second)
-        weights = loading.Weights(dtype, adapter, base)
+        weights = loading.Weights.of((first, second), dtype, adapter, base)
         return cls(
             loading.load_verbalizer(first, about_av, templates, weights),
             loading.load_reconstructor(second, about_ar, templates, weights),
@@ -261,4 +267,5 @@ class NLA(nn.Module):
             stage=about_ar.stage or about_av.stage,
             base_revision=about_av.base_revision,
             parents=loading.parents(first, second, about_av, about_ar),
+            own_weights=weights.base is None,
         )

@@ -34,6 +34,18 @@ PACKAGED = Path(__file__).parent / "packaged"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
+def usable_device(name: str, key: str = "device", fix: str = "use cpu") -> torch.device:
+    """The device of a name as torch or Lightning has it: cpu, cuda, gpu, mps. Raises ConfigError where there is none."""
+    kind, _, index = name.partition(":")
+    kind = {"gpu": "cuda"}.get(kind, kind)
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if kind not in there or (index and not index.isdigit()):
+        raise ConfigError(f"{key}={name}: no such device; expected one of {', '.join(there)}")
+    if not there[kind]:
+        raise ConfigError(f"{key}={name}: this machine has no {'Apple ' if kind == 'mps' else ''}GPU; {fix}")
+    return torch.device(f"{kind}:{index}" if index else kind)
+
+
 def resolve(model_id: str | Path) -> str | Path:
     """Where a model id's files are: a packaged target's folder, else the id itself (a folder or a hub id)."""
     name = str(model_id)

@@ -60,6 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--temperature", type=float, default=None, help="0 is greedy, the default for one sample")
     explain.add_argument("--max-new-tokens", type=int, default=150)
     explain.add_argument("--seed", type=int, default=0)
+    explain.add_argument("--dtype", default="float32", help="of the weights: float32 (default), bfloat16, float16, nf4")
+    explain.add_argument("--device", default="cpu", help="cpu (default), cuda, mps")
     explain.set_defaults(verb=_explain)
 
     info = verbs.add_parser("info", help="say what a saved pair is: base model, layer, scales, prompts")
@@ -106,10 +108,12 @@ def _explain(options: argparse.Namespace) -> int:
     from rich.text import Text
 
     from nla.autoencoder import NLA
+    from nla.backbone import usable_device
     from nla.target import Target
 
-    pair = NLA.from_pretrained(options.pair)
-    target = Target.from_pretrained(pair.base_model, pair.layer, revision=pair.base_revision)
+    device = usable_device(options.device, "--device")
+    target = Target.of_pair(options.pair, options.dtype).to(device)
+    pair = NLA.from_pretrained(options.pair, dtype=options.dtype, adapter="saved", base=target.model).to(device)
     reading = target.read([options.text], positions=positions)
     temperature = (
         options.temperature if options.temperature is not None else float(options.samples * options.best_of > 1)

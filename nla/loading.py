@@ -10,9 +10,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from nla import release
-from nla.adapters import add_lora, load_adapter, load_adapter_state
+from nla.adapters import add_lora, load_adapter, load_adapter_state, saved_adapter
 from nla.backbone import body, load_tokenizer, truncated, twin, width
-from nla.errors import ReleaseError
+from nla.errors import ConfigError, ReleaseError
 from nla.hub import SAFE_FILES, fetch, hub_name
 from nla.metadata import METADATA, Metadata, check_token, read_metadata
 from nla.prompts import Templates, build_verbalizer_prompt
@@ -20,16 +20,32 @@ from nla.reconstructor import Reconstructor
 from nla.verbalizer import Verbalizer
 
 HALVES = ("verbalizer", "reconstructor")
+SAVED = "saved"
 PARTNERS = (("av", "ar"), ("actor", "critic"), HALVES)  # names of the halves where each has its own repository
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """What a half's weights are to be: their type, an adapter (rank, alpha, dropout) to train, a base to share."""
+    """What a half's weights are to be: their type, an adapter (rank, alpha, dropout), a base to share.
+
+    Without a base, or where no adapter was saved, a half has its own weights, and the adapter starts afresh.
+    """
 
     dtype: str = "float32"
     adapter: dict[str, Any] | None = None
     base: PreTrainedModel | None = None
+
+    @classmethod
+    def of(
+        cls, halves: Sequence[Path], dtype: str, adapter: dict[str, Any] | str | None, base: PreTrainedModel | None
+    ) -> "Weights":
+        """`adapter=SAVED`: that of the folders, on the base; none where one of them has none."""
+        found = [saved_adapter(half) for half in halves]
+        if isinstance(adapter, str):
+            if adapter != SAVED:
+                raise ConfigError(f"adapter {adapter!r}: expected '{SAVED}', a mapping (rank, alpha, dropout) or None")
+            adapter = found[0] if base is not None and found[0] == found[1] else None
+        return cls(dtype, adapter, base if adapter is not None and all(found) else None)
 
     def shared(self, folder: Path) -> tuple[PreTrainedModel, dict[str, Tensor]] | None:
         """Modules around the base's weights and the saved adapter for them; None where nothing is to be shared."""
@@ -39,7 +55,7 @@ class Weights:
         return None if state is None else (twin(self.base), state)
 
     def adapt(self, model: PreTrainedModel, saved: dict[str, Tensor] | None) -> None:
-        """A fresh adapter, or the saved one, where one is to be trained."""
+        """A fresh adapter, or the saved one, where there is to be one."""
         if self.adapter is not None:
             add_lora(model, **self.adapter)
         if saved is not None:
@@ -122,14 +138,14 @@ def load_verbalizer(folder: Path, about: Metadata, templates: Templates, weights
 
 def load_reconstructor(folder: Path, about: Metadata, templates: Templates, weights: Weights) -> Reconstructor:
     """Raises ReleaseError: no or a wrong head, blocks that do not fit the layer, a suffix that drifted."""
-    model, head = release.load_reconstructor(folder, about, weights.dtype)
-    config = body(model).config
-    if config.num_hidden_layers != about.layer + 1 or width(model) != about.d_model:
+    head = release.load_head(folder, about.d_model)
+    model, saved = weights.shared(folder) or (release.load_reconstructor(folder, weights.dtype), None)
+    count = body(model).config.num_hidden_layers
+    if width(model) != about.d_model or (saved is None and count != about.layer + 1):
         raise ReleaseError(
-            f"{folder}: config.json has {config.num_hidden_layers} blocks of width {width(model)}, "
+            f"{folder}: config.json has {count} blocks of width {width(model)}, "
             f"layer {about.layer} of width {about.d_model} needs {about.layer + 1}"
         )
-    model, saved = weights.shared(folder) or (model, None)
     decoder = truncated(body(model), about.layer)
     weights.adapt(decoder, saved)
     reconstructor = Reconstructor(decoder, load_tokenizer(folder), templates.reconstructor)

@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 from nla.adapters import has_lora, merged_state_dict
 from nla.backbone import FINAL_NORMS, body, causal_lm, load_model_with_info, quiet, refuse_pickles
 from nla.errors import ModelError, ReleaseError
-from nla.metadata import Metadata
 
 VALUE_HEAD = "value_head.safetensors"
 
@@ -45,8 +44,8 @@ def save_reconstructor(decoder: PreTrainedModel, head: nn.Linear, folder: Path) 
     save_file({"weight": head.weight.detach().float().cpu().contiguous()}, folder / VALUE_HEAD)
 
 
-def load_reconstructor(folder: Path, metadata: Metadata, dtype: str = "float32") -> tuple[PreTrainedModel, Tensor]:
-    """The causal LM that holds blocks 0..l, and the head's weight. Raises ReleaseError."""
+def load_head(folder: Path, d_model: int) -> Tensor:
+    """The weight of a reconstructor's head, in float32. Raises ReleaseError."""
     refuse_pickles(folder)
     path = folder / VALUE_HEAD
     if not path.is_file():
@@ -57,17 +56,23 @@ def load_reconstructor(folder: Path, metadata: Metadata, dtype: str = "float32")
         head = load_file(path)
     except Exception as error:  # safetensors raises its own class, not exported in every version
         raise ReleaseError(f"{path} is not a safetensors file ({error})") from None
-    expected = (metadata.d_model, metadata.d_model)
+    expected = (d_model, d_model)
     if set(head) != {"weight"} or tuple(head["weight"].shape) != expected:
         shapes = {name: tuple(value.shape) for name, value in head.items()}
         raise ReleaseError(f"{path} holds {shapes}, expected one tensor 'weight' of shape {expected}")
     if not bool(head["weight"].isfinite().all()):
         raise ReleaseError(f"{path} holds values that are not finite")
+    return head["weight"].to(torch.float32)
+
+
+def load_reconstructor(folder: Path, dtype: str = "float32") -> PreTrainedModel:
+    """The causal LM that holds blocks 0..l. Raises ReleaseError for pickles and weights that do not fit."""
+    refuse_pickles(folder)
     model, info = _load(folder, dtype)
     spare = [name for name in info["missing_keys"] if not _by_design(name)]
     _refuse_keys(folder, "missing", spare)
     _refuse_keys(folder, "unexpected", info["unexpected_keys"])
-    return model, head["weight"].to(torch.float32)
+    return model
 
 
 def _by_design(name: str) -> bool:

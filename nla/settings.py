@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 from nla.errors import ConfigError
 
 Scale = Annotated[float, Field(gt=0)] | Literal["sqrt_d_model"] | None
+Dtype = Literal["float32", "bfloat16", "float16", "nf4"]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+-]{0,99}")
 
 
@@ -37,7 +38,7 @@ class ShapeSettings(Settings):
 class ModelSettings(Settings):
     id: str
     path: str | None
-    dtype: Literal["float32", "bfloat16", "float16", "nf4"]
+    dtype: Dtype
     revision: str | None
     default_layer: int | None
     marker: str | None
@@ -139,6 +140,7 @@ class TrainSettings(Settings):
 
 class EvaluateSettings(Settings):
     nla: str
+    dtype: Dtype | None
     seed: int = Field(ge=0, lt=2**32)
     output: str | None
     data: DataSettings | None = None

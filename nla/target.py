@@ -1,6 +1,7 @@
 """The frozen language model at one layer: reads activations out of text, and takes one back in."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -10,6 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nla.backbone import blocks, body, check_layer, embed, load_model, load_tokenizer, truncated, width
 from nla.batching import length_buckets
 from nla.errors import DataError
+from nla.loading import find_halves
+from nla.metadata import METADATA, read_metadata
 from nla.objectives import normalize
 from nla.prompts import token_ids
 from nla.types import Reading
@@ -36,6 +39,12 @@ class Target(nn.Module):
     ) -> "Target":
         """From a packaged id, a folder or a hub id. Raises ModelError, ConfigError for a layer it does not have."""
         return cls(load_model(model_id, dtype, revision), load_tokenizer(model_id, revision), layer)
+
+    @classmethod
+    def of_pair(cls, pair: str | Path, dtype: str = "float32") -> "Target":
+        """The model that a saved pair reads (folder or hub id), at its layer and revision. Raises ReleaseError."""
+        about = read_metadata(find_halves(pair, patterns=[f"*{METADATA}"])[1])
+        return cls.from_pretrained(about.base_model, about.layer, dtype, about.base_revision)
 
     @property
     def d_model(self) -> int:

@@ -31,6 +31,7 @@ def run(
     seed: int = 0,
     run_folder: str | Path | None = None,
     command: str | None = None,
+    dtype: str = "float32",
     examples: int = 5,
     console: Console | None = None,
 ) -> Evaluation:
@@ -39,11 +40,13 @@ def run(
     Args:
         run_folder: the run that made the pair, whose warm start is evaluated beside it; None: there is none.
         command: recorded in metrics.json; None: this process's own command line.
+        dtype: of the weights of all pairs; recorded too.
         examples: explanations to print.
     """
     output = Path(output)
-    result = evaluate(nla, target, data, settings, seed=seed, warm_start=load_warm_start(run_folder, nla))
-    result.metrics.update(command=command or command_line(), versions=versions())
+    warm_start = load_warm_start(run_folder, nla, target, dtype)
+    result = evaluate(nla, target, data, settings, seed=seed, warm_start=warm_start)
+    result.metrics.update(command=command or command_line(), dtype=dtype, versions=versions())
     if not is_first():
         return result
     write_samples(result, output)
@@ -54,8 +57,11 @@ def run(
     return result
 
 
-def load_warm_start(run_folder: str | Path | None, nla: NLA) -> NLA | str:
-    """The pair that `run_folder`'s reconstructor stage left, or why there is none."""
+def load_warm_start(run_folder: str | Path | None, nla: NLA, target: Target, dtype: str = "float32") -> NLA | str:
+    """The pair that `run_folder`'s reconstructor stage left, or why there is none.
+
+    Adapters stand on the target's weights, as those of `nla` do where it has any.
+    """
     if nla.stage in ("verbalizer", "reconstructor"):
         return f"the pair itself comes from a warm start (stage {nla.stage})"
     if run_folder is None:
@@ -63,7 +69,7 @@ def load_warm_start(run_folder: str | Path | None, nla: NLA) -> NLA | str:
     folder = Path(run_folder) / WARM_START
     if not all((folder / half).is_dir() for half in HALVES):
         return f"no pair in {WARM_START.as_posix()} of the run"
-    return NLA.from_pretrained(folder).to(nla.device)
+    return NLA.from_pretrained(folder, dtype=dtype, adapter="saved", base=target.model).to(nla.device)
 
 
 def command_line() -> str:
