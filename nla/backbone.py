@@ -35,7 +35,7 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
 def usable_device(name: str, key: str = "device", fix: str = "use cpu") -> torch.device:
-    """The device of a name as torch or Lightning has it: cpu, cuda, gpu, mps. Raises ConfigError where there is none."""
+    """The device of a name as torch or Lightning has it: cpu, cuda, gpu, mps. Raises ConfigError for none."""
     kind, _, index = name.partition(":")
     kind = {"gpu": "cuda"}.get(kind, kind)
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
