@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from timing import Row
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -13,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from nla.backbone import body
 
 PRODUCTS = ("mm", "addmm")  # with weights; those of activations with each other (attention) are batched
+ALL_PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_scaled_dot_product")
 
 
 def operations(run: Callable[[], Any]) -> dict[str, float]:
@@ -44,6 +46,24 @@ def decode_limit(model: torch.nn.Module, rows: int, dtype: torch.dtype | None = 
     config = body(model).config
     own = next(model.parameters()).dtype
     return product_rate(rows, config.hidden_size, config.intermediate_size, own if dtype is None else dtype)
+
+
+def bound(row: Row, run: Callable[[], Any]) -> Row:
+    """The line of `row` if products of matrices, with weights and in attention, were all that takes ours any time."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        run()
+    own = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
+    share = sum(time for name, time in own.items() if name.startswith(ALL_PRODUCTS)) / sum(own.values())
+    ours = row["ours"] * share if row["unit"] == "s" else row["ours"] / share
+    return {
+        "key": f"bound_{row['key']}",
+        "what": f"bound of the line before: products of matrices, {share:.0%} of ours, and nothing else",
+        "against": row["against"],
+        "unit": row["unit"],
+        "ours": ours,
+        "other": row["other"],
+        "ratio": row["ratio"] / share,
+    }
 
 
 def costliest(run: Callable[[], Any], top: int = 8) -> list[dict[str, Any]]:

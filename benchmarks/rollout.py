@@ -18,7 +18,7 @@ from typing import Any
 import plain_rollout
 import torch
 from jaxtyping import Int
-from limits import costliest, decode_limit, operations
+from limits import bound, costliest, decode_limit, operations
 from models import SIXTY_MILLION, TINY
 from tasks import Task, random_task, stopping, world_task
 from timing import Row, Run, alternate, options, pin, record
@@ -35,7 +35,7 @@ Sampler = Callable[[Task, int], Lengths]  # the second argument is a seed
 def main() -> int:
     parser = options(__doc__)
     parser.add_argument("--pair", type=Path, help="saved pair of the world")
-    parser.add_argument("--activations", type=int, default=4, help="of the 60M model, 8 samples each")
+    parser.add_argument("--activations", type=int, default=16, help="of the 60M model, 8 samples each")
     parser.add_argument("--mean-length", type=float, default=43.0, help="tokens per sample at 60M, of at most 100")
     arguments = parser.parse_args()
     pin(arguments.core)
@@ -90,6 +90,7 @@ def measure(task: Task, others: dict[str, Sampler], repeats: int) -> tuple[list[
         lengths[name] = {way: spread(torch.cat(found), task.max_new_tokens) for way, found in drawn.items()}
     limit, needed = share_of_limit(task, rows[0]["ours"])
     figures = {"lengths": lengths, "stop_ids": len(task.stop_ids), "operations": needed}
+    rows.insert(1, bound(rows[0], lambda: ours(task, 0)))
     return [*rows, limit], figures | {"profile": costliest(lambda: ours(task, 0))}
 
 

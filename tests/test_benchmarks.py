@@ -35,7 +35,8 @@ def test_rollout(tmp_path: Path) -> None:
     record = record_of("rollout", tmp_path)
     keys = [row["key"] for row in record["rows"]]
     assert keys == [
-        "rollout_world", "gemm_share_world", "rollout_random", "rollout_random_per_activation", "gemm_share_random",
+        "rollout_world", "bound_rollout_world", "gemm_share_world",
+        "rollout_random", "bound_rollout_random", "rollout_random_per_activation", "gemm_share_random",
         "rollout_arithmetic",
     ]  # fmt: skip
     for task in ("world", "random"):
@@ -59,8 +60,9 @@ def test_scoring(tmp_path: Path) -> None:
 
 def test_joint_step_has_the_same_loss_and_gradients_in_both_forms(tmp_path: Path) -> None:
     record = record_of("joint_step", tmp_path)  # it compares them before it times anything
-    (row,) = record["rows"]
+    row, bound = record["rows"]
     assert row["key"] == "joint_step" and row["unit"] == "s"
+    assert bound["ours"] < row["ours"] and bound["ratio"] > row["ratio"]  # products are a part of the step
     for way in ("ours", "other"):
         parts = record["figures"]["seconds"][way]
         assert set(parts) == {"rollout", "scoring", "update"}
