@@ -204,10 +204,10 @@ def _errors_and_spread(
     prediction: Tensor, activation: Tensor, well_formed: Tensor | None, normalized_mean: bool
 ) -> tuple[Tensor, Tensor]:
     scale = math.sqrt(activation.shape[-1])
-    truth = normalize(activation.double(), scale)
-    error = (normalize(prediction.double(), scale) - truth).square().mean(-1)
+    truth = normalize(activation.cpu().double(), scale)  # on the CPU: not every device has float64
+    error = (normalize(prediction.cpu().double(), scale) - truth).square().mean(-1)
     if well_formed is not None:
-        error = torch.where(well_formed, error, 2.0)
+        error = torch.where(well_formed.cpu(), error, 2.0)
     mean = truth.mean(0)
     if normalized_mean:
         mean = normalize(mean, scale)

@@ -204,7 +204,7 @@ def test_fve_metric_is_torchmetrics_r2_on_normalised_vectors() -> None:
     reference = R2Score(multioutput="variance_weighted")
     scale = 32**0.5
     expected = reference(normalize(prediction.double(), scale), normalize(truth.double(), scale))
-    assert float(metric.compute()["fve"]) == pytest.approx(float(expected), abs=1e-9)
+    assert float(metric.compute()["fve"]) == pytest.approx(float(expected), abs=1e-7)
     assert metric.compute()["fve_normalized_mean"] > metric.compute()["fve"]
 
 

@@ -222,18 +222,19 @@ class Stage(LightningModule):
     def log_validation(self, metrics: dict[str, Float[Tensor, ""]], weight: int) -> None:
         """Log means over all batches of all ranks, in which this batch has the weight of so many rows, or tokens."""
         for name, value in metrics.items():
-            share = torch.stack([value.detach().double() * weight, value.new_tensor(weight).double()])
+            share = torch.tensor([float(value) * weight, weight], dtype=torch.float64)  # on the CPU: MPS has no float64
             self._validated[name] = self._validated.get(name, torch.zeros_like(share)) + share
 
     def on_validation_epoch_end(self) -> None:
         if self._validated:  # each rank has run as many batches, spare ones among them
-            shares = self.trainer.strategy.reduce(torch.stack(list(self._validated.values())), reduce_op="sum")
+            sums = torch.stack(list(self._validated.values())).float().to(self.device)
+            shares = self.trainer.strategy.reduce(sums, reduce_op="sum")
             for name, (total, weight) in zip(self._validated, shares, strict=True):
-                self.log(f"{self.name}/validation/{name}", (total / weight).float())
+                self.log(f"{self.name}/validation/{name}", total / weight)
             self._validated.clear()
         if self.fve.update_called:
             for name, value in self.fve.compute().items():
-                self.log(f"{self.name}/validation/{name}", value.float(), prog_bar=name == "fve")
+                self.log(f"{self.name}/validation/{name}", value, prog_bar=name == "fve")
             self.fve.reset()
 
     def explanations_of(self, batch: ActivationBatch) -> list[str]:

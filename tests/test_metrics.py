@@ -1,0 +1,63 @@
+"""FVE streamed: as exact as float64, without float64 where a device may lack it."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from nla.metrics import FractionOfVarianceExplained
+from nla.objectives import fraction_of_variance_explained
+
+
+class NoDoubles(TorchDispatchMode):
+    """As Apple's GPUs answer: no float64 off the CPU."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for value in tree_leaves(found):
+            if isinstance(value, torch.Tensor) and value.dtype == torch.float64 and value.device.type != "cpu":
+                raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support it")
+        return found
+
+
+def test_no_float64_touches_a_device_without_it():
+    metric = FractionOfVarianceExplained(8)
+    assert {state.dtype for state in metric._defaults.values() if isinstance(state, torch.Tensor)} == {torch.float32}
+    with FakeTensorMode(), NoDoubles():
+        for name in metric._defaults:  # deep copies of fake tensors, as in metric.to(), do not work
+            setattr(metric, name, torch.zeros(getattr(metric, name).shape, device="meta"))
+        rows = torch.zeros(4, 8, device="meta")
+        metric.update(rows, rows, torch.ones(4, dtype=torch.bool, device="meta"))
+        found = metric.compute()
+        assert {value.device.type for value in (metric.error, metric.total, *found.values())} == {"meta"}
+        with pytest.raises(TypeError, match="float64"):
+            rows.double()
+
+
+def test_many_small_batches_with_a_massive_dimension_are_as_exact_as_one_pass():
+    torch.manual_seed(0)
+    truth = torch.randn(3000, 16)
+    truth[:, 3] += 300
+    prediction = truth + 0.5 * torch.randn(3000, 16)
+    metric = FractionOfVarianceExplained(16)
+    for start in range(0, 3000, 3):
+        metric.update(prediction[start : start + 3], truth[start : start + 3])
+    expected = fraction_of_variance_explained(prediction, truth)
+    assert float(metric.compute()["fve"]) == pytest.approx(expected, abs=1e-6)
+    assert 0 < expected < 1
+
+
+def test_ranks_are_summed():
+    torch.manual_seed(0)
+    truth, prediction = torch.randn(20, 8) + 3, torch.randn(20, 8) + 3
+    parts = [FractionOfVarianceExplained(8) for _ in range(3)]
+    for part, rows in zip(parts, (slice(0, 3), slice(3, 12), slice(12, 20)), strict=True):
+        part.update(prediction[rows], truth[rows])
+    whole = FractionOfVarianceExplained(8)
+    for name, reduction in whole._reductions.items():
+        setattr(whole, name, reduction(torch.stack([getattr(part, name) for part in parts])))  # pyright: ignore
+    whole._update_count = 1
+    assert float(whole.compute()["fve"]) == pytest.approx(fraction_of_variance_explained(prediction, truth), abs=1e-6)
