@@ -6,9 +6,9 @@
     nla plan [train.py's overrides]    memory, time and cost of a run, before anything is loaded
     nla pretrain ...                   a small target from text (see nla pretrain --help)
     nla doctor                         what this machine offers, and what is known to go wrong on it
-    nla new-model <model>              marker, norms and scale of a model that has no config, and the config
     nla publish <pair> <org/name>      the pair with a model card, to the hub; --dry-run looks first
     nla prepare ...                    shards of activations and explanations (see nla prepare --help)
+    nla prepare --new-model <model>    marker, norms and scale of a model that has no config, and the config
 
 Nothing heavy is imported before a verb needs it.
 """
@@ -32,6 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return pretrain(given[1:]) or 0
         if given[:1] == ["preflight"] and not {"-h", "--help"} & set(given):
             return _preflight(given[1:])
+        if given[:1] == ["prepare"] and any(part.startswith("--new-model") for part in given):
+            from nla.newmodel import main as new_model
+
+            return new_model(given[1:])
         if given[:1] == ["prepare"]:
             from nla.prepare import main as prepare
 
@@ -70,12 +74,6 @@ def _parser() -> argparse.ArgumentParser:
 
     doctor = verbs.add_parser("doctor", help="versions, devices, memory, disk, hub login, known bad combinations")
     doctor.set_defaults(verb=_doctor)
-
-    new = verbs.add_parser("new-model", help="find a marker, measure norms, verify, write a model config")
-    new.add_argument("model", help="folder or hub id of a causal language model")
-    new.add_argument("--out", default=None, help="the config's file (default conf/model/<name>.yaml)")
-    new.add_argument("--dtype", default="float32")
-    new.set_defaults(verb=_new_model)
 
     publish = verbs.add_parser("publish", help="push a pair with a model card to the hub")
     publish.add_argument("pair", help="folder of a saved pair")
@@ -156,28 +154,12 @@ def _info(options: argparse.Namespace) -> int:
     from rich.table import Table
     from rich.text import Text
 
-    from nla.loading import HALVES, find_halves
-    from nla.metadata import METADATA, read_metadata
+    from nla.info import describe
+    from nla.loading import HALVES
 
     table = Table("", *HALVES, title=printable(str(options.pair)))
-    metadata = [read_metadata(folder) for folder in find_halves(options.pair, patterns=[f"*{METADATA}"])]
-    for name in (
-        "role",
-        "stage",
-        "base_model",
-        "base_revision",
-        "layer",
-        "d_model",
-        "injection_scale",
-        "mse_scale",
-        "parents",
-    ):
-        table.add_row(name, *(Text(printable(str(getattr(about, name)))) for about in metadata))
-    for about in metadata:
-        for role, template in about.templates.items():
-            cells = [Text(printable(template)) if other is about else "" for other in metadata]
-            if about.role == role:
-                table.add_row(f"template {role}", *cells)
+    for what, *cells in describe(options.pair):
+        table.add_row(what, *(Text(printable(cell)) for cell in cells))
     Console(highlight=False).print(table)
     return 0
 
@@ -190,22 +172,6 @@ def _doctor(options: argparse.Namespace) -> int:
         sign = {"fact": " ", "note": "?", "problem": "!"}[finding.kind]
         print(f"{sign} {finding.topic:<16} {printable(finding.text)}")
     return 1 if any(finding.kind == "problem" for finding in found) else 0
-
-
-def _new_model(options: argparse.Namespace) -> int:
-    from nla.newmodel import propose, write
-
-    name = re.sub(r"[^a-z0-9]+", "_", options.model.rstrip("/").rpartition("/")[2].lower()).strip("_")
-    path = Path(options.out or f"conf/model/{name}.yaml")
-    if path.exists():
-        raise ConfigError(f"{path} exists: give another file with --out, or remove it")
-    found = propose(options.model, dtype=options.dtype)
-    write(found, path)
-    print(f"marker {found.marker}, {found.blocks} blocks of width {found.d_model}")
-    for layer, block in found.layers.items():
-        print(f"layer={layer}: block {block}, median norm {found.median_norm[layer]:.4g}")
-    print(f"injection_scale {found.injection_scale:g}; written to {path}")
-    return 0
 
 
 def _publish(options: argparse.Namespace) -> int:

@@ -55,7 +55,7 @@ def known_troubles(found: dict[str, str]) -> Iterator[Finding]:
     if "bitsandbytes" in found and _numbers(found["bitsandbytes"]) < (0, 46):
         yield Finding("bitsandbytes", f"{found['bitsandbytes']} is older than 0.46: upgrade it", "problem")
     if "deepspeed" in found:
-        yield Finding("deepspeed", "Lightning pins an old one: use hardware=fsdp2 configs in its place", "note")
+        yield Finding("deepspeed", "Lightning pins an old one: use hardware=h100_x8 (FSDP2) in its place", "note")
 
 
 def devices() -> Iterator[Finding]:

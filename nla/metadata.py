@@ -77,10 +77,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if path.stat().st_size > MAX_METADATA_BYTES:
         raise ReleaseError(f"{path} has {path.stat().st_size} bytes, at most {MAX_METADATA_BYTES} are read")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
+        return parse_yaml(path.read_text(encoding="utf-8"), path)
+    except UnicodeDecodeError as error:
+        raise ReleaseError(f"{path} is not UTF-8 ({error})") from None
+
+
+def parse_yaml(text: str, path: Path) -> dict[str, Any]:
+    """The same of text that stands in `path`."""
+    if len(text) > MAX_METADATA_BYTES:
+        raise ReleaseError(f"{path} holds {len(text)} characters of YAML, at most {MAX_METADATA_BYTES} are read")
+    try:
+        content = yaml.load(text, Loader=_StrictLoader)
     except ReleaseError as error:
         raise ReleaseError(f"{path}: {error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ReleaseError(f"{path} is not plain YAML ({' '.join(str(error).split())[:200]})") from None
     if not isinstance(content, dict):
         raise ReleaseError(f"{path}: expected a mapping, found {type(content).__name__}")

@@ -1,6 +1,12 @@
-"""A config for a model that has none: its marker, its activations' norms, a scale, verified by injecting once."""
+"""`nla prepare --new-model <folder or hub id>`: a config for a model that has none.
 
+Its marker, its activations' norms and a scale, verified by injecting once.
+"""
+
+import argparse
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +49,30 @@ class Proposal:
     injection_scale: float
 
 
+def main(arguments: Sequence[str]) -> int:
+    """Measure a model, write its config and say what was found; the exit status. Raises NLAError."""
+    parser = argparse.ArgumentParser(prog="nla prepare", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--new-model", required=True, metavar="ID", help="folder or hub id of a causal language model")
+    parser.add_argument("--out", type=Path, default=None, help="the config's file (default conf/model/<name>.yaml)")
+    parser.add_argument("--dtype", default="float32", help="float32 (default), bfloat16, float16, nf4")
+    options = parser.parse_args(arguments)
+    name = re.sub(r"[^a-z0-9]+", "_", options.new_model.rstrip("/").rpartition("/")[2].lower()).strip("_")
+    path = options.out or Path(f"conf/model/{name}.yaml")
+    refuse_existing(path)
+    found = propose(options.new_model, dtype=options.dtype)
+    write(found, path)
+    print(f"marker {found.marker}, {found.blocks} blocks of width {found.d_model}")
+    for layer, block in found.layers.items():
+        print(f"layer={layer}: block {block}, median norm {found.median_norm[layer]:.4g}")
+    print(f"injection_scale {found.injection_scale:g}; written to {path}")
+    return 0
+
+
+def refuse_existing(path: Path) -> None:
+    if path.exists():
+        raise ConfigError(f"{path} exists: give another file with --out, or remove it")
+
+
 def propose(
     model_id: str, texts: tuple[str, ...] = SAMPLE, dtype: str = "float32", revision: str | None = None
 ) -> Proposal:
@@ -83,8 +113,7 @@ def verify(target: Target, marker: str, scale: float) -> None:
 
 def write(found: Proposal, path: Path) -> None:
     """The model config, for `model=<name>`. Raises ConfigError where the file exists."""
-    if path.exists():
-        raise ConfigError(f"{path} exists: give another name with --out, or remove it")
+    refuse_existing(path)
     norms = ", ".join(
         f"{found.median_norm[name]:.4g} at block {layer} ({name})" for name, layer in found.layers.items()
     )

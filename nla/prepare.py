@@ -3,6 +3,8 @@
     nla prepare experiment=text corpus=files corpus.path=<texts> model.path=<model> teacher=anthropic teacher.model=<id>
     python train.py experiment=text data=shards data.path=prepared/text model.path=<model>
 
+    nla prepare --new-model <model>     a config for a model that has none: marker, norms, scale (nla/newmodel.py)
+
 The same command goes on where it stopped. Settings stand in ``conf/prepare.yaml``, what comes out in docs/data.md.
 """
 

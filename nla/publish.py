@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from nla.errors import ConfigError, ReleaseError
 from nla.hub import remedy
 from nla.loading import HALVES, find_halves, read_facts
@@ -64,7 +66,7 @@ def card(about: Metadata, half: str, metrics: Mapping[str, Any], licence: str) -
         "reads an activation and writes what it says" if half == "verbalizer" else "turns that text back into a vector"
     )
     base = about.base_model if about.base_revision is None else f"{about.base_model} at {about.base_revision}"
-    front = f"---\nbase_model: {about.base_model}\nlicense: {licence}\nlibrary_name: transformers\ntags: [nla]\n---\n"
+    front = front_matter(about, half, metrics, licence)
     return (
         f"{front}\n# Natural Language Autoencoder: {half}\n\nOne half of a pair that {what}. Activations: the residual "
         f"stream after block {about.layer} (counted from 0) of {base}, width {about.d_model}.\n\n"
@@ -73,22 +75,43 @@ def card(about: Metadata, half: str, metrics: Mapping[str, Any], licence: str) -
     )
 
 
+def front_matter(about: Metadata, half: str, metrics: Mapping[str, Any], licence: str) -> str:
+    """What the hub reads of a card; results as its `model-index` has them, from where `nla info` reads them back."""
+    facts: dict[str, Any] = {
+        "base_model": about.base_model, "license": licence, "library_name": "transformers", "tags": ["nla"],
+    }  # fmt: skip
+    if metrics:
+        size = f"{metrics['n']} activations of {metrics['documents']} held-out documents"
+        between = interval(metrics.get("fve_ci95"))
+        what = f"{size}, 95 % interval {between}" if between else size
+        result = {
+            "task": {"type": "text-generation"},
+            "dataset": {"name": what, "type": "held-out"},
+            "metrics": [{"type": "fve", "name": "FVE", "value": round(float(metrics["fve"]), 4)}],
+        }
+        facts["model-index"] = [{"name": f"nla-{ENDINGS[half]}", "results": [result]}]
+    return f"---\n{yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=1000)}---\n"
+
+
 def quality(metrics: Mapping[str, Any]) -> str:
     """FVE with its n, split and interval, and its controls."""
     if not metrics:
         return "Not evaluated."
-    low, high = metrics["fve_ci95"]
-    rows = [f"| explanations, greedy | **{metrics['fve']:.3f}** | {low:.3f} to {high:.3f} |"]
+    rows = [f"| explanations, greedy | **{metrics['fve']:.3f}** | {interval(metrics.get('fve_ci95'))} |"]
     for name, control in (metrics.get("controls") or {}).items():
         if isinstance(control, Mapping) and control.get("fve") is not None:
-            interval = control.get("ci95") or ("", "")
-            between = " to ".join(f"{value:.3f}" for value in interval if value != "")
+            between = interval(control.get("ci95"))
             rows.append(f"| control: {name.replace('_', ' ')} | {control['fve']:.3f} | {between} |")
     table = "\n".join(["| what | FVE | 95 % interval |", "|---|---|---|", *rows])
     return (
         f"{metrics['n']} activations of {metrics['documents']} held-out documents (test split, split by document); "
         f"malformed explanations count as orthogonal.\n\n{table}"
     )
+
+
+def interval(bounds: Any) -> str:
+    """`0.646 to 0.660`; nothing where there is none, as for a single document."""
+    return f"{bounds[0]:.3f} to {bounds[1]:.3f}" if isinstance(bounds, list | tuple) and len(bounds) == 2 else ""
 
 
 def refuse_paths(folder: Path) -> None:

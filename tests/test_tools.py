@@ -1,4 +1,4 @@
-"""nla doctor, new-model and publish, as commands."""
+"""nla doctor, prepare --new-model, info and publish, as commands."""
 
 import json
 from pathlib import Path
@@ -47,12 +47,12 @@ def test_a_new_models_config_is_measured_and_written(
     tiny_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     out = tmp_path / "tiny.yaml"
-    assert main(["new-model", tiny_folder, "--out", str(out)]) == 0
+    assert main(["prepare", "--new-model", tiny_folder, "--out", str(out)]) == 0
     found = yaml.safe_load(out.read_text())
     assert (found["id"], found["marker"], found["default_layer"]) == (tiny_folder, MARKER, 2)
     reading = Target.from_pretrained(tiny_folder, 2).read(["The committee met on Tuesday."], "all")
     assert 0.3 < float(reading.activation.norm(dim=-1).median()) / found["injection_scale"] < 1.3
-    assert main(["new-model", tiny_folder, "--out", str(out)]) == 2
+    assert main(["prepare", "--new-model", tiny_folder, "--out", str(out)]) == 2
     assert "exists" in capsys.readouterr().err
     assert yaml.safe_load(out.read_text()) == found
 
