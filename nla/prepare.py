@@ -44,7 +44,7 @@ from nla.metadata import read_yaml
 from nla.preparation import Folder, Plan, explain_shards, read_corpus, write_released
 from nla.preparation.explanations import estimate
 from nla.preparation.folder import Record
-from nla.prompts import find_marker, forbidden_in_explanations
+from nla.prompts import Templates, find_marker, forbidden_in_explanations
 from nla.secrets import redacted
 from nla.settings import HardwareSettings, LayerSettings, ModelSettings, Settings
 from nla.target import Target
@@ -165,7 +165,9 @@ def prepare(settings: PrepareSettings) -> Path:
             manifest = folder.write_manifest(folder.records(count), corpus.skipped, about)
             tell(path, manifest)
             if how.released:
-                write_released(ShardSource(str(path), how.fractions, how.split_key, 1), path / "released")
+                source = ShardSource(str(path), how.fractions, how.split_key, 1)
+                templates = Templates(**model.templates.model_dump())
+                write_released(source, path / "released", target.tokenizer, templates, model.marker)
         fabric.barrier()
     if not finished:
         raise BudgetError(

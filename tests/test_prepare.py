@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from conftest import MARKER, TEMPLATES
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from preparing import all_rows, manifest, run, source, text, write_corpus
@@ -33,11 +34,11 @@ from nla.data import shardfile
 from nla.data.corpora import FileCorpus, HubCorpus, SourceCorpus, to_document
 from nla.data.files import Row
 from nla.data.shardmodule import ShardDataModule
-from nla.data.shards import ShardRows
+from nla.data.shards import ShardRows, ShardSource
 from nla.data.source import Document
 from nla.preparation import activations, write_released
 from nla.prepare import compose_prepare
-from nla.prompts import chat_ids, token_ids
+from nla.prompts import build_verbalizer_prompt, chat_ids, token_ids
 from nla.target import Target
 from nla.types import ActivationBatch
 
@@ -147,13 +148,24 @@ def test_more_of_the_corpus_may_be_read_later(corpus: Path, tiny_folder: str, tm
 
 
 @pytest.mark.slow
-def test_two_processes_prepare_what_one_does(prepared: Path, corpus: Path, tiny_folder: str, tmp_path: Path):
+def test_two_processes_prepare_what_one_does_and_go_on_where_one_was_killed(
+    prepared: Path, corpus: Path, tiny_folder: str, tmp_path: Path
+):
+    """torchrun, whose second process is killed; then Lightning's own launcher. No shard is read twice."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    given = ["experiment=text", f"model.path={tiny_folder}", "corpus=files", f"corpus.path={corpus}"]
-    given += [*preparing.OPTIONS, f"prepare.out={tmp_path / 'p'}", "prepare.layers=[1,2]", "hardware.trainer.devices=2"]
-    command = [sys.executable, "-m", "nla.cli", "prepare", *given]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    given = ["prepare", "experiment=text", f"model.path={tiny_folder}", "corpus=files", f"corpus.path={corpus}"]
+    given += [*preparing.OPTIONS, f"prepare.out={tmp_path / 'p'}", "prepare.layers=[1,2]", "hardware=cpu_x2"]
+    worker, diary = str(ROOT / "tests/prepare_worker.py"), tmp_path / "diary"
+    diary.touch()
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    first, second = ([*torchrun, worker, str(diary), "3", *given], [worker, str(diary), "-", *given])
+    wanted: dict[str, Any] = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True, "timeout": 300}
+    assert subprocess.run([sys.executable, *first], **wanted).returncode != 0
+    assert sorted(diary.read_text().splitlines()) == ["0 0", "0 2", "1 1"]
+    assert not (tmp_path / "p/manifest.json").exists()
+    done = subprocess.run([sys.executable, *second], **wanted)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert sorted(diary.read_text().splitlines()) == ["0 0", "0 2", "1 1", "1 3"]
     for layer in (1, 2):
         for name, table in preparing.tables(prepared, layer).items():
             assert table.equals(preparing.tables(tmp_path / "p", layer)[name])
@@ -332,19 +344,26 @@ def test_a_resumed_run_goes_on_with_the_next_row(prepared: Path, target: Target,
 
 
 def test_the_released_form_is_written_and_read_as_it_is(prepared: Path, target: Target, tmp_path: Path):
-    files = write_released(source(prepared), tmp_path / "r")
+    files = write_released(source(prepared), tmp_path / "r", target.tokenizer, TEMPLATES, MARKER)
     assert {file.name for file in files} >= {"warm_start-layer-01.parquet", "joint-layer-02.parquet"}
     table = pq.read_table(tmp_path / "r/warm_start-layer-01.parquet")
-    assert set(table.column_names) == {
-        "activation_vector", "n_raw_tokens", "activation_layer", "doc_id", "detokenized_text_truncated",
-        "api_explanation",
+    columns = {
+        "activation_vector", "n_raw_tokens", "activation_layer", "doc_id", "detokenized_text_truncated", "prompt",
     }  # fmt: skip
+    assert set(table.column_names) == columns | {"api_explanation", "response"}
+    assert set(pq.read_schema(tmp_path / "r/joint-layer-01.parquet").names) == columns
+    asked = [{"role": "user", "content": "What does this say? <concept><INJECT></concept>"}]
+    assert table.column("prompt").to_pylist() == [asked] * len(table)
+    for said, answer in zip(table.column("api_explanation").to_pylist(), table.column("response").to_pylist()):
+        assert answer == f"<explanation>\n{said}\n</explanation>"
     meta = yaml.safe_load((tmp_path / "r/warm_start-layer-01.parquet.nla_meta.yaml").read_text())
     assert meta["kind"] == "nla_dataset" and meta["extraction"]["norm"] == "none"
     assert meta["extraction"]["layer_index"] == 1 and meta["extraction"]["d_model"] == target.d_model
-    for layer in (2,):
-        for file in (tmp_path / "r").glob(f"*-layer-{layer:02d}*"):
-            file.unlink()
+    prompt = build_verbalizer_prompt(target.tokenizer, TEMPLATES.verbalizer, MARKER)
+    assert meta["tokens"]["injection_token_id"] == prompt.marker_id and meta["tokens"]["injection_char"] == MARKER
+    assert meta["prompt_templates"] == {"av": TEMPLATES.verbalizer, "ar": TEMPLATES.reconstructor}
+    for file in (tmp_path / "r").glob("*-layer-02*"):
+        file.unlink()
     read = source(tmp_path / "r")
     assert read.manifest is None and read.layers == [1]
     whole = [ShardRows(read.pieces(split, 1, target.d_model, False), 1, None) for split in preparing.FRACTIONS]
@@ -352,6 +371,27 @@ def test_the_released_form_is_written_and_read_as_it_is(prepared: Path, target: 
     explained = ShardRows(read.pieces("warm_start", 1, target.d_model, True), 1, None)
     texts = explained.take(0, len(explained)).column(shardfile.EXPLANATION).to_pylist()
     assert all(isinstance(one, str) and "harbour" in one for one in texts)
+
+
+def test_files_built_for_training_are_read_by_their_answers(prepared: Path, target: Target, tmp_path: Path):
+    """As the released code writes its warm start: tagged answers, no column of bare explanations."""
+    path = write_released(source(prepared), tmp_path / "r", target.tokenizer, TEMPLATES, MARKER)[-1]
+    table = pq.read_table(path)
+    answers = table.column("response").to_pylist()
+    assert len(answers) > 4
+    said, answers[0], answers[1] = table.column("api_explanation").to_pylist(), "no tags", None
+    table = table.drop_columns(["api_explanation", "response"]).append_column(
+        "response", pa.array(answers, pa.string())
+    )
+    for other in (tmp_path / "r").glob("*"):
+        if not other.name.startswith(path.name):
+            other.unlink()
+    pq.write_table(table, path, write_page_checksum=True)
+    read = ShardSource(str(tmp_path / "r"), {"warm_start": 1.0}, "nla", 1)
+    rows = ShardRows(read.pieces("warm_start", 2, target.d_model, True), 1, None)
+    found = rows.take(0, len(rows))
+    assert found.column(shardfile.EXPLANATION).to_pylist() == said[2:]
+    assert np.array_equal(shardfile.vectors(found), shardfile.vectors(table)[2:])
 
 
 def test_evaluation_reads_the_documents_of_a_split(prepared: Path):

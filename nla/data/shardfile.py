@@ -8,6 +8,7 @@ more right after writing. A vector is never a Python list: columns pass to NumPy
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from nla.metadata import read_yaml
 
 VECTOR, TOKENS, LAYER, DOCUMENT = "activation_vector", "n_raw_tokens", "activation_layer", "doc_id"
 TEXT, EXPLANATION, STATUS = "detokenized_text_truncated", "api_explanation", "explanation_status"
+PROMPT, RESPONSE = "prompt", "response"  # where a file of the released code is built for training
 SIDECAR = ".nla_meta.yaml"
 GROUP_ROWS = 1024  # of a row group: what is read at a time
 FAR = 1e6  # times the median norm: no activation of the same layer
@@ -93,8 +95,8 @@ def write_table(table: pa.Table, path: Path) -> None:
         raise DataError(f"{path}: {table.num_rows} rows were written, {rows} read back; the disk does not keep them")
 
 
-def write_facts(path: Path, facts: Facts) -> None:
-    """The YAML beside a file, in the released code's form; plain types only."""
+def write_facts(path: Path, facts: Facts, more: Mapping[str, Any] | None = None) -> None:
+    """The YAML beside a file, in the released code's form; plain types only. `more` is written as it is."""
     extraction: dict[str, Any] = {
         "base_model": facts.base_model,
         "d_model": facts.d_model,
@@ -110,6 +112,7 @@ def write_facts(path: Path, facts: Facts) -> None:
         content["rows"] = facts.rows
     if facts.settings is not None:
         content["settings"] = facts.settings
+    content |= more or {}
     atomic.write_text(sidecar(path), yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120))
 
 

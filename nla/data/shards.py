@@ -5,7 +5,7 @@
     explanations/warm_start-00000.parquet     the teacher's texts: the same rows in the same order, for all layers
 
 A folder without a manifest is taken for files of the released code: every `*.parquet` in it with its `.nla_meta.yaml`,
-explanations in a column of their own, rows divided among the splits by a keyed hash of `doc_id`.
+explanations in `api_explanation`, or inside the tags of `response`; a keyed hash of `doc_id` gives a row its split.
 """
 
 import json
@@ -21,9 +21,10 @@ import pyarrow as pa
 from nla.data import shardfile
 from nla.data.files import check_fractions, side
 from nla.data.positions import keyed_fraction, keyed_seed
-from nla.data.shardfile import DOCUMENT, EXPLANATION, TEXT, check_file, group_sizes, read_group
+from nla.data.shardfile import DOCUMENT, EXPLANATION, RESPONSE, TEXT, check_file, group_sizes, read_group
 from nla.data.source import SPLITS, Document
 from nla.errors import DataError
+from nla.prompts import parse_explanation
 
 log = logging.getLogger(__name__)
 
@@ -277,10 +278,11 @@ class ShardRows:
 def read_piece(piece: Piece) -> pa.Table:
     """The used rows of a group, with explanations where there are any. Raises DataError for damage."""
     names = [shardfile.VECTOR, shardfile.TOKENS, DOCUMENT, TEXT]
-    with shardfile.open_parquet(piece.path) as file:
-        own = EXPLANATION in file.schema_arrow.names
-    table = read_group(piece.path, piece.group, names + ([EXPLANATION] if own else []))
-    if not own:
+    own = _text_column(piece.path)
+    table = read_group(piece.path, piece.group, names + ([own] if own else []))
+    if own == RESPONSE:
+        table = table.drop_columns([own]).append_column(EXPLANATION, _explanations(table.column(own)))
+    elif own is None:
         texts = pa.nulls(len(table), pa.string())
         if piece.explanations is not None:
             beside = read_group(piece.explanations, piece.group)
@@ -315,13 +317,26 @@ def _taken(table: pa.Table, rows: np.ndarray) -> pa.Table:
 
 def _has_text(file: File, group: int, size: int) -> np.ndarray:
     where = file.explanations or file.path
-    with shardfile.open_parquet(where) as opened:
-        if EXPLANATION not in opened.schema_arrow.names:
-            return np.zeros(size, bool)
-    column = read_group(where, group, [EXPLANATION]).column(EXPLANATION)
+    name = _text_column(where)
+    if name is None:
+        return np.zeros(size, bool)
+    column = read_group(where, group, [name]).column(name)
+    column = _explanations(column) if name == RESPONSE else column
     if len(column) != size:
         raise DataError(f"{where}, row group {group}: {len(column)} rows for {size} activations; {shardfile.REMEDY}")
     return np.array([isinstance(text, str) and bool(text.strip()) for text in column.to_pylist()], bool)
+
+
+def _text_column(path: Path) -> str | None:
+    """Where a file has its explanations; None where it has none."""
+    with shardfile.open_parquet(path) as opened:
+        return next((name for name in (EXPLANATION, RESPONSE) if name in opened.schema_arrow.names), None)
+
+
+def _explanations(responses: pa.ChunkedArray) -> pa.Array:
+    """Out of their tags; null where an answer is not well-formed."""
+    found = [parse_explanation(text) if isinstance(text, str) else None for text in responses.to_pylist()]
+    return pa.array(found, pa.string())
 
 
 def _groups(path: Path, columns: list[str]) -> Iterator[pa.Table]:
