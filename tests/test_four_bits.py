@@ -1,4 +1,4 @@
-"""A base in 4 bits (bitsandbytes): read, trained under adapters, saved, merged, used. Skipped where it is not installed."""
+"""A base in 4 bits (bitsandbytes): read, trained under adapters, saved, merged, used. Skipped where it is missing."""
 
 from pathlib import Path
 from typing import Any

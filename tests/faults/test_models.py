@@ -1,69 +1,24 @@
 """Faults of models, the hub and released pairs. Others of these cases stand with what they test:
 
 21, 22, 26, 28, 29: test_architectures.py; 23, 24: test_prompts.py; 25, 27: test_verbalizer.py; 16, 17, 28, 43:
-test_release.py and test_released.py; 47 offline and partly cached: test_released.py; 42 in publishing: test_tools.py.
+test_release.py and test_released.py; 47 offline and partly cached: test_released.py, over HTTP: test_hub.py; 42 in
+publishing: test_tools.py.
 """
 
 import json
 from pathlib import Path
 
 import pytest
-from huggingface_hub.errors import (
-    GatedRepoError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file
 
-from nla import backbone, hub
+from nla import hub
 from nla.autoencoder import NLA
-from nla.errors import ModelError, NLAError, ReleaseError
+from nla.errors import NLAError, ReleaseError
 
 
 def tree(folder: Path) -> list[tuple[str, int]]:
     return sorted((str(path), path.stat().st_mtime_ns) for path in folder.rglob("*"))
-
-
-class Refusal:
-    """A response as the hub's errors hold it."""
-
-    headers: dict[str, str] = {}
-    request = None
-    status_code = 403
-    text = ""
-
-
-@pytest.mark.parametrize(
-    ("kind", "remedy"),
-    [
-        (GatedRepoError, r"accept its terms at https://huggingface.co/org/model.*hf auth login"),
-        (RepositoryNotFoundError, r"no such repository, or it is private"),
-        (RevisionNotFoundError, r"no revision 'v2'"),
-        (LocalEntryNotFoundError, r"cannot be reached.*check the network"),
-    ],
-)
-def test_what_the_hub_refuses_comes_with_its_remedy(
-    kind: type[Exception], remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """Fault 47: the same for a pair, and for a model, where transformers wraps the error."""
-    error = kind("x") if kind is LocalEntryNotFoundError else kind("x", response=Refusal())  # pyright: ignore
-
-    def refuse(*_args: object, **_kwargs: object) -> None:
-        raise error
-
-    def wrapped(*_args: object, **_kwargs: object) -> None:
-        raise OSError("something went wrong\nat length") from error
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(hub, "snapshot_download", refuse)
-    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", wrapped)
-    with pytest.raises(ReleaseError, match=remedy) as pair:
-        NLA.from_pretrained("org/model@v2")
-    with pytest.raises(ModelError, match=remedy) as model:
-        backbone.load_model("org/model", revision="v2")
-    assert not any("\n" in str(caught.value) for caught in (pair, model))
-    assert tree(tmp_path) == []
 
 
 def test_a_pair_of_which_one_half_cannot_be_fetched_is_not_loaded(saved_nla: Path, monkeypatch: pytest.MonkeyPatch):
