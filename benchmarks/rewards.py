@@ -40,6 +40,8 @@ COLUMNS = {
     "recall": lambda m: number((m["claims"] or {}).get("recall")),
     "tokens": lambda m: number(m["explanation"]["tokens_mean"], 1),
     "repeated": lambda m: number(m["explanation"]["repeated_share"]),
+    "without quotes": lambda m: number(m["without_quotes"]["fve"]),
+    "quoted": lambda m: number(m["without_quotes"]["quoted_share"]),
     "well-formed": lambda m: number(m["explanation"]["well_formed"]),
 }
 
@@ -54,6 +56,7 @@ def main() -> int:
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder of the runs")
     parser.add_argument("--prefix", default="reward", help="of the runs' names")
     parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--overrides", nargs="*", default=[], help="of each training run, such as experiment=text ...")
     parser.add_argument("--quick", action="store_true", help="tiny runs, to see that it works; no figure to be quoted")
     arguments = parser.parse_args()
     if not (arguments.pair / "reconstructor").is_dir():
@@ -75,7 +78,7 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         small = ["experiment=world_smoke"] if arguments.quick else []
         interval = f"stage.joint.trainer.val_check_interval={arguments.steps}"
         start = [f"nla={arguments.pair.resolve()}", "stages=[joint]", f"stage.joint.steps={arguments.steps}", interval]
-        call("train.py", *small, f"name={run.name}", f"run_dir={run}", *start, *VARIANTS[name])
+        call("train.py", *small, *arguments.overrides, f"name={run.name}", f"run_dir={run}", *start, *VARIANTS[name])
         lengths = f"evaluation.prefix_tokens=[{','.join(map(str, arguments.prefixes))}]"
         left_out = ["evaluation.samples=0", "evaluation.neighbour_documents=0"]
         warm = run / "stages" / "reconstructor"
@@ -83,7 +86,8 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
             warm.mkdir()
             (warm / "nla").symlink_to(arguments.pair.resolve())
         call("evaluate.py", f"nla={run / 'nla'}", f"evaluation.documents={arguments.documents}", lengths, *left_out)
-    keys = ("fve", "fve_ci95", "fve_warm_start", "frozen_reconstructor", "prefixes", "explanation", "claims", "n")
+    keys = ("fve", "fve_ci95", "fve_warm_start", "frozen_reconstructor", "prefixes", "without_quotes")
+    keys += ("explanation", "claims", "n")
     whole = json.loads(metrics.read_text(encoding="utf-8"))
     return {"overrides": VARIANTS[name], **{key: whole[key] for key in keys}}
 
@@ -94,21 +98,23 @@ def call(program: str, *overrides: str) -> None:
 
 
 def write(found: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> None:
-    """rewards.json, rewards.md, rewards.png, of what is there so far."""
+    """<prefix>s.json, .md and .png, such as rewards.json, of what is there so far."""
     folder: Path = arguments.output
     folder.mkdir(parents=True, exist_ok=True)
     content = {
         "benchmark": "rewards",
-        "command": command("rewards"),
+        "command": command(Path(sys.argv[0]).stem),
         "date": datetime.date.today().isoformat(),
         "machine": machine(),
         "quick": arguments.quick,
         "steps": arguments.steps,
         "variants": found,
     }
-    (folder / "rewards.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "rewards.md").write_text(table(found), encoding="utf-8")
-    plot(found, folder / "rewards.png")
+    name = f"{arguments.prefix}s"
+    (folder / f"{name}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / f"{name}.md").write_text(table(found), encoding="utf-8")
+    if arguments.prefixes:
+        plot(found, folder / f"{name}.png")
 
 
 def table(found: dict[str, dict[str, Any]]) -> str:
@@ -117,6 +123,8 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     for name, metrics in found.items():
         lines.append(f"| {name} | {' | '.join(cell(metrics) for cell in COLUMNS.values())} |")
     lengths = [str(part["tokens"]) for part in next(iter(found.values()))["prefixes"]]
+    if not lengths:
+        return "\n".join(lines) + "\n"
     lines += ["", f"| FVE of the first tokens | {' | '.join(lengths)} |", "|---" * (len(lengths) + 1) + "|"]
     for name, metrics in found.items():
         lines.append(f"| {name} | {' | '.join(number(part['fve']) for part in metrics['prefixes'])} |")

@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from nla.composition import compose
+from nla.config import check_train
+
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 RECORD = {"benchmark", "command", "date", "machine", "versions", "quick", "repeats", "rows", "figures"}
 ROW = {"key", "what", "against", "unit", "ours", "other", "ratio"}
@@ -130,3 +133,14 @@ def test_the_step_of_one_gpu_runs_small_on_a_cpu(tmp_path: Path) -> None:
 
 def test_precision(tmp_path: Path) -> None:
     assert max(record_of("precision", tmp_path)["figures"]["relative_error"].values()) < 1e-2
+
+
+def test_the_recipe_of_quotes_is_one_that_train_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import quotes
+
+    folder = quotes.write_texts(tmp_path / "texts", 5)
+    assert len(list(folder.glob("*.txt"))) == 5
+    for name in quotes.VARIANTS:
+        settings = check_train(compose("train", [*quotes.recipe(folder), *quotes.rewards.VARIANTS[name]]))
+        assert settings.reward["reads"] == {"neg_error": "whole"}.get(name, name)

@@ -20,7 +20,7 @@ from nla.config import check_train
 from nla.errors import ConfigError
 from nla.evaluation import evaluate
 from nla.evaluation.bootstrap import Resamples, Variance
-from nla.evaluation.readers import by_prefix
+from nla.evaluation.readers import by_prefix, unquoted
 from nla.evaluation.rows import read_rows
 from nla.evaluation.texts import Texts
 from nla.objectives import (
@@ -366,6 +366,23 @@ def test_fve_by_prefix_length(nla: NLA, target: Target) -> None:
     assert evaluate(nla, target, toy_corpus(), replace(SETTINGS, samples=0)).metrics["prefixes"] == []
     with pytest.raises(ConfigError, match="lengths must be at least 1"):
         replace(SETTINGS, prefix_tokens=[0])
+
+
+def test_fve_without_quotations(nla: NLA, target: Target) -> None:
+    """A reader that knows what is quoted and nothing besides: without the quotations nothing is left."""
+    rows = read_rows(target, toy_corpus(), "test", None, 32)
+    remembering(nla, rows.activation, every_malformed=5)
+    whole = nla.reconstruct
+    nla.reconstruct = lambda texts, size=64: whole([t.strip('"') for t in texts], size)  # type: ignore[method-assign]
+    variance = Variance(rows.activation, Resamples(rows.document, 20, 0))
+    said: list[str | None] = [None if k % 5 == 0 else f'"row {k}."' for k in range(24)]
+    found = unquoted(nla, rows, Texts(said, torch.full((24,), 5)), variance, 7)
+    bare = Texts(["" if text else None for text in said], torch.full((24,), 5))
+    expected = by_prefix(nla, rows, bare, variance, [1], 7)[0]
+    assert found["fve"] == pytest.approx(expected["fve"]) and found["quoted_share"] == 1.0
+    assert by_prefix(nla, rows, Texts(said, torch.full((24,), 5)), variance, [50], 7)[0]["fve"] > found["fve"]
+    plain = unquoted(nla, rows, Texts([f"row {k}." for k in range(24)], torch.full((24,), 5)), variance, 7)
+    assert plain["fve"] is None and plain["quoted_share"] == 0.0 and "quotes" in plain["reason"]
 
 
 def test_a_frozen_reconstructor_judges_the_same_texts(nla: NLA, target: Target, tiny_folder: str) -> None:

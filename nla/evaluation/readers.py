@@ -1,4 +1,4 @@
-"""The same explanations, read otherwise: only their first tokens, or by a reconstructor that did not train along.
+"""The same explanations, read otherwise: only their first tokens, without quotations, or by a frozen reconstructor.
 
 FVE by prefix length shows where in its text a pair says what matters. A frozen second reconstructor shows how much of
 an FVE is an understanding between two halves that were trained together.
@@ -12,7 +12,7 @@ from nla.evaluation.bootstrap import Variance
 from nla.evaluation.controls import missing
 from nla.evaluation.rows import Rows
 from nla.evaluation.texts import Texts, reconstruct, score
-from nla.rewards import prefixes
+from nla.rewards import prefixes, without_quotes
 
 
 def by_prefix(
@@ -28,6 +28,20 @@ def by_prefix(
         error = score(reconstruct(nla, cut, batch_size), rows.activation, texts.explanation).error
         found.append({"tokens": length, **variance.fve(error)})
     return found
+
+
+def unquoted(nla: NLA, rows: Rows, texts: Texts, variance: Variance, batch_size: int) -> dict[str, Any]:
+    """`{fve, ci95, quoted_share}` of the explanations without what they quote; the share is of their characters.
+
+    What is lost beside `fve` sat in fragments of the text itself, not in words about it.
+    """
+    said = [text or "" for text in texts.explanation]
+    bare = [without_quotes(text) for text in said]
+    share = 1 - sum(map(len, bare)) / max(1, sum(map(len, said)))
+    if bare == said:
+        return {**missing("no explanation quotes anything"), "quoted_share": 0.0}
+    error = score(reconstruct(nla, bare, batch_size), rows.activation, texts.explanation).error
+    return {**variance.fve(error), "quoted_share": share}
 
 
 def frozen_reconstructor(

@@ -135,6 +135,7 @@ def evaluate(
         said, size = variants["greedy"].texts, settings.batch_size
         metrics["frozen_reconstructor"] = readers.frozen_reconstructor(warm_start, rows, said, variance, size)
         metrics["prefixes"] = readers.by_prefix(nla, rows, said, variance, settings.prefix_tokens, size)
+        metrics["without_quotes"] = readers.unquoted(nla, rows, said, variance, size)
         metrics["ceiling"] = _ceiling(nla, data, rows, variance, settings.batch_size)
     metrics["explanation"] = {
         **variants["greedy"].texts.summary(),
