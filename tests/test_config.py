@@ -1,5 +1,6 @@
 """Every config composes and passes its checks; every mistake ends with one line, a suggestion and status 2."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,8 @@ def test_every_config_composes(file: Path, local: list[str]):
             assert checked.model.shape is None or checked.layer.block(checked.model.shape.num_hidden_layers) > 0
     elif group in ("model", "data"):
         compose("train", [f"{key}={name}"])
+        first = file.read_text().splitlines()[0]
+        assert group == "data" or re.match(rf"# python train\.py .*(model|experiment)={name}", first)
     elif group in ("pretraining", "planning"):  # of `nla pretrain` and `nla plan`, no part of a training run
         compose("train", [f"+{key}={name}"])
     else:
