@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from nla import release
 from nla.adapters import add_lora, load_adapter, load_adapter_state, saved_adapter
 from nla.backbone import body, load_tokenizer, truncated, twin, width
-from nla.errors import ConfigError, ReleaseError
+from nla.errors import ConfigError, InjectionError, ReleaseError
 from nla.hub import SAFE_FILES, fetch, hub_name
 from nla.metadata import METADATA, Metadata, check_token, read_metadata
 from nla.prompts import Templates, build_verbalizer_prompt
@@ -113,7 +113,10 @@ def read_facts(first: Path, second: Path) -> tuple[Metadata, Metadata, Templates
     for folder, about in ((first, av), (second, ar)):
         if about.role not in about.templates:
             raise ReleaseError(f"{folder / METADATA}: prompt_templates.{about.role} is missing")
-    return av, ar, Templates(av.templates["av"], ar.templates["ar"])
+    try:
+        return av, ar, Templates(av.templates["av"], ar.templates["ar"])
+    except ConfigError as error:
+        raise ReleaseError(f"{first / METADATA} and {second / METADATA}: prompt_templates: {error}") from error
 
 
 def load_verbalizer(folder: Path, about: Metadata, templates: Templates, weights: Weights) -> Verbalizer:
@@ -128,7 +131,10 @@ def load_verbalizer(folder: Path, about: Metadata, templates: Templates, weights
     tokenizer = load_tokenizer(folder)
     if width(model) != about.d_model:
         raise ReleaseError(f"{path}: d_model is {about.d_model}, the model beside it has {width(model)}")
-    prompt = build_verbalizer_prompt(tokenizer, templates.verbalizer, marker)
+    try:
+        prompt = build_verbalizer_prompt(tokenizer, templates.verbalizer, marker)
+    except InjectionError as error:
+        raise InjectionError(f"{path}: {error}") from error
     check_token(folder, about.tokens, "injection_token_id", prompt.marker_id)
     check_token(folder, about.tokens, "injection_left_neighbor_id", prompt.left_id)
     check_token(folder, about.tokens, "injection_right_neighbor_id", prompt.right_id)

@@ -30,10 +30,12 @@ class Templates:
             ("reconstructor", self.reconstructor, EXPLANATION_SLOT),
         ):
             if text.count(slot) != 1:
-                raise ConfigError(f"{name} template holds {slot} {text.count(slot)} times, expected exactly once")
+                raise ConfigError(
+                    f"{name} template (model.templates.{name}) holds {slot} {text.count(slot)} times, expected exactly once"
+                )
         if not self.reconstructor.split(EXPLANATION_SLOT)[1].strip():
             raise ConfigError(
-                f"reconstructor template ends with {EXPLANATION_SLOT}: a fixed suffix must follow, "
+                f"reconstructor template (model.templates.reconstructor) ends with {EXPLANATION_SLOT}: a fixed suffix must follow, "
                 "because the prediction is read at the prompt's last token"
             )
 
@@ -133,14 +135,14 @@ def build_verbalizer_prompt(tokenizer: PreTrainedTokenizerBase, template: str, m
     """Render the prompt and find its one marker. Raises InjectionError: missing, twice, split, or at the edge."""
     if template.count(MARKER_SLOT) != 1:
         raise InjectionError(
-            f"verbalizer template holds {MARKER_SLOT} {template.count(MARKER_SLOT)} times, expected once"
+            f"verbalizer template {template!r} holds {MARKER_SLOT} {template.count(MARKER_SLOT)} times, expected once"
         )
     marker_id = _marker_id(tokenizer, marker)
     if marker_id is None:
         pieces = tokenizer.encode(marker, add_special_tokens=False)
         raise InjectionError(
             f"marker {marker!r} is not one token of this tokenizer (it gives ids {pieces}): "
-            "choose another marker, or null to search for one"
+            "choose another marker, or model.marker=null to search for one"
         )
     tokens = chat_ids(tokenizer, template.replace(MARKER_SLOT, marker))
     count = tokens.count(marker_id)

@@ -67,7 +67,7 @@ def pair(folder: str) -> NLA:
 
 @pytest.mark.parametrize("padding", ["left", "right", "none"])
 def test_the_activation_is_the_output_of_block_l(folder: str, padding: str):
-    """Whatever the tokenizer's padding side, and without a padding token: as the unpadded forward of each text."""
+    """Faults 21 and 22: on any padding side, and without a padding token, as the unpadded forward of each text."""
     target = Target.from_pretrained(folder, 0)
     if padding == "none":
         target.tokenizer.pad_token = None
@@ -84,7 +84,7 @@ def test_the_activation_is_the_output_of_block_l(folder: str, padding: str):
 
 
 def test_the_injected_row_reaches_block_zero_at_its_own_norm(pair: NLA):
-    """Where the embedding scales by sqrt(d) (Gemma) the vector is put in after that scaling."""
+    """Fault 29: where the embedding scales by sqrt(d) (Gemma) the vector is put in after that scaling."""
     verbalizer, activation = pair.verbalizer, vectors()
     tokens, mask = verbalizer.respond(TEXTS)
     seen = seen_by_first_block(verbalizer, activation, tokens, mask)
@@ -101,7 +101,7 @@ def test_the_injected_row_reaches_block_zero_at_its_own_norm(pair: NLA):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_the_reconstructor_starts_as_the_output_of_block_l(folder: str, side: str):
-    """Identity head, no final norm: the residual stream at the prompt's last token."""
+    """Faults 21 and 22: identity head, no final norm, the residual stream at the prompt's last token."""
     reconstructor = Reconstructor.from_target(folder, 1, TEMPLATES.reconstructor)
     reconstructor.tokenizer.padding_side = side
     model, tokenizer = backbone.load_model(folder), backbone.load_tokenizer(folder)
@@ -112,7 +112,7 @@ def test_the_reconstructor_starts_as_the_output_of_block_l(folder: str, side: st
 
 
 def test_the_engine_equals_generate_and_teacher_forcing(pair: NLA):
-    """Prompt and answer cross the windows of 8 tokens; each row's injection is kept in cached decoding."""
+    """Fault 26: prompt and answer cross the windows of 8 tokens; each row's injection is kept in cached decoding."""
     verbalizer = pair.verbalizer
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*cannot be sampled by the engine.*")
@@ -126,6 +126,7 @@ def test_the_engine_equals_generate_and_teacher_forcing(pair: NLA):
 
 
 def test_all_weights_are_trained_saved_and_loaded(folder: str, tmp_path: Path):
+    """Fault 28."""
     nla = NLA.from_target(folder, 1, TEMPLATES, MARKER, 150.0, None)
     assert all(parameter.requires_grad for parameter in nla.parameters())
     shaken(nla).save_pretrained(tmp_path / "nla", stage="joint")

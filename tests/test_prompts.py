@@ -51,11 +51,13 @@ def test_prompt_has_the_marker_once_with_its_neighbours(tok):
     ],
 )
 def test_missing_double_or_split_marker(tok, template: str, marker: str, message: str):
+    """Fault 23."""
     with pytest.raises(InjectionError, match=message):
         prompts.build_verbalizer_prompt(tok, template, marker)
 
 
 def test_marker_at_the_edge():
+    """Fault 23."""
     bare = make_tokenizer()
     bare.chat_template = "{{ messages[0]['content'] }}"
     with pytest.raises(InjectionError, match="edge"):
@@ -64,6 +66,7 @@ def test_marker_at_the_edge():
 
 @pytest.mark.parametrize("form", ["list", "nested", "encoding", "tensor"])
 def test_chat_template_forms_give_the_same_ids(tok, form: str, monkeypatch: pytest.MonkeyPatch):
+    """Fault 24."""
     expected = prompts.chat_ids(tok, "hello")
     forms = {
         "list": expected,

@@ -140,14 +140,16 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_metadata_is_named(saved_nla: Path, name: str):
+    """Faults 16 and 23."""
     change, message = BAD[name]
     edit(saved_nla / "verbalizer", change)
     with pytest.raises(NLAError, match=message) as caught:
         NLA.from_pretrained(saved_nla)
-    assert "\n" not in str(caught.value)
+    assert str(saved_nla / "verbalizer") in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_suffix_drift_is_an_error(saved_nla: Path):
+    """Fault 23, of the reconstructor's prompt."""
     edit(saved_nla / "reconstructor", lambda c: c["tokens"].update(critic_suffix_ids=[1, 2, 3]))
     with pytest.raises(ReleaseError, match=r"critic_suffix_ids.*\[1, 2, 3\]"):
         NLA.from_pretrained(saved_nla)
@@ -173,6 +175,7 @@ CANARY = "kind: !!python/object/apply:os.system ['touch canary']\n"
     ],
 )
 def test_unsafe_or_broken_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str):
+    """Fault 16."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "nla_meta.yaml").write_text(text)
     with pytest.raises(ReleaseError, match=message) as caught:
@@ -202,6 +205,7 @@ def test_pickles_are_refused_and_not_run(
 
 
 def test_missing_head_is_an_error(saved_nla: Path):
+    """Fault 28."""
     (saved_nla / "reconstructor" / "value_head.safetensors").unlink()
     with pytest.raises(ReleaseError, match=r"value_head\.safetensors is missing"):
         NLA.from_pretrained(saved_nla)
@@ -211,12 +215,14 @@ def test_missing_head_is_an_error(saved_nla: Path):
     "tensors", [{"weight": torch.zeros(32, 16)}, {"w": torch.eye(32)}, {"weight": torch.full((32, 32), torch.nan)}]
 )
 def test_wrong_head_is_an_error(saved_nla: Path, tensors: dict[str, torch.Tensor]):
+    """Fault 28."""
     save_file(tensors, saved_nla / "reconstructor" / "value_head.safetensors")
     with pytest.raises(ReleaseError, match="value_head"):
         NLA.from_pretrained(saved_nla)
 
 
 def test_truncated_head_is_an_error(saved_nla: Path):
+    """Fault 28."""
     path = saved_nla / "reconstructor" / "value_head.safetensors"
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ReleaseError, match="not a safetensors file"):
@@ -244,6 +250,7 @@ def test_block_count_must_fit_the_layer(saved_nla: Path):
 
 
 def test_code_that_comes_with_a_checkpoint_is_not_run(saved_nla: Path, monkeypatch: pytest.MonkeyPatch):
+    """Fault 43."""
     monkeypatch.chdir(saved_nla)
     path = saved_nla / "verbalizer" / "config.json"
     config = json.loads(path.read_text()) | {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil"}}
@@ -255,6 +262,7 @@ def test_code_that_comes_with_a_checkpoint_is_not_run(saved_nla: Path, monkeypat
 
 
 def test_half_a_pair(saved_nla: Path):
+    """Fault 47."""
     (saved_nla / "reconstructor").rename(saved_nla / "elsewhere")
     with pytest.raises(ReleaseError, match="half"):
         NLA.from_pretrained(saved_nla)

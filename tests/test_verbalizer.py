@@ -124,6 +124,7 @@ def test_samples_must_share_activations_evenly(qwen: Verbalizer):
 
 
 def test_different_vectors_give_different_log_probs(qwen: Verbalizer):
+    """Fault 27."""
     tokens, mask = qwen.respond(["It rains."] * 3)
     log_probs = qwen(vectors(3), tokens, mask)
     assert not torch.allclose(log_probs[0], log_probs[1], atol=1e-3)
@@ -132,6 +133,7 @@ def test_different_vectors_give_different_log_probs(qwen: Verbalizer):
 
 
 def test_a_marker_in_the_answer_is_an_ordinary_token(qwen: Verbalizer):
+    """Fault 25."""
     tokens, mask = qwen.respond([f"it says {MARKER}", "it says b"])
     assert (tokens == qwen.prompt.marker_id).sum() == 1
     seen = seen_by_first_block(qwen, vectors(2), tokens, mask)
@@ -176,6 +178,7 @@ def test_wrong_width_or_lost_marker_stop(qwen: Verbalizer):
 
 
 def test_a_scale_far_off_warns_once_with_both_norms(tiny_folder: str, recwarn: pytest.WarningsRecorder):
+    """Fault 27."""
     verbalizer = make(tiny_folder, scale=5.7 * 500)
     verbalizer.prompt_embeddings(vectors())
     verbalizer.prompt_embeddings(vectors())
