@@ -31,12 +31,13 @@ class Templates:
         ):
             if text.count(slot) != 1:
                 raise ConfigError(
-                    f"{name} template (model.templates.{name}) holds {slot} {text.count(slot)} times, expected exactly once"
+                    f"{name} template (model.templates.{name}) holds {slot} {text.count(slot)} times, "
+                    "expected exactly once"
                 )
         if not self.reconstructor.split(EXPLANATION_SLOT)[1].strip():
             raise ConfigError(
-                f"reconstructor template (model.templates.reconstructor) ends with {EXPLANATION_SLOT}: a fixed suffix must follow, "
-                "because the prediction is read at the prompt's last token"
+                f"reconstructor template (model.templates.reconstructor) ends with {EXPLANATION_SLOT}: a fixed suffix "
+                "must follow, because the prediction is read at the prompt's last token"
             )
 
 
