@@ -102,7 +102,7 @@ def write(found: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> No
     folder: Path = arguments.output
     folder.mkdir(parents=True, exist_ok=True)
     content = {
-        "benchmark": "rewards",
+        "benchmark": f"{arguments.prefix}s",
         "command": command(Path(sys.argv[0]).stem),
         "date": datetime.date.today().isoformat(),
         "machine": machine(),
