@@ -102,6 +102,7 @@ class JointStage(Stage):
 
     def training_step(self, batch: ActivationBatch, batch_idx: int) -> None:
         started = time.perf_counter()
+        self.zero_grad()  # else those of the step before take memory while sampling
         rollout = self._sample(batch)
         sampled = time.perf_counter()
         counts = self._global_counts(rollout)
