@@ -38,6 +38,7 @@ from nla.errors import CheckpointError, ConfigError, NLAError, TrainingError
 from nla.lock import locked
 from nla.metadata import read_yaml
 from nla.parallel import check_ranks, whole_pair, with_strategy
+from nla.planning.gather import resolve_gather
 from nla.prompts import Templates
 from nla.runs import (
     CONFIG,
@@ -74,6 +75,7 @@ def train(cfg: DictConfig) -> Path:
         settings.model.revision = cfg.model.revision = pinned_revision(settings.model, run)
         cfg.layer.index = settings.layer.block(model_depth(settings.model))
     check_ranks(settings.hardware.trainer)
+    resolve_gather(cfg, settings)
     if settings.preflight:
         from nla.preflight import require  # which is built from the parts of this module
 

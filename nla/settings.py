@@ -107,7 +107,7 @@ class HardwareSettings(Settings):
     trainer: dict[str, Any]
     micro_batch_size: PositiveInt
     activation_checkpointing: bool
-    gather: Literal["once", "blocks"]
+    gather: Literal["auto", "once", "blocks"]
 
 
 class TrainSettings(Settings):

@@ -5,13 +5,14 @@ Lightning moves a frozen record only if it has `.to`.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 from nla.errors import ConfigError
 
@@ -95,6 +96,22 @@ class Completions(Record):
 
     def __len__(self) -> int:
         return len(self.explanation)
+
+    @classmethod
+    def join(cls, parts: Sequence["Completions"], pad_id: int) -> "Completions":
+        """One after the other, padded to the longest."""
+        time = max(part.tokens.shape[1] for part in parts)
+
+        def joined(tensors: Sequence[Tensor], filling: float) -> Tensor:
+            return torch.cat([pad(tensor, (0, time - tensor.shape[1]), value=filling) for tensor in tensors])
+
+        known = [part.log_probs for part in parts if part.log_probs is not None]
+        return cls(
+            joined([part.tokens for part in parts], pad_id),
+            joined([part.mask for part in parts], False),
+            [text for part in parts for text in part.explanation],
+            joined(known, 0.0) if len(known) == len(parts) else None,
+        )
 
     def cut(self, samples: slice) -> "Completions":
         """Some of the samples."""

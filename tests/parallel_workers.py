@@ -130,6 +130,7 @@ def sampled(folder: Path, ranks: int) -> list[list[list[int]]]:
 def short_of_memory(rank: int, ranks: int, strategy: str, work: Path, out: Path) -> None:
     """A joint step of plain gradient descent, in which the last rank has no memory for its third micro-batch.
 
+    `ddp-sampling`: it has memory for the whole step, but not to sample more than two activations at a time.
     `fsdp2-told`: rank 0 looks at nothing, and hears from gloo that the connection was closed.
     """
     strategy, _, enough = strategy.partition("-")
@@ -143,10 +144,20 @@ def short_of_memory(rank: int, ranks: int, strategy: str, work: Path, out: Path)
     def backward(loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
         usual(loss, *args, **kwargs)
         passes.append(stage.micro_batch_size)
-        if len(passes) == 3 and rank == ranks - 1 and enough != "enough":
+        if len(passes) == 3 and rank == ranks - 1 and enough in ("", "told"):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
+    sample, sampled = pair.verbalizer.sample, []
+
+    def sample_few(activation: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if len(activation) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        sampled.append(len(activation))
+        return sample(activation, *args, **kwargs)
+
     stage.manual_backward = backward
+    if enough == "sampling" and rank == ranks - 1:
+        pair.verbalizer.sample = sample_few
     together = Together()
     if enough == "told" and rank == 0:
         together._watch = lambda: None
@@ -158,6 +169,7 @@ def short_of_memory(rank: int, ranks: int, strategy: str, work: Path, out: Path)
         print("error:", error, file=sys.stderr, flush=True)
         os._exit(error.status)  # as a process that ends: without waiting for the others
     (out / f"passes-{rank}").write_text(str(len(passes)))
+    (out / f"sampled-{rank}").write_text(json.dumps(sampled))
     if rank == 0:
         pair.save_pretrained(out / "pair")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Literal
 
 from nla.planning.facts import GIB, Facts
 from nla.planning.task import Gather, Task
@@ -33,7 +34,7 @@ def gathering(tasks: Sequence[Task], facts: Facts) -> tuple[Gather, str]:
     return "blocks", f"{slow}, and a node of {facts.gpus_per_node} GPUs does not hold the weights beside the rest"
 
 
-def runnable(gather: Gather) -> Gather:
+def runnable(gather: Gather) -> Literal["once", "blocks"]:
     """What this version can run of it."""
     return "blocks" if gather == "tensor parallel" else gather
 

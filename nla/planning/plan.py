@@ -18,7 +18,7 @@ def make_plan(settings: TrainSettings, plain: Mapping[str, Any], facts: Facts) -
     """Everything `nla plan` prints: bytes, seconds, FLOPs, money. Raises ConfigError, ModelError."""
     tasks, notes = tasks_of(settings, plain, facts)
     gather, why = advice.gathering(tasks, facts)
-    if tasks[0].layout.strategy == "fsdp" and plain["hardware"]["gather"] != advice.runnable(gather):
+    if tasks[0].layout.strategy == "fsdp" and plain["hardware"]["gather"] not in ("auto", advice.runnable(gather)):
         why += f"; set hardware.gather={advice.runnable(gather)}"
     stages = [stage_plan(task, facts, advice.runnable(gather)) for task in tasks]
     gpus = tasks[0].layout.gpus

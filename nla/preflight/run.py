@@ -18,6 +18,7 @@ from nla.config import check_train, model_depth, plain_config
 from nla.data.datamodule import NLADataModule
 from nla.errors import TrainingError
 from nla.parallel import serving, with_strategy
+from nla.planning.gather import resolve_gather
 from nla.preflight import checks
 from nla.preflight.checks import Check
 from nla.preflight.trial import trial
@@ -37,6 +38,7 @@ def preflight(cfg: DictConfig) -> list[Check]:
     settings = check_train(cfg)
     if settings.nla is None:
         cfg.layer.index = settings.layer.block(model_depth(settings.model))
+    resolve_gather(cfg, settings)
     for logger in app.CHATTY:
         logging.getLogger(logger).setLevel(logging.WARNING)
     return list(_checks(settings, plain_config(cfg)))

@@ -45,7 +45,7 @@ def in_micro_batches(stage: LightningModule, run: Callable[[int], R], size: int,
                 f"{where} ({said}), and none is smaller: lower rollout.group_size or rollout.max_new_tokens, switch "
                 "activation checkpointing on, or use adapter=lora or more GPUs"
             )
-        if isinstance(strategy, (FSDPStrategy, ModelParallelStrategy)):
+        if meets_in_each_pass(stage):
             raise TrainingError(
                 f"{where} ({said}); under FSDP they are not halved during a step: set hardware.micro_batch_size="
                 f"{smaller} (nla preflight says what fits)"
@@ -58,6 +58,11 @@ def in_micro_batches(stage: LightningModule, run: Callable[[int], R], size: int,
             stacklevel=2,
         )
         size = smaller
+
+
+def meets_in_each_pass(stage: LightningModule) -> bool:
+    """Whether ranks wait for one another in each pass through a model, so that none may run more of them."""
+    return isinstance(stage.trainer.strategy, (FSDPStrategy, ModelParallelStrategy))
 
 
 @contextmanager

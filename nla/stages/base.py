@@ -23,11 +23,18 @@ from nla.errors import TrainingError
 from nla.metrics import FractionOfVarianceExplained
 from nla.objectives import cosine
 from nla.parallel import Gather, checkpoint_activations, serving, shard, whole
+from nla.stages.fitting import Fitting
 from nla.stages.skips import Skips
 from nla.target import Target
-from nla.types import ActivationBatch, TokenBatch
+from nla.types import ActivationBatch, Completions, TokenBatch
 
 OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
+
+
+REMEDIES = {  # where memory does not suffice for one row
+    "sampling": "lower rollout.group_size, rollout.max_new_tokens or the batch_size of its data, or take more GPUs",
+    "scoring": "lower rollout.max_new_tokens or the batch_size of its data, or take more GPUs",
+}
 
 
 class Stage(LightningModule):
@@ -79,6 +86,7 @@ class Stage(LightningModule):
         self.fve = FractionOfVarianceExplained(target.d_model)
         self._validated: dict[str, Tensor] = {}  # weighted sums and weights
         self.skips = Skips(self.name, skipped_in_a_row)
+        self.fitting = {what: Fitting(what, remedy) for what, remedy in REMEDIES.items()}
         for half in ("verbalizer", "reconstructor"):
             if half not in self.trains:
                 getattr(nla, half).requires_grad_(False)
@@ -112,6 +120,9 @@ class Stage(LightningModule):
             for half in self.halves().values():
                 checkpoint_activations(half)
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            # GPUs may differ: the one with the least room decides
+            once = self.trainer.strategy.reduce_boolean_decision(self.gather == "once", all=True)
+            self.gather = "once" if once else "blocks"
             shard(self.nla, self.target, self.trainer.strategy.root_device, self.trainer.precision)
 
     def configure_optimizers(self) -> Any:
@@ -138,6 +149,17 @@ class Stage(LightningModule):
         with serving(self.target, self.gather):
             activation = self.target(batch.tokens, batch.mask, batch.row, batch.position)
         return ActivationBatch(activation, batch.document, batch.position, batch.text, batch.explanation, batch.spare)
+
+    def sample(self, activation: Tensor, samples: int = 1, *, first_row: int = 0, **how: Any) -> Completions:
+        """As `Verbalizer.sample`, in parts where memory runs out: rows have their own seeds, so tokens are the same."""
+
+        def part(rows: slice) -> Completions:
+            first = first_row + rows.start * samples
+            return self.nla.verbalizer.sample(activation[rows], samples, first_row=first, **how)
+
+        with serving(self.nla.verbalizer, self.gather):
+            parts = self.fitting["sampling"].run(self, part, len(activation))
+        return Completions.join(parts, self.nla.verbalizer.pad_id)
 
     def mean_over_ranks(self, value: Tensor) -> Tensor:
         """Of counts that gradients are divided by, since gradients are averaged over ranks."""
@@ -176,11 +198,13 @@ class Stage(LightningModule):
         else:
             optimizer.zero_grad()
             figures = {"loss": float(loss), **{f"gradient_norm_{name}": float(norm) for name, norm in norms.items()}}
-            folder = Path(self.trainer.default_root_dir)
-            self.skips.skipped(batch, figures, step=self.global_step, rank=self.global_rank, folder=folder)
-        return {f"gradient_norm_{name}": norm for name, norm in norms.items()} | {
-            "skipped_steps": torch.tensor(float(self.skips.total))
-        }
+            self.skip(batch, figures)
+        return {f"gradient_norm_{name}": norm for name, norm in norms.items()}
+
+    def skip(self, batch: ActivationBatch, figures: dict[str, float], what: str = "steps") -> None:
+        """Count and record a step that was left out. Raises TrainingError after ``skipped_in_a_row`` of them."""
+        folder = Path(self.trainer.default_root_dir)
+        self.skips.skipped(batch, figures, step=self.global_step, rank=self.global_rank, folder=folder, what=what)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["skips"] = self.skips.state()
@@ -189,8 +213,9 @@ class Stage(LightningModule):
         self.skips.restore(checkpoint.get("skips", {}))
 
     def log_step(self, metrics: dict[str, Tensor | float], shown: Iterable[str] = ()) -> None:
-        """Log ``<stage>/<name>``, the mean over ranks, the ``shown`` ones in the progress bar too."""
+        """Log ``<stage>/<name>``, the mean over ranks, the ``shown`` ones in the progress bar too; skipped steps."""
         bar = set(shown)
+        metrics = {**metrics, "skipped_steps": float(self.skips.total)}
         values = torch.stack(
             [torch.as_tensor(value, dtype=torch.float32, device=self.device) for value in metrics.values()]
         )
@@ -199,12 +224,11 @@ class Stage(LightningModule):
 
     def validation_step(self, batch: ActivationBatch, batch_idx: int) -> dict[str, Any]:
         """Greedy explanations of held-out activations, scored by the reconstructor; returns rows for a table."""
-        with serving(self.nla.verbalizer, self.gather):
-            completions = self.nla.verbalizer.sample(
-                batch.activation, max_new_tokens=self.max_new_tokens, temperature=0.0
-            )
+        completions = self.sample(batch.activation, max_new_tokens=self.max_new_tokens, temperature=0.0)
+        texts = [text or "" for text in completions.explanation]
         with serving(self.nla.reconstructor, self.gather):
-            prediction = self.nla.reconstructor.reconstruct([text or "" for text in completions.explanation])
+            reconstruct = self.nla.reconstructor.reconstruct
+            prediction = torch.cat(self.fitting["scoring"].run(self, lambda part: reconstruct(texts[part]), len(texts)))
         well_formed = completions.well_formed
         rows = 0 if batch.spare else len(batch)
         self.fve.update(prediction[:rows], batch.activation[:rows], well_formed[:rows])

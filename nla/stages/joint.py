@@ -32,7 +32,7 @@ from nla.objectives import (
     reconstruction_error,
     sequence_kl,
 )
-from nla.parallel import serving, whole
+from nla.parallel import whole
 from nla.reconstructor import frozen_copy
 from nla.rewards import Divergence, Reward
 from nla.stages.backward import in_micro_batches
@@ -120,7 +120,7 @@ class JointStage(Stage):
         metrics = {name: torch.stack([part[name] for part in parts]).sum(0) for name in parts[0]}
         update = self.update(batch, metrics["loss"])
         for _ in range(self.reconstructor_updates - 1):
-            self._update_reconstructor(rollout, counts)
+            self._update_reconstructor(batch, rollout, counts)
         metrics["fve_batch"] = self.fve_batch.compute()["fve"]
         texts = text_metrics(rollout.completions, self.sampling.max_new_tokens)
         scoring = float(metrics["seconds_scoring"])
@@ -130,20 +130,19 @@ class JointStage(Stage):
 
     def _sample(self, batch: ActivationBatch) -> Rollout:
         s, rows = self.sampling, len(batch) * self.sampling.group_size
-        with serving(self.nla.verbalizer, self.gather):
-            completions = self.nla.verbalizer.sample(
-                batch.activation,
-                s.group_size,
-                max_new_tokens=s.max_new_tokens,
-                temperature=s.temperature,
-                top_p=s.top_p,
-                top_k=s.top_k,
-                seed=hash((self.seed, self.global_step)) % 2**31,
-                first_row=self.global_rank * rows,
-                backend=s.backend,
-                dtype=s.dtype,
-                compiled=s.compiled,
-            )
+        completions = self.sample(
+            batch.activation,
+            s.group_size,
+            max_new_tokens=s.max_new_tokens,
+            temperature=s.temperature,
+            top_p=s.top_p,
+            top_k=s.top_k,
+            seed=hash((self.seed, self.global_step)) % 2**31,
+            first_row=self.global_rank * rows,
+            backend=s.backend,
+            dtype=s.dtype,
+            compiled=s.compiled,
+        )
         key, first = self.seed + self.global_step, self.global_rank * len(batch)
         read = self.reward.read(completions, s.group_size, self.nla.reconstructor.tokenizer, key, first)
         return Rollout(batch.activation, s.group_size, completions, read)
@@ -197,8 +196,10 @@ class JointStage(Stage):
         activation = rollout.activation.repeat_interleave(rollout.group, dim=0)
         return prediction, reconstruction_error(prediction, activation, self.nla.mse_scale)
 
-    def _update_reconstructor(self, rollout: Rollout, counts: dict[str, Float[Tensor, ""]]) -> None:
-        """One more step of the reconstructor alone on the same explanations; none where a gradient is not finite."""
+    def _update_reconstructor(
+        self, batch: ActivationBatch, rollout: Rollout, counts: dict[str, Float[Tensor, ""]]
+    ) -> None:
+        """One more step of the reconstructor alone on the same explanations; skipped where a gradient is not finite."""
 
         def backward(size: int) -> None:
             for part in rollout.split(size):
@@ -210,6 +211,10 @@ class JointStage(Stage):
         norm = whole(nn.utils.clip_grad_norm_(trainable(self.nla.reconstructor), self.clip_norm))
         if self.trainer.strategy.reduce_boolean_decision(bool(norm.isfinite()), all=True):
             self.optimizer.optimizer.step()  # past Lightning, which would count it as a step of training
+            self.skips.passed("reconstructor updates")
+        else:
+            self.optimizer.zero_grad()
+            self.skip(batch, {"gradient_norm_reconstructor": float(norm)}, "reconstructor updates")
 
     def _reference_log_probs(self, rollout: Rollout, coefficient: float) -> Float[Tensor, "sample time"] | None:
         if coefficient == 0:

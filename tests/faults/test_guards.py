@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from test_stages import batch, completions_of, fit, joint, options, same, weight
 from nla.autoencoder import NLA
 from nla.errors import InjectionError, TrainingError
 from nla.stages import JointStage, ReconstructorStage, VerbalizerStage
+from nla.stages.joint import Sampling
 from nla.target import Target
 from nla.types import ActivationBatch, Rollout
 from nla.verbalizer import Verbalizer
@@ -135,12 +137,12 @@ def test_several_bad_steps_in_a_row_stop_with_finite_weights(
 def test_the_count_of_skipped_steps_is_resumed(nla: NLA, target: Target) -> None:
     """30: a run that is killed and continued does not start counting anew."""
     stage = poisoned(nla, target, "loss", set())
-    stage.skips.total, stage.skips.in_a_row = 7, 2
+    stage.skips.total, stage.skips.in_a_row = 7, {"steps": 2}
     checkpoint: dict[str, Any] = {}
     stage.on_save_checkpoint(checkpoint)
     other = poisoned(nla, target, "loss", set())
     other.on_load_checkpoint(checkpoint)
-    assert (other.skips.total, other.skips.in_a_row) == (7, 2)
+    assert (other.skips.total, other.skips.in_a_row) == (7, {"steps": 2})
 
 
 # 35: out of memory
@@ -227,3 +229,110 @@ def test_micro_batches_of_the_warm_starts_do_not_change_a_step(nla: NLA, target:
     for other in found[1:]:
         assert same(found[0][0], other[0], atol=1e-6)
         assert found[0][1] == pytest.approx(other[1], rel=1e-5)
+
+
+class Tight(JointStage):
+    """Memory for the sampling, or for the reading, of `most` rows at a time only."""
+
+    most, starts, read = 99, list[int](), 0
+
+    def run_short(self) -> None:
+        usual, reconstruct = self.nla.verbalizer.sample, self.nla.reconstructor.reconstruct
+
+        def sample(activation: torch.Tensor, *args: Any, first_row: int = 0, **how: Any) -> Any:
+            self.starts = [*self.starts, first_row]
+            if len(activation) > self.most:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return usual(activation, *args, first_row=first_row, **how)
+
+        def read(texts: Any, *args: Any) -> Any:
+            self.read += len(texts) <= self.most
+            if len(texts) > self.most:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return reconstruct(texts, *args)
+
+        self.nla.verbalizer.sample, self.nla.reconstructor.reconstruct = sample, read  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def tight(nla: NLA, target: Target, most: int) -> Tight:
+    made: Any = joint(copy.deepcopy(nla), target, rollout=Sampling(group_size=4, max_new_tokens=12))
+    made.__class__, made.most = Tight, most
+    return made
+
+
+def test_out_of_memory_while_sampling_goes_on_in_halves_with_the_same_tokens(nla: NLA, target: Target) -> None:
+    """35: rows have their own seeds; what is sampled already is kept, and the size that fits is remembered."""
+    found, many = [], batch(4)
+    for most in (99, 1):
+        stage = tight(nla, target, most)
+        fit(stage, 1)
+        stage.run_short()
+        stage.starts = []
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            found.append([stage._sample(many).completions for _ in range(2)])
+        if most == 1:
+            halved = [str(warning.message) for warning in said if "out of memory" in str(warning.message)]
+            assert len(halved) == 2 and "sampling 4 rows at a time" in halved[0] and "2 at a time" in halved[0]
+            assert stage.starts == [0, 0, 0, 4, 8, 12, 0, 4, 8, 12]
+    for whole, parts in zip(*found, strict=True):
+        assert torch.equal(whole.tokens, parts.tokens) and torch.equal(whole.mask, parts.mask)
+        assert whole.explanation == parts.explanation and len(set(map(len, whole.tokens.tolist()))) == 1
+        assert whole.log_probs is not None and parts.log_probs is not None
+        assert torch.allclose(whole.log_probs, parts.log_probs, atol=1e-5)
+    assert not torch.equal(found[0][0].tokens[:4], found[0][0].tokens[4:8])
+
+
+def test_out_of_memory_while_scoring_goes_on_in_halves(nla: NLA, target: Target) -> None:
+    """35: a validation's explanations, sampled and read in parts, give the figures of the whole."""
+    figures = []
+    for most in (99, 2):
+        stage = tight(nla, target, most)
+        stage.run_short()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainer = fit(stage, 1)
+        figures.append({k: float(v) for k, v in trainer.callback_metrics.items() if "validation" in k})
+        assert stage.read == (2 if most == 2 else 1)
+    assert figures[1] == pytest.approx(figures[0], abs=1e-5) and len(figures[0]) > 4
+
+
+def test_out_of_memory_with_one_row_says_what_to_do(nla: NLA, target: Target) -> None:
+    """35: nothing smaller can be sampled."""
+    stage = tight(nla, target, 0)
+    stage.run_short()
+    with pytest.raises(TrainingError, match=r"out of memory while sampling 1 rows .*rollout.group_size"):
+        fit(stage, 1)
+
+
+def test_a_skipped_update_of_the_reconstructor_alone_is_counted_and_stops_after_several(
+    nla: NLA, target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """30: with several updates per step, the later ones too."""
+    monkeypatch.chdir(tmp_path)
+
+    class Poisoned(JointStage):
+        def _sample(self, batch: ActivationBatch) -> Rollout:
+            return Rollout(batch.activation, 4, completions_of(self.nla, TEXTS * 2))
+
+        def _update_reconstructor(self, *args: Any) -> None:
+            usual = self.manual_backward
+
+            def backward(loss: torch.Tensor, *more: Any, **options: Any) -> None:
+                usual(loss * torch.nan, *more, **options)
+
+            self.manual_backward = backward  # pyright: ignore[reportAttributeAccessIssue]
+            super()._update_reconstructor(*args)
+            self.manual_backward = usual  # pyright: ignore[reportAttributeAccessIssue]
+
+    def made() -> Any:
+        stage: Any = joint(copy.deepcopy(nla), target, steps=3, reconstructor_updates=2, skipped_in_a_row=3)
+        stage.__class__ = Poisoned
+        return stage
+
+    stage = made()
+    trainer = fit(stage, 2)
+    assert float(trainer.callback_metrics["joint/skipped_steps"]) == 2 and trainer.global_step == 2
+    assert all(bool(weight.isfinite().all()) for weight in stage.nla.parameters())
+    with pytest.raises(TrainingError, match="3 reconstructor updates in a row"):
+        fit(made(), 3)

@@ -1,5 +1,6 @@
 """Case 35 of the fault list on real gloo processes: one rank alone runs out of memory."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,11 @@ def halves(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_under_ddp_a_rank_halves_alone_and_the_step_is_the_same(work: Path) -> None:  # noqa: F811
-    """35: rank 1 fails at its third micro-batch of 8 samples and does the step again with 4, before the reduction."""
-    for name in ("ddp-enough", "ddp"):
+    """35: rank 1 fails at its third micro-batch of 8 samples and does the step again with 4, before the reduction.
+
+    Or it fails in sampling, and samples the same tokens two activations at a time.
+    """
+    for name in ("ddp-enough", "ddp", "ddp-sampling"):
         start(2, name, work, "short_of_memory", work / name)
     count = {
         name: [int((work / name / f"passes-{rank}").read_text()) for rank in (0, 1)] for name in ("ddp-enough", "ddp")
@@ -24,8 +28,11 @@ def test_under_ddp_a_rank_halves_alone_and_the_step_is_the_same(work: Path) -> N
     assert count["ddp"][1] == 3 + 2 * count["ddp-enough"][1]
     expected, found, before = halves(work / "ddp-enough"), halves(work / "ddp"), halves(work)
     assert len(expected) > 40 and any(float((expected[name] - before[name]).abs().max()) > 1e-3 for name in before)
+    in_parts = halves(work / "ddp-sampling")
+    assert len(json.loads((work / "ddp-sampling/sampled-1").read_text())) >= 4
     for name, weight in expected.items():
         torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-6)
+        torch.testing.assert_close(in_parts[name], weight, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("others", ["", "-told"])
