@@ -42,7 +42,8 @@ class Layout:
         weight: bytes of a stored weight (`model.dtype`). compute: bytes of a number in a matrix product.
         checkpointing: blocks keep their input only and run again in the backward pass.
         frozen: bytes of a weight of an adapter's base, where it is stored in fewer than `weight`.
-        fused: the optimizer works on all tensors at once, as on GPUs, and needs scratch of their size.
+        fused: on GPUs: the optimizer works on all tensors at once and needs scratch of their size, and kernels are
+            launched while others run.
     """
 
     gpus: int = 1

@@ -223,7 +223,9 @@ class Task:
         step = flops.forward(shape, Pass(samples, samples * (self.prompt + self.response / 2), samples), self.rank)
         launching = facts.block_seconds.compiled if self.compiled else facts.block_seconds.eager
         least = moved / (facts.bandwidth_tb_s * 1e12 * facts.decode_bandwidth)
-        one = max(least, step / rate, shape.depth * launching)
+        # a GPU computes while the next kernels are launched, a CPU launches and computes in turn
+        launched = shape.depth * launching
+        one = max(least, step / rate, launched) if layout.fused else max(least, step / rate) + launched
         whole = layout.compute * shape.parameters
         gathering = 0.0
         if layout.strategy == "fsdp":
