@@ -6,7 +6,7 @@ weights once, after which nobody waits for anybody, or, where they do not fit, l
 gathering of the others.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, cast
 
@@ -72,8 +72,10 @@ def check_ranks(trainer: Mapping[str, Any]) -> None:
         )
 
 
-def shard(nla: NLA, target: Target, device: torch.device, precision: str) -> None:
-    """Spread the weights of both halves, of the KL reference and of the target over all ranks, in place.
+def shard(
+    nla: NLA, target: Target, device: torch.device, precision: str, readers: Sequence[Reconstructor] = ()
+) -> None:
+    """Spread the weights of both halves, the KL reference, the target and further `readers` over all ranks, in place.
 
     Kept weights, gradients and the optimizer's state stay in the weights' own type (fp32 master weights); what is
     gathered and computed with has that of `precision`. Gradients are reduced in fp32. Raises ConfigError for adapters:
@@ -89,8 +91,9 @@ def shard(nla: NLA, target: Target, device: torch.device, precision: str) -> Non
         if verbalizer is not None:
             _shard(verbalizer, verbalizer.model, mesh, policy)
             register_fsdp_forward_method(verbalizer, "sample")
-    fully_shard(nla.reconstructor.head, mesh=mesh)  # stays in fp32
-    _shard(nla.reconstructor, nla.reconstructor.body, mesh, policy)
+    for reconstructor in (nla.reconstructor, *readers):
+        fully_shard(reconstructor.head, mesh=mesh)  # stays in fp32
+        _shard(reconstructor, reconstructor.body, mesh, policy)
     _shard(target, target.model, mesh, policy)
 
 

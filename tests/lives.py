@@ -97,6 +97,17 @@ class Stop(Callback):
             os.kill(os.getpid(), self.number)
 
 
+class Poison(Callback):
+    """From this step on no gradient of the reconstructor's head is finite."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx + 1 == self.step:
+            pl_module.nla.reconstructor.head.weight.register_hook(lambda gradient: gradient * torch.inf)
+
+
 def fingerprint(module: nn.Module, trainer: Any) -> str:
     """A hash of weights, optimizer, schedule and random states."""
     whole = hashlib.blake2b()

@@ -72,6 +72,15 @@ def test_joint_step_has_the_same_loss_and_gradients_in_both_forms(tmp_path: Path
         assert sum(parts.values()) == pytest.approx(row[way], rel=0.2)
 
 
+def test_guesses() -> None:
+    done = run("guesses.py", "--documents", "12", "--samples", "0")
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("|")[1:6] for line in done.stdout.splitlines()[2:]]
+    assert {"hero", "place", "weather"} <= {row[0].strip() for row in rows}
+    assert all(0 <= float(row[1]) <= 1 and int(row[3]) <= 12 for row in rows)
+    assert max(float(row[1]) for row in rows) > 0  # even the untrained pair names something
+
+
 def test_growth(tmp_path: Path) -> None:
     record = record_of("growth", tmp_path, "--figure", tmp_path / "growth.png")
     varied = ("activations", "samples", "new tokens", "prompt tokens", "parameters")

@@ -23,6 +23,7 @@ from nla.errors import TrainingError
 from nla.metrics import FractionOfVarianceExplained
 from nla.objectives import cosine
 from nla.parallel import Gather, checkpoint_activations, serving, shard, whole
+from nla.reconstructor import Reconstructor
 from nla.stages.fitting import Fitting
 from nla.stages.skips import Skips
 from nla.target import Target
@@ -108,6 +109,11 @@ class Stage(LightningModule):
         """The modules that this stage trains, by name."""
         return {name: getattr(self.nla, name) for name in self.trains}
 
+    @property
+    def frozen_readers(self) -> tuple[Reconstructor, ...]:
+        """Reconstructors besides the pair's own, which are not trained."""
+        return ()
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """One group per trained half; a subclass may give them rates of their own."""
         return [{"params": trainable(half), "name": name} for name, half in self.halves().items()]
@@ -123,7 +129,8 @@ class Stage(LightningModule):
             # GPUs may differ: the one with the least room decides
             once = self.trainer.strategy.reduce_boolean_decision(self.gather == "once", all=True)
             self.gather = "once" if once else "blocks"
-            shard(self.nla, self.target, self.trainer.strategy.root_device, self.trainer.precision)
+            device, precision = self.trainer.strategy.root_device, self.trainer.precision
+            shard(self.nla, self.target, device, precision, self.frozen_readers)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer_factory(self.parameter_groups())

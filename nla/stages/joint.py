@@ -32,8 +32,8 @@ from nla.objectives import (
     reconstruction_error,
     sequence_kl,
 )
-from nla.parallel import whole
-from nla.reconstructor import frozen_copy
+from nla.parallel import serving, whole
+from nla.reconstructor import Reconstructor, frozen_copy
 from nla.rewards import Divergence, Reward
 from nla.stages.backward import in_micro_batches
 from nla.stages.base import Stage, trainable
@@ -96,6 +96,10 @@ class JointStage(Stage):
         # in a tuple, so that neither state_dict nor parameters() sees it
         self._frozen = (frozen_copy(self.nla.reconstructor),) if frozen_reconstructor else ()
         self.fve_frozen = FractionOfVarianceExplained(self.nla.d_model)
+
+    @property
+    def frozen_readers(self) -> tuple[Reconstructor, ...]:
+        return self._frozen
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{**group, **self.groups.get(group["name"], {})} for group in super().parameter_groups()]
@@ -225,7 +229,8 @@ class JointStage(Stage):
     def validation_step(self, batch: ActivationBatch, batch_idx: int) -> dict[str, Any]:
         rows = super().validation_step(batch, batch_idx)
         for frozen in self._frozen:
-            prediction = frozen.to(self.device).reconstruct([text or "" for text in rows["explanation"]])
+            with serving(frozen, self.gather):
+                prediction = frozen.to(self.device).reconstruct([text or "" for text in rows["explanation"]])
             formed = torch.tensor([text is not None for text in rows["explanation"]], device=self.device)
             counted = slice(0 if batch.spare else None)
             self.fve_frozen.update(prediction[counted], batch.activation[counted], formed[counted])

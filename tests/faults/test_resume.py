@@ -10,7 +10,7 @@ import pytest
 import torch
 from lives import overrides, stop, trace, train
 
-from nla.errors import CheckpointError, ConfigError, Interrupted
+from nla.errors import CheckpointError, ConfigError, Interrupted, TrainingError
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -43,6 +43,19 @@ def test_8_steps_and_12_are_20(stage: str, tiny_folder: str, warm: str) -> None:
     if stage == "joint":
         assert max(line["metrics"]["joint/well_formed"] for line in trace("straight")) > 0.5
         assert len({line["metrics"]["joint/kl"] for line in trace("straight")}) > 10
+
+
+def test_the_last_good_checkpoint_goes_on_after_a_guard_has_stopped_the_run(tiny_folder: str) -> None:
+    """Case 30: nothing of the steps that were left out is in it; without their cause the run ends as if undisturbed."""
+    settings = overrides(tiny_folder, "guarded", "reconstructor", 12, callbacks__checkpoint__every=5)
+    with pytest.raises(TrainingError, match="5 steps in a row"):
+        train(*settings, "+callbacks.poison={_target_: lives.Poison, step: 8}")
+    saved = sorted(path.name for path in Path("runs/guarded/stages/reconstructor/checkpoints").glob("[0-9]*"))
+    assert saved[-1] == "000005"
+    train(*settings)
+    train(*overrides(tiny_folder, "straight", "reconstructor", 12, callbacks__checkpoint__every=5))
+    assert trace("guarded")[-7:] == trace("straight")[-7:] and pair("guarded") == pair("straight")
+    assert table("guarded", "reconstructor") == table("straight", "reconstructor")
 
 
 def test_with_adapters_a_checkpoint_holds_no_base_weights_and_resumes(tiny_folder: str, warm: str) -> None:
