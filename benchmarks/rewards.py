@@ -31,6 +31,7 @@ VARIANTS: dict[str, list[str]] = {
     "kl_cosine_to_0": ["stage.joint.kl.schedule=cosine"],
     "centered": ["reward=centered"],
     "leave_one_out": ["reward=leave_one_out"],
+    "kl_k2": ["stage.joint.kl.kind=k2", "stage.joint.kl.coefficient=0.05"],
     "two_reconstructor_updates": ["stage.joint.reconstructor_updates=2"],
 }
 COLUMNS = {
