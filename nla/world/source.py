@@ -16,9 +16,8 @@ class WorldSource:
         sizes: documents per split (``warm_start``, ``joint``, ``validation``, ``test``, ...).
         seed: of the world; another seed gives other documents under the same ids.
         statements: which of the known facts a warm-start text mentions, a few, so that joint training has more to
-            find: below 1 each with this probability, else so many on average, each with the same probability (all where
-            no more are known), or as many as lie in this range, fewest and most. With a probability the decision on
-            one fact does not hang on how many were told before.
+            find: each with this probability, or as many as lie in this range, fewest and most. With a probability the
+            decision on one fact does not hang on how many were told before.
         shuffled: whether a warm-start text tells its facts in random order, as the descriptions did from which the
             packaged target learnt to write, instead of a fixed one.
     """
@@ -45,8 +44,7 @@ class WorldSource:
     def _count(self, known: int, rng: random.Random) -> int:
         """Facts to mention, at least one."""
         if isinstance(self.statements, int | float):
-            probability = self.statements if self.statements < 1 else self.statements / max(1, known)
-            return max(1, sum(rng.random() < probability for _ in range(known)))
+            return max(1, sum(rng.random() < self.statements for _ in range(known)))
         return rng.randint(*self.statements)
 
     def claims(self, explanation: str, document_id: str, text: str) -> list[Claim]:
