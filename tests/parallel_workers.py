@@ -13,6 +13,7 @@ import torch
 from evaluation_toys import ToySource, toy_corpus
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from nla.app import evaluation_device, resume_point
 from nla.autoencoder import NLA
@@ -22,6 +23,7 @@ from nla.data.datamodule import NLADataModule
 from nla.data.source import Document
 from nla.errors import CheckpointError, ConfigError, TrainingError
 from nla.evaluation import EvaluationSettings, rows, run
+from nla.optim import MuonAdamW
 from nla.parallel import check_ranks, whole_pair
 from nla.rewards import Divergence, Reward
 from nla.stages import JointStage, ReconstructorStage, VerbalizerStage
@@ -223,6 +225,34 @@ def evaluation(rank: int, ranks: int, strategy: str, work: Path, out: Path) -> N
     (out / f"read-{rank}.json").write_text(json.dumps({"read": sum(read), "rows": len(result.rows)}))
 
 
+class Given(VerbalizerStage):
+    """Its gradients are given, the same on any number of ranks, so that only the optimizer can differ."""
+
+    def update(self, batch: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(self.global_step)
+        for parameter in self.nla.verbalizer.parameters():
+            gradient = torch.randn(parameter.shape, generator=generator)
+            if isinstance(parameter, DTensor):
+                gradient = distribute_tensor(gradient, parameter.device_mesh, parameter.placements)
+            parameter.grad = gradient
+        return super().update(batch, loss)
+
+
+def muon(rank: int, ranks: int, strategy: str, work: Path, out: Path) -> None:
+    """Three steps of the default optimizer: Muon on the matrices, AdamW on the rest."""
+    pair = NLA.from_pretrained(work / "pair")
+    target = Target.from_pretrained(pair.base_model, pair.layer)
+    optimizer = functools.partial(MuonAdamW, lr=1e-3, muon_lr=5e-3, embeddings=100)
+    stage = Given(
+        pair, target, steps=STEPS, optimizer=optimizer, warmup_steps=0, final_fraction=1.0, clip_norm=1e9,
+        micro_batch_size=16, max_new_tokens=8,
+    )  # fmt: skip
+    trainer_of(ranks, strategy, out, limit_val_batches=0).fit(stage, data_of(target, "warm_start"))
+    plain = whole_pair(pair, lambda: NLA.from_pretrained(work / "pair"))
+    if rank == 0:
+        plain.save_pretrained(out / "pair")
+
+
 def two_steps(*arguments: Any) -> None:
     joint(*arguments, last=2)
 
@@ -253,5 +283,5 @@ def under_slurm(rank: int, ranks: int, strategy: str, work: Path, out: Path) -> 
 
 TASKS = {
     task.__name__: task
-    for task in (every_stage, short_of_memory, two_steps, four_steps, under_slurm, adapters, evaluation)
+    for task in (every_stage, short_of_memory, two_steps, four_steps, under_slurm, adapters, evaluation, muon)
 }

@@ -178,6 +178,27 @@ def test_shares_of_two_ranks_are_refused_where_they_cannot_be_put_together(
     assert not (tmp_path / "joint").exists()
 
 
+def test_the_default_optimizer_takes_the_same_steps_under_fsdp2(work: Path, tmp_path: Path) -> None:
+    """From the same gradients AdamW's weights are the same, and Muon's up to its bf16.
+
+    Products of shares round otherwise than whole ones; orthogonalised share by share they would be a third off.
+    """
+    start(1, "one", work, "muon", tmp_path / "one")
+    start(2, "fsdp2", work, "muon", tmp_path / "two")
+    begun, alone, together = (
+        load_file(folder / "verbalizer/model.safetensors")
+        for folder in (work / "pair", tmp_path / "one/pair", tmp_path / "two/pair")
+    )
+    apart = {
+        name: float((together[name] - alone[name]).norm() / (alone[name] - weight).norm())
+        for name, weight in begun.items()
+    }
+    print(apart)
+    muon = {name for name in begun if "proj" in name}
+    assert len(muon) > 10 and max(apart[name] for name in muon) < 0.05, apart
+    assert max(apart[name] for name in begun if name not in muon) < 1e-5, apart
+
+
 def test_adapters_on_shared_weights_train_the_same_under_ddp(work: Path, tmp_path: Path) -> None:
     start(1, "one", work, "adapters", tmp_path / "one")
     start(2, "ddp", work, "adapters", tmp_path / "two")
