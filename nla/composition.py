@@ -28,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from nla.components import suggestion
 from nla.config import dotted_keys
 from nla.errors import ConfigError, NLAError
+from nla.secrets import secret_keys
 from nla.sweeps import Job, choices, combinations, refuse_secrets, run_jobs
 
 MULTIRUN = ("-m", "--multirun")
@@ -63,7 +64,10 @@ def launch(task: Callable[[DictConfig], object], config_name: str, check: Callab
     statuses: list[int] = []
     try:
         for overrides in _each_value(sys.argv[1:]):
-            check(compose(config_name, overrides))
+            cfg = compose(config_name, overrides)
+            check(cfg)
+            if _launcher(sys.argv[1:]):
+                refuse_written(cfg)
         folder = config_folder()
         if jobs := _jobs(sys.argv[1:], config_name):
             return run_jobs(jobs)
@@ -131,11 +135,25 @@ def _jobs(arguments: Sequence[str], config_name: str) -> list[Job]:
     flags, overrides = _split(arguments)
     if not flags or any(flag not in MULTIRUN for flag in flags):
         return []
-    parsed = _parsed(overrides)
-    if any(override.key_or_group in LAUNCHERS for override in parsed):
+    if _launcher(arguments):
         return []
+    parsed = _parsed(overrides)
     with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
         return [Job(given, _job_place(config_name, given)) for given in combinations(parsed, config_folder())]
+
+
+def _launcher(arguments: Sequence[str]) -> bool:
+    """Whether a launcher of Hydra's was chosen."""
+    return any(argument.partition("=")[0] in LAUNCHERS for argument in _split(arguments)[1])
+
+
+def refuse_written(cfg: DictConfig) -> None:
+    """Raises ConfigError for a secret: Hydra's launchers write and pickle the config as it was composed."""
+    for key in secret_keys(OmegaConf.to_container(cfg, resolve=False)):
+        raise ConfigError(
+            f"{key}: Hydra's launcher would write this secret to disk; name an environment variable, "
+            f"{key}=${{oc.env:NAME}}, or log in with the tool's own command"
+        )
 
 
 def _job_place(config_name: str, overrides: Sequence[str]) -> Path | None:

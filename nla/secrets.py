@@ -1,7 +1,7 @@
 """Keeps secrets out of everything that is written to disk."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 HIDDEN = "***"
@@ -22,3 +22,14 @@ def redacted(node: Any) -> Any:
     if isinstance(node, list):
         return [redacted(value) for value in node]
     return SECRET_VALUE.sub(HIDDEN, node) if isinstance(node, str) else node
+
+
+def secret_keys(node: Any, path: str = "") -> Iterator[str]:
+    """Dotted keys of what `redacted` would hide; references such as `${oc.env:NAME}` hold no secret themselves."""
+    items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in items:
+        place = f"{path}.{key}" if path else str(key)
+        if not isinstance(value, str):
+            yield from secret_keys(value, place)
+        elif not value.startswith("${") and redacted({str(key): value}) != {str(key): value}:
+            yield place

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from rich.console import Console
 
+from nla.composition import compose, config_folder, launch, refuse_written
 from nla.errors import ConfigError
 from nla.evaluation.sweep import summarize
 from nla.sweeps import JOBS, Job, combinations, refuse_secrets, run_jobs
@@ -116,3 +118,24 @@ def test_a_secret_in_a_sweep_is_refused_before_anything_is_written(override: str
     with pytest.raises(ConfigError, match="would be written to disk"):
         refuse_secrets(OverridesParser.create().parse_overrides(["seed=1,2", override]))
     assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "refused"), [("hf_abcdefghijklmnopqrstuvwxyz", True), ("${oc.env:WANDB_API_KEY}", False)]
+)
+def test_a_secret_in_an_own_config_is_refused_where_hydra_would_write_it(
+    key: str, refused: bool, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Case 41 under submitit: its launcher writes multirun.yaml and pickles the job; a reference is no secret."""
+    shutil.copytree(config_folder(), here / "conf")
+    (here / "conf/logger/mine.yaml").write_text(f"mine:\n  _target_: dict\n  api_key: {key}\n")
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "launcher=submitit_local", "logger=mine", "seed=1"])
+    cfg = compose("train", ["logger=mine"])
+    if refused:
+        with pytest.raises(ConfigError, match=r"logger.mine.api_key: Hydra's launcher would write .*oc.env"):
+            refuse_written(cfg)
+        assert launch(lambda cfg: None, "train", lambda cfg: None) == 2
+        assert "logger.mine.api_key" in capsys.readouterr().err
+        assert sorted(path.name for path in here.iterdir()) == ["conf"]
+    else:
+        refuse_written(cfg)
