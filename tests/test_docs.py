@@ -2,7 +2,11 @@
 
 import ast
 import re
+import shlex
 from pathlib import Path
+
+from nla.composition import compose
+from nla.config import check_train
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMED = re.compile(r"`((?:faults/)?test_\w+\.py)?(?:::(test_\w+))?`")
@@ -26,3 +30,23 @@ def test_every_test_that_a_promise_names_exists() -> None:
                 assert test in defined, f"{page} names {file}::{test}, which does not exist"
                 found += 1
     assert found >= 20
+
+
+def test_the_commands_of_multi_node_compose_and_are_valid() -> None:
+    """docs/multi-node.md: each line of the table, placeholders filled in, as the program itself checks it."""
+    page = (ROOT / "docs/multi-node.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^\|[^|]+\| `([^`]+)` \|", page, re.M)
+    checked = 0
+    for command in commands:
+        words = shlex.split(re.sub(r"<[^>]+>", "x", command))
+        program = next(place for place, word in enumerate(words) if word.endswith(".py"))
+        overrides = [word.partition(",")[0] for word in words[program + 1 :] if word != "-m"]
+        cfg = compose(words[program].removesuffix(".py"), overrides)
+        if words[program] == "train.py":
+            settings = check_train(cfg)
+            ranks = settings.hardware.trainer["devices"] * settings.hardware.trainer["num_nodes"]
+            per_node = int(words[words.index("--nproc-per-node") + 1]) if "torchrun" in words else None
+            nodes = int(words[words.index("--nnodes") + 1]) if "--nnodes" in words else 1
+            assert per_node is None or ranks == per_node * nodes, command
+        checked += 1
+    assert checked >= 10

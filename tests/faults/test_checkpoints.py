@@ -95,6 +95,22 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     assert again is not None and again.step == 10
 
 
+@pytest.mark.parametrize("change", ["first byte", "last byte", "length"])
+def test_the_digest_of_a_large_file_sees_its_ends_and_its_length(change: str, tmp_path: Path) -> None:
+    """Case 7: more than is read of it; the file is a hole, which takes no room."""
+    path = tmp_path / "state"
+    with path.open("wb") as file:
+        file.truncate(300 << 20)
+    before = atomic.digest(path)
+    with path.open("r+b") as file:
+        if change == "length":
+            file.truncate((300 << 20) - 1)
+        else:
+            file.seek(0 if change == "first byte" else (300 << 20) - 1)
+            file.write(b"x")
+    assert atomic.digest(path) != before
+
+
 def test_no_valid_checkpoint_is_an_error_and_never_a_fresh_start(tiny_folder: str) -> None:
     """Case 7: all are damaged, or those of a finished stage that is to be made longer are gone."""
     arguments = overrides(tiny_folder, "parts", "reconstructor", 4)
