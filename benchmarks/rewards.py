@@ -81,16 +81,19 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         start = [f"nla={arguments.pair.resolve()}", "stages=[joint]", f"stage.joint.steps={arguments.steps}", interval]
         call("train.py", *small, *arguments.overrides, f"name={run.name}", f"run_dir={run}", *start, *VARIANTS[name])
         lengths = f"evaluation.prefix_tokens=[{','.join(map(str, arguments.prefixes))}]"
-        left_out = ["evaluation.samples=0", "evaluation.neighbour_documents=0"]
+        left_out = ["evaluation.samples=0", "evaluation.neighbour_documents=0", "evaluation.max_new_tokens=64"]
         warm = run / "stages" / "reconstructor"
         if not warm.exists():  # where evaluate.py looks for the warm start
             warm.mkdir()
             (warm / "nla").symlink_to(arguments.pair.resolve())
         call("evaluate.py", f"nla={run / 'nla'}", f"evaluation.documents={arguments.documents}", lengths, *left_out)
     keys = ("fve", "fve_ci95", "fve_warm_start", "frozen_reconstructor", "prefixes", "without_quotes")
-    keys += ("explanation", "claims", "n")
+    keys += ("explanation", "n")
     whole = json.loads(metrics.read_text(encoding="utf-8"))
-    return {"overrides": VARIANTS[name], **{key: whole[key] for key in keys}}
+    claims = whole["claims"] and {
+        key: whole["claims"][key] for key in ("n", "true_share", "unrevealed_share", "recall")
+    }
+    return {"overrides": VARIANTS[name], **{key: whole[key] for key in keys}, "claims": claims}
 
 
 def call(program: str, *overrides: str) -> None:
