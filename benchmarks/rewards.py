@@ -144,9 +144,10 @@ def plot(found: dict[str, dict[str, Any]], path: Path) -> None:
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
-    for name, metrics in found.items():
-        places = [part["tokens"] for part in metrics["prefixes"]]
-        axes.plot(places, [part["fve"] for part in metrics["prefixes"]], marker=".", label=name)
+    for number, (name, metrics) in enumerate(found.items()):
+        places, fve = zip(*((part["tokens"], part["fve"]) for part in metrics["prefixes"]))
+        style = "-" if number < 10 else "--"  # there are ten colours
+        axes.plot(places, fve, style, marker=".", label=name)
     axes.axhline(0, color="0.8", linewidth=1)
     axes.set_xlabel("first tokens of the explanation that the reconstructor reads")
     axes.set_ylabel("FVE on held-out documents")
