@@ -2,9 +2,9 @@
 
 import sys
 
-from nla import app
+from nla import evaluating
 from nla.composition import launch
 from nla.config import check_evaluate
 
 if __name__ == "__main__":
-    sys.exit(launch(app.evaluate, "evaluate", check_evaluate))
+    sys.exit(launch(evaluating.evaluate, "evaluate", check_evaluate))

@@ -15,13 +15,14 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from nla.app import evaluation_device, resume_point
+from nla.app import resume_point
 from nla.autoencoder import NLA
 from nla.callbacks.checkpointing import Checkpointing, StateFile
 from nla.callbacks.together import Together
 from nla.data.datamodule import NLADataModule
 from nla.data.source import Document
 from nla.errors import CheckpointError, ConfigError, TrainingError
+from nla.evaluating import evaluation_device
 from nla.evaluation import EvaluationSettings, rows, run
 from nla.optim import MuonAdamW
 from nla.parallel import check_ranks, whole_pair

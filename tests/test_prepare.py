@@ -25,7 +25,7 @@ from services import GOOD, serving
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from nla import app
+from nla import app, evaluating
 from nla.autoencoder import NLA
 from nla.cli import main
 from nla.composition import compose
@@ -34,7 +34,8 @@ from nla.data import shardfile
 from nla.data.corpora import FileCorpus, HubCorpus, SourceCorpus, to_document
 from nla.data.files import Row
 from nla.data.shardmodule import ShardDataModule
-from nla.data.shards import ShardRows, ShardSource
+from nla.data.shardrows import ShardRows
+from nla.data.shards import ShardSource
 from nla.data.source import Document
 from nla.preparation import activations, write_released
 from nla.prepare import compose_prepare
@@ -286,16 +287,16 @@ def test_validation_reads_every_row_once_on_any_number_of_ranks(prepared: Path, 
 
 
 def test_one_block_is_held_at_a_time(prepared: Path, target: Target, monkeypatch: pytest.MonkeyPatch):
-    from nla.data import shards
+    from nla.data import shardrows
 
     read: Counter[str] = Counter()
-    original = shards.read_piece
+    original = shardrows.read_piece
 
     def counting(piece: Any) -> pa.Table:
         read[str(piece.path)] += 1
         return original(piece)
 
-    monkeypatch.setattr(shards, "read_piece", counting)
+    monkeypatch.setattr(shardrows, "read_piece", counting)
     rows = ShardRows(source(prepared).pieces("warm_start", 1, target.d_model, True), 20, 0)
     for place in range(len(rows)):
         rows.take(place, 1)
@@ -432,7 +433,7 @@ def test_from_a_corpus_to_a_published_pair(
     pair = app.train(cfg)
     assert (pair / "verbalizer/nla_meta.yaml").is_file() and (pair / "reconstructor/value_head.safetensors").is_file()
     sizes = ["evaluation.documents=8", "evaluation.max_new_tokens=8"]
-    evaluation = app.evaluate(compose("evaluate", [f"nla={pair}", *sizes]))
+    evaluation = evaluating.evaluate(compose("evaluate", [f"nla={pair}", *sizes]))
     metrics = json.loads((evaluation / "metrics.json").read_text())
     assert metrics["documents"] > 0 and metrics["model"] == "world" and metrics["layer"] == 1
     push = ["publish", str(pair), "me/pair", "--metrics", str(evaluation / "metrics.json"), "--licence", "apache-2.0"]

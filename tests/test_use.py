@@ -10,7 +10,7 @@ from conftest import MARKER, TEMPLATES
 from preparing import write_corpus
 from test_autoencoder import LORA, numbers, shaken, vectors
 
-from nla import app
+from nla import evaluating
 from nla.autoencoder import NLA
 from nla.cli import main
 from nla.composition import compose
@@ -109,7 +109,7 @@ def test_evaluation_in_sixteen_bits(how: str, tiny_folder: str, tmp_path: Path, 
     monkeypatch.setattr(module, "evaluate", watched)
     cfg = compose("evaluate", ["nla=runs/a/nla", "data=text", "data.path=texts.jsonl", "dtype=bfloat16", *SMALL])
     check_evaluate(cfg)
-    metrics = json.loads((app.evaluate(cfg) / "metrics.json").read_text())
+    metrics = json.loads((evaluating.evaluate(cfg) / "metrics.json").read_text())
     assert metrics["dtype"] == "bfloat16" and metrics["n"] == 4 and metrics["fve_warm_start"] is not None
     assert {p.dtype for p in seen["target"].parameters()} == {torch.bfloat16}
     for pair in (seen["nla"], seen["warm_start"]):
@@ -119,12 +119,12 @@ def test_evaluation_in_sixteen_bits(how: str, tiny_folder: str, tmp_path: Path, 
 
 def test_the_type_is_the_runs_own_else_that_of_the_hardware(tmp_path: Path):
     (tmp_path / "config.yaml").write_text("model: {dtype: nf4}\n")
-    assert app.evaluation_dtype(tmp_path, {"precision": "bf16-mixed"}) == "nf4"
+    assert evaluating.evaluation_dtype(tmp_path, {"precision": "bf16-mixed"}) == "nf4"
     precisions = {"32-true": "float32", "bf16-mixed": "bfloat16", "bf16-true": "bfloat16", "16-mixed": "float16"}
     for precision, dtype in precisions.items():
-        assert app.evaluation_dtype(None, {"precision": precision}) == dtype
+        assert evaluating.evaluation_dtype(None, {"precision": precision}) == dtype
     with pytest.raises(ConfigError, match=r"precision=transformer-engine.*dtype="):
-        app.evaluation_dtype(None, {"precision": "transformer-engine"})
+        evaluating.evaluation_dtype(None, {"precision": "transformer-engine"})
     with pytest.raises(ConfigError, match="dtype='int8'"):
         check_evaluate(compose("evaluate", ["nla=x/y", "dtype=int8"]))
 

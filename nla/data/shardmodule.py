@@ -9,7 +9,8 @@ from jaxtyping import Float
 from nla.data import shardfile
 from nla.data.datamodule import VALIDATION_ROWS, NLADataModule
 from nla.data.positions import keyed_seed
-from nla.data.shards import Piece, ShardRows, ShardSource
+from nla.data.shardrows import Piece, ShardRows
+from nla.data.shards import ShardSource
 from nla.errors import ConfigError, DataError
 from nla.objectives import cosine
 from nla.prompts import token_ids

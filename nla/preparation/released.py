@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from nla.data import shardfile
 from nla.data.shardfile import EXPLANATION, PROMPT, RESPONSE
-from nla.data.shards import Piece, ShardRows, ShardSource
+from nla.data.shardrows import Piece, ShardRows
+from nla.data.shards import ShardSource
 from nla.errors import DataError
 from nla.prompts import CLOSE, MARKER_SLOT, OPEN, Templates, build_verbalizer_prompt, find_marker, suffix_ids
 

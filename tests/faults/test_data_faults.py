@@ -24,7 +24,8 @@ from nla.cli import main
 from nla.data import shardfile
 from nla.data.corpora import HubCorpus
 from nla.data.shardmodule import ShardDataModule
-from nla.data.shards import ShardRows, ShardSource
+from nla.data.shardrows import ShardRows
+from nla.data.shards import ShardSource
 from nla.errors import BudgetError, ConfigError, DataError, NLAError, TeacherError
 from nla.target import Target
 from nla.teachers import AnthropicTeacher, OpenAITeacher, Passage
