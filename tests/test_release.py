@@ -3,6 +3,8 @@
 import json
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,30 @@ def test_layout_as_released(saved_nla: Path):
     for half in ("verbalizer", "reconstructor"):
         assert (saved_nla / half / "tokenizer.json").is_file()
         assert not list((saved_nla / half).glob("*.bin"))
+
+
+def test_a_folder_that_we_wrote_gives_the_same_numbers_in_a_fresh_process(nla: NLA, tmp_path: Path):
+    """Every bit of a reconstruction and every token that is sampled, from weights that no seed gives again."""
+    with torch.no_grad():
+        for parameter in nla.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    nla.save_pretrained(tmp_path / "nla")
+    vectors = 40 * torch.randn(3, nla.d_model, generator=torch.Generator().manual_seed(0))
+    save_file({"vectors": vectors}, tmp_path / "vectors.safetensors")
+    code = (
+        "import json; from safetensors.torch import load_file; from nla.autoencoder import NLA\n"
+        "nla = NLA.from_pretrained('nla'); vectors = load_file('vectors.safetensors')['vectors']\n"
+        "said = nla.verbalizer.sample(vectors, 2, max_new_tokens=8, seed=3).tokens.tolist()\n"
+        "print(json.dumps([said, nla.reconstruct(['It rains.', 'A dog']).tolist()]))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path.cwd())}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    tokens, reconstructions = json.loads(done.stdout)
+    assert tokens == nla.verbalizer.sample(vectors, 2, max_new_tokens=8, seed=3).tokens.tolist()
+    assert torch.equal(torch.tensor(reconstructions), nla.reconstruct(["It rains.", "A dog"]))
 
 
 def test_metadata_as_released(saved_nla: Path, nla: NLA, tiny_folder: str):
