@@ -58,7 +58,7 @@ def _generate(
     generator: Any = model
     tokens: Tensor = generator.generate(
         inputs_embeds=prompts,
-        attention_mask=torch.ones(prompts.shape[:2], dtype=torch.long),
+        attention_mask=torch.ones(prompts.shape[:2], dtype=torch.long, device=prompts.device),
         num_return_sequences=copies,
         max_new_tokens=max_new_tokens,
         eos_token_id=sorted(stop_ids),
@@ -68,5 +68,5 @@ def _generate(
         top_p=1.0,
         top_k=0,
     )
-    stopped = torch.isin(tokens, torch.tensor(sorted(stop_ids)))
+    stopped = torch.isin(tokens, torch.tensor(sorted(stop_ids), device=tokens.device))
     return tokens, stopped.cumsum(1) - stopped.long() == 0

@@ -117,9 +117,7 @@ def main() -> None:
         figures[name] = fraction_of_variance_explained(reconstructor.reconstruct(written), truth)
         print(f"{name}: FVE {figures[name]:.3f} on {len(truth)} activations, {time.perf_counter() - started:.0f} s")
     seen = [read(target, data, "joint", number) for number in range(40)]
-    kinds = [
-        kind for kind in KINDS if kind not in ("genre", "tense", "hero", "ending")
-    ]  # known at once
+    kinds = [kind for kind in KINDS if kind not in ("genre", "tense", "hero", "ending")]  # known at once
     probes = {kind: probe(source, seen, held_out, kind) for kind in kinds}
     print("revealed or not, balanced accuracy:", {kind: round(value, 3) for kind, value in probes.items()})
     record = {"steps": arguments.steps, "batch": arguments.batch, "fve": figures, "revealed_probe": probes}

@@ -35,7 +35,7 @@ Sampler = Callable[[Task, int], Lengths]  # the second argument is a seed
 def main() -> int:
     parser = options(__doc__)
     parser.add_argument("--pair", type=Path, help="saved pair of the world")
-    parser.add_argument("--activations", type=int, default=4, help="of the 60M model, 8 samples each")
+    parser.add_argument("--activations", type=int, default=16, help="of the 60M model, 8 samples each")
     parser.add_argument("--mean-length", type=float, default=43.0, help="tokens per sample at 60M, of at most 100")
     arguments = parser.parse_args()
     pin(arguments.core)

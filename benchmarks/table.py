@@ -63,9 +63,9 @@ def line(row: dict[str, Any], run: dict[str, Any]) -> list[str]:
         for way in ("ours", "other")
     )
     versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
-    machine = (
-        f"{run['machine']['cpu']}, {run['machine']['cores_used']} core, load {run['machine']['load']:.1f}; {versions}"
-    )
+    about = run["machine"]
+    cpu = f"{about['cpu']}, {about['cores_used']} core, load {about['load']:.1f}"
+    machine = f"{about.get('gpu', cpu)}; {versions}"
     ratio = f"**{row['ratio']:.2f}**"
     return [row["what"], row["against"], ours, other, ratio, mark(row), f"`{run['command']}`", run["date"], machine]
 

@@ -88,7 +88,7 @@ def stopping(task: Task, mean_length: float) -> Task:
     """
     vocab = task.model.config.vocab_size
     rank = torch.randperm(vocab, generator=torch.Generator().manual_seed(1))
-    lowest = rank[task.sample(0)[0]].cummin(1).values  # [sample time]: of the tokens so far
+    lowest = rank[task.sample(0)[0].cpu()].cummin(1).values  # [sample time]: of the tokens so far
 
     def shortness(count: int) -> float:
         return -float(((lowest >= count).sum(1) + 1).clamp_max(task.max_new_tokens).float().mean())

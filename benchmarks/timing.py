@@ -96,13 +96,20 @@ def pin(core: int | None) -> None:
     torch.set_num_threads(1)
 
 
-def record(name: str, arguments: argparse.Namespace, rows: Sequence[Row], figures: dict[str, Any]) -> Path:
-    """Print the ratios, write `<name>.json`. `figures`: whatever else was measured."""
+def record(
+    name: str,
+    arguments: argparse.Namespace,
+    rows: Sequence[Row],
+    figures: dict[str, Any],
+    variant: str = "",
+    gpu: str | None = None,
+) -> Path:
+    """Print the ratios, write `<name><variant>.json`. `figures`: whatever else was measured."""
     written = {
         "benchmark": name,
         "command": command(name),
         "date": datetime.date.today().isoformat(),
-        "machine": machine(),
+        "machine": machine() | ({"gpu": gpu} if gpu else {}),
         "versions": {
             "python": platform.python_version(),
             **{package: version(package) for package in ("torch", "transformers")},
@@ -114,7 +121,7 @@ def record(name: str, arguments: argparse.Namespace, rows: Sequence[Row], figure
     }
     folder: Path = arguments.output or (ROOT / "runs" / "benchmarks" if arguments.quick else RESULTS)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.json"
+    path = folder / f"{name}{variant}.json"
     path.write_text(json.dumps(written, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     for row in rows:
         ours, other = (f"{row[way]:.4g} {row['unit']}".strip() for way in ("ours", "other"))

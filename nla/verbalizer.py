@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nla.adapters import has_lora
 from nla.backbone import DTYPES, body, embed, head_logits, input_gain, stop_ids, width
-from nla.errors import InjectionError, NLAError, first_line
+from nla.errors import InjectionError, NLAError
 from nla.objectives import Scale, normalize
 from nla.packing import pack, samples_per_row
 from nla.prompts import (
@@ -26,7 +26,7 @@ from nla.prompts import (
     token_ids,
 )
 from nla.sampling import sampler
-from nla.sampling.engine import advance, misfit
+from nla.sampling.engine import misfit
 from nla.types import Completions
 
 ROUNDING = 0.02  # by which an injected row may differ from its activation, as a share of its norm; bfloat16 needs 0.004
@@ -55,7 +55,6 @@ class Verbalizer(nn.Module):
         self._gain = input_gain(body(model))
         self._scale_checked = False
         self._engine_fits: bool | None = None  # unknown until the first sample
-        self._step: Callable[..., Tensor] | None = None
         self._prompt_tokens: Tensor
         self.register_buffer("_prompt_tokens", torch.tensor(prompt.tokens), persistent=False)
         self._reference: tuple[Any, ...] = ()  # in a tuple, so that neither state_dict nor parameters() sees it
@@ -189,13 +188,12 @@ class Verbalizer(nn.Module):
         first_row: int = 0,
         backend: str = "engine",
         dtype: str | None = None,
-        compiled: bool = False,
+        graphs: bool | None = None,
     ) -> Completions:
         """`samples` explanations per activation, contiguous. Dropout is off while sampling.
 
         The engine computes in `dtype` (None: that of the weights; float32 is faster for bfloat16 weights on a CPU
-        without matrix units for them). `compiled`: its decode step through `torch.compile` (CUDA graphs on a GPU),
-        which pays off in long runs.
+        without matrix units for them). `graphs`: its decode step as a CUDA graph; None: on a GPU.
 
         An explanation is None when it is malformed or when the length cap came before the stop token.
         """
@@ -207,10 +205,7 @@ class Verbalizer(nn.Module):
             backend = self._backend(backend, prompts)
             extra: dict[str, Any] = {}
             if backend == "engine":
-                extra = {
-                    "dtype": DTYPES[dtype] if dtype else None,
-                    "compiled": self._compiled_step() if compiled else None,
-                }
+                extra = {"dtype": DTYPES[dtype] if dtype else None, "graphs": graphs}
             tokens, mask, log_probs = sampler(backend)(
                 self.model,
                 prompts,
@@ -244,25 +239,6 @@ class Verbalizer(nn.Module):
                     stacklevel=3,
                 )
         return "engine" if self._engine_fits else "hf"
-
-    def _compiled_step(self) -> Callable[..., Tensor]:
-        """The decode step through `torch.compile`, made once; the plain one from then on where it cannot be made."""
-        if self._step is None:
-            traced = torch.compile(advance, mode="reduce-overhead", dynamic=True)
-
-            def step(*arguments: Any) -> Tensor:
-                if self._step is advance:  # it failed before, in this same rollout
-                    return advance(*arguments)
-                try:
-                    return traced(*arguments).clone()  # a CUDA graph's output is overwritten by its next run
-                except Exception as error:  # no compiler, or code that it does not take: many classes
-                    said = f"the decode step is not compiled ({first_line(error)}); it runs plainly"
-                    warnings.warn(said, stacklevel=2)
-                    self._step = advance
-                    return advance(*arguments)
-
-            self._step = step
-        return self._step
 
     def parse(self, tokens: Int[Tensor, "sample time"], mask: Bool[Tensor, "sample time"]) -> list[str | None]:
         """The explanation of each completion, None when malformed or cut off."""

@@ -105,18 +105,6 @@ def test_a_model_the_engine_does_not_fit_is_sampled_by_the_reference_and_said_on
     assert reason in said[0]
 
 
-def test_a_step_that_cannot_be_compiled_runs_plainly_and_says_so(
-    qwen: Verbalizer, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
-):
-    plain = qwen.sample(vectors(), max_new_tokens=8, seed=2)
-    compiled = Mock(side_effect=RuntimeError("no compiler"))
-    monkeypatch.setattr(torch, "compile", lambda *_, **__: compiled)
-    for _ in range(2):
-        assert torch.equal(qwen.sample(vectors(), max_new_tokens=8, seed=2, compiled=True).tokens, plain.tokens)
-    assert compiled.call_count == 1
-    assert len([w for w in recwarn if "no compiler" in str(w.message)]) == 1
-
-
 def test_samples_must_share_activations_evenly(qwen: Verbalizer):
     tokens, mask = qwen.respond(["a", "b", "c"])
     with pytest.raises(InjectionError, match="3 samples"):

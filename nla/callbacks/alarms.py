@@ -57,7 +57,7 @@ ALARMS = (
     Alarm(
         "sampling_gap", False,
         "what was sampled is not what is trained: sampler and trained forward pass differ in weights or arithmetic",
-        "set adapter.dropout=0, rollout.dtype=null and rollout.compiled=false, or take rollout=hf, the reference",
+        "set adapter.dropout=0, rollout.dtype=null and rollout.graphs=false, or take rollout=hf, the reference",
         at_once=True,
     ),
 )  # fmt: skip

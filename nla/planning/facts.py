@@ -24,7 +24,7 @@ class Utilization(Settings):
 
 class Launching(Settings):
     eager: float = Field(ge=0)
-    compiled: float = Field(ge=0)
+    recorded: float = Field(ge=0)
 
 
 class TokenCounts(Settings):

@@ -119,7 +119,7 @@ def _task(name: str, settings: TrainSettings, plain: Mapping[str, Any], facts: F
         reference=joint and float(stage["kl"]["coefficient"]) > 0,
         muon=_muon(stage),
         rank=adapter.rank if isinstance(adapter, LoraAdapter) else None,
-        compiled=bool(rollout.get("compiled", False)),
+        recorded=layout.fused and layout.strategy != "fsdp" and rollout.get("graphs") is not False,
         engine=BYTES[dtype] if dtype else layout.compute,
         **numbers,
     )

@@ -42,7 +42,7 @@ class Task:
     reference: bool
     muon: tuple[bool, bool]
     rank: int | None
-    compiled: bool
+    recorded: bool
     engine: int
     shape: Shape
     layer: int
@@ -221,7 +221,7 @@ class Task:
         places = samples * (self.prompt + self.response / 2) * sum(block.key for block in shape.blocks) * 2
         moved = layout.compute * (touched / share + places)
         step = flops.forward(shape, Pass(samples, samples * (self.prompt + self.response / 2), samples), self.rank)
-        launching = facts.block_seconds.compiled if self.compiled else facts.block_seconds.eager
+        launching = facts.block_seconds.recorded if self.recorded else facts.block_seconds.eager
         least = moved / (facts.bandwidth_tb_s * 1e12 * facts.decode_bandwidth)
         # a GPU computes while the next kernels are launched, a CPU launches and computes in turn
         launched = shape.depth * launching

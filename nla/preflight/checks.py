@@ -116,7 +116,7 @@ def sampling_gap(verbalizer: Verbalizer, batch: ActivationBatch, completions: Co
         "sampling gap",
         gap <= limit,
         f"{gap:.2g} nats between sampled and teacher-forced log-probs, allowed are {limit:g}",
-        "set adapter.dropout=0, rollout.dtype=null and rollout.compiled=false, or take rollout=hf",
+        "set adapter.dropout=0, rollout.dtype=null and rollout.graphs=false, or take rollout=hf",
     )
 
 

@@ -91,7 +91,7 @@ def _pair(stage: Stage, data: NLADataModule, plain: dict[str, Any], trained: boo
     if trained:
         found.append(checks.reconstruction(stage.nla, batch))
     few = next(batch.split(SAMPLES))
-    how = {key: value for key, value in plain["rollout"].items() if key not in ("_target_", "group_size", "compiled")}
+    how = {key: value for key, value in plain["rollout"].items() if key not in ("_target_", "group_size", "graphs")}
     with serving(verbalizer, stage.gather):
         completions = verbalizer.sample(few.activation, **how)
     found.append(checks.explanations(completions, trained or isinstance(stage, JointStage)))

@@ -124,7 +124,7 @@ class Filled(CacheLayerMixin):
     """Keys and values of one block in buffers of their final size, filled in place instead of copied at each token.
 
     Hands out what is filled so far; with `place`, a tensor that says where the next token goes, the whole buffers, so
-    that every step has the same shapes and can be compiled.
+    that every step has the same shapes and can be recorded.
     """
 
     is_sliding = False  # windows are the attention's affair
@@ -134,12 +134,14 @@ class Filled(CacheLayerMixin):
         self.size, self.before, self.place, self.time = size, before, place, 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        rows, heads, _, width = key_states.shape
-        # zeros where the whole buffer takes part: a weight of 0 times a stray NaN would be NaN
-        make = key_states.new_empty if self.place is None else key_states.new_zeros
-        self.keys = make(rows, heads, self.size, width)
-        self.values = make(rows, heads, self.size, value_states.shape[-1])
+        self.keys, self.values = self._buffer(key_states), self._buffer(value_states)
         self.is_initialized = True
+
+    def _buffer(self, states: Float[Tensor, "row kv_heads new head_dim"]) -> Tensor:
+        """Of a type of its own for keys and values, which autocast may give in different ones."""
+        shape = (*states.shape[:2], self.size, states.shape[3])
+        # zeros where the whole buffer takes part: a weight of 0 times a stray NaN would be NaN
+        return states.new_empty(shape) if self.place is None else states.new_zeros(shape)
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:

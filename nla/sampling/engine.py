@@ -5,7 +5,7 @@ where they lie (`attention.py`). A sample depends on (seed, row, step) only, not
 rounding. Prompts have one length, hence no mask.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -17,9 +17,10 @@ from transformers import PreTrainedModel
 
 from nla.backbone import body, depth, embed, head_logits
 from nla.sampling.attention import FilledCache, Prefix, shared_attention
+from nla.sampling.graphs import Replayed, Step
 
 COMPACT_BELOW = 0.75  # gather the cache anew once fewer rows than this share are alive: the copy costs about one step
-BUCKET = 32  # tokens by which the buffers of a compiled step grow; its rows are halved
+BUCKET, ROWS = 32, 16  # tokens by which the buffers of a recorded step grow, and multiples that its rows come in
 LOOK_EVERY = {"cpu": 1}  # steps between two looks at how many rows are alive: elsewhere they wait for the device, so 8
 
 
@@ -91,21 +92,24 @@ def sample(
     seed: int = 0,
     first_row: int = 0,
     dtype: torch.dtype | None = None,
-    compiled: Callable[..., Float[Tensor, "row d_model"]] | None = None,
+    graphs: bool | None = None,
 ) -> tuple[Int[Tensor, "sample time"], Bool[Tensor, "sample time"], Float[Tensor, "sample time"]]:
     """`samples` answers to each prompt, contiguous: tokens, mask (through the first stop token), log-probs.
 
     Log-probs are those of the sampled tokens under the raw logits, whatever the temperature. `shared`: so many leading
     tokens are the same in all prompts. `first_row` continues the numbering of rows when a large request is cut into
-    chunks. `dtype`: what is computed in, if not in the weights' own type. `compiled`: `advance` through
-    `torch.compile`; buffers and batch then change their shapes by buckets only. Set the model to evaluation mode
-    before.
+    chunks. `dtype`: what is computed in, if not in the weights' own type. `graphs`: buffers and batch
+    change their shapes by buckets only, and on a GPU the decode step is recorded and replayed (`graphs.py`); None: on a
+    GPU whose model is whole. Set the model to evaluation mode before.
     """
     decoder, device = body(model), prompt_embeddings.device
     batch, length = prompt_embeddings.shape[:2]
     rows = batch * samples
     random = uniforms(seed, rows, max_new_tokens, first_row).to(device)
     stops = torch.tensor(sorted(stop_ids), device=device)
+    if graphs is None:  # a model spread over ranks gathers its weights inside the step
+        graphs = device.type == "cuda" and not any(isinstance(weight, DTensor) for weight in model.parameters())
+    step: Step = Replayed(advance) if graphs and device.type == "cuda" else advance
     looks = LOOK_EVERY.get(device.type, 8)
     tokens = torch.full((rows, max_new_tokens), pad_id, device=device)
     log_probs = torch.zeros(rows, max_new_tokens, device=device)
@@ -114,22 +118,22 @@ def sample(
         prompts = prompt_embeddings if dtype is None else prompt_embeddings.to(dtype)
         hidden, prefixes = prefill(decoder, prompts, samples, shared)
         logits = head_logits(model, hidden).repeat_interleave(samples, 0)
-        going = Rows(decoder, rows, length, max_new_tokens, prefixes, static=compiled is not None)
-        for step in range(max_new_tokens):
+        going = Rows(decoder, rows, length, max_new_tokens, prefixes, static=graphs)
+        for number in range(max_new_tokens):
             row, alive = going.row, going.alive
-            token, log_prob = choose(logits, random[step, row], temperature, top_p, top_k)
-            tokens[row, step] = torch.where(alive, token, pad_id)
-            log_probs[row, step] = torch.where(alive, log_prob, 0.0)
-            mask[row, step] = alive
+            token, log_prob = choose(logits, random[number, row], temperature, top_p, top_k)
+            tokens[row, number] = torch.where(alive, token, pad_id)
+            log_probs[row, number] = torch.where(alive, log_prob, 0.0)
+            mask[row, number] = alive
             going.alive = alive & ~torch.isin(token, stops)
-            if step + 1 == max_new_tokens:
+            if number + 1 == max_new_tokens:
                 break
-            if step % looks == 0:
+            if number % looks == 0:
                 kept = going.compact()
                 if kept is None:
                     break
                 token = token[kept]
-            logits = head_logits(model, going.step(compiled or advance, embed(decoder, token.unsqueeze(1)), step))
+            logits = head_logits(model, going.step(step, embed(decoder, token.unsqueeze(1)), number))
     time = int(mask.any(0).sum())
     return tokens[:, :time], mask[:, :time], log_probs[:, :time]
 
@@ -167,7 +171,7 @@ class Rows:
 
     Args:
         before: tokens of the prompt. most: tokens of an answer.
-        static: shapes change by buckets only, for a compiled step.
+        static: shapes change by buckets only, for a recorded step.
     """
 
     def __init__(
@@ -185,32 +189,23 @@ class Rows:
         living, rows = int(self.alive.sum()), len(self.row)
         if living == 0:
             return None
-        if self.cache.place is None:
-            if living >= COMPACT_BELOW * rows:
-                return slice(None)
-            kept = self.alive.nonzero().squeeze(1)
-        else:
-            size = rows
-            while size % 2 == 0 and size // 2 >= living:
-                size //= 2
-            if size == rows:
-                return slice(None)
-            kept = self.alive.long().argsort(descending=True, stable=True)[:size].sort().values
+        size = living if self.cache.place is None else -(-living // ROWS) * ROWS
+        if size >= COMPACT_BELOW * rows:
+            return slice(None)
+        kept = self.alive.long().argsort(descending=True, stable=True)[:size].sort().values  # those alive, and fillers
         self.cache.change(kept, self.cache.size)
         self.row, self.alive = self.row[kept], self.alive[kept]
         self.prefixes = [prefix.at(self.row) for prefix in self.prefixes]
         return kept
 
-    def step(
-        self, advance: Callable[..., Tensor], embeddings: Float[Tensor, "row 1 d_model"], number: int
-    ) -> Float[Tensor, "row d_model"]:
+    def step(self, step: Step, embeddings: Float[Tensor, "row 1 d_model"], number: int) -> Float[Tensor, "row d_model"]:
         """The hidden state after one more token in each row, the `number`-th."""
         if self.cache.place is not None:
             if number == self.cache.size:
                 self.cache.change(slice(None), min(self.cache.size + BUCKET, self.most))
             self.cache.place.fill_(number)
         position = torch.full((1, 1), self.before + number, device=embeddings.device)
-        return advance(self.decoder, embeddings, self.cache, self.prefixes, position)
+        return step(self.decoder, embeddings, self.cache, self.prefixes, position)
 
 
 def prefill(
@@ -262,7 +257,7 @@ def advance(
     prefixes: list[Prefix],
     position: Int[Tensor, "1 1"],
 ) -> Float[Tensor, "row d_model"]:
-    """The hidden state of one more token in each row; what `torch.compile` takes."""
+    """The hidden state of one more token in each row."""
     return decoder(
         inputs_embeds=embeddings,
         past_key_values=cache,

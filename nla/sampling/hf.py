@@ -45,6 +45,9 @@ def sample(
     tokens = output.sequences
     stopped = torch.isin(tokens, torch.tensor(sorted(stop_ids), device=device))
     mask = stopped.cumsum(1) - stopped.long() == 0
-    logits = torch.stack(output.logits, 1).float()
-    log_probs = logits.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    chosen = [  # step by step: all logits at once would be as many bytes again
+        logits.float().log_softmax(-1).gather(-1, token.unsqueeze(-1)).squeeze(-1)
+        for logits, token in zip(output.logits, tokens.unbind(1), strict=True)
+    ]
+    log_probs = torch.stack(chosen, 1)
     return torch.where(mask, tokens, pad_id), mask, torch.where(mask, log_probs, 0.0)

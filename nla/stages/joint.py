@@ -52,7 +52,7 @@ class Sampling:
     top_k: int = 0
     backend: str = "engine"
     dtype: Literal["float32", "bfloat16", "float16"] | None = None  # the engine's; None: that of the weights
-    compiled: bool = False  # the engine's decode step through torch.compile
+    graphs: bool | None = None  # the engine's decode step as a CUDA graph; None: on a GPU
 
 
 class JointStage(Stage):
@@ -145,7 +145,7 @@ class JointStage(Stage):
             first_row=self.global_rank * rows,
             backend=s.backend,
             dtype=s.dtype,
-            compiled=s.compiled,
+            graphs=s.graphs,
         )
         key, first = self.seed + self.global_step, self.global_rank * len(batch)
         read = self.reward.read(completions, s.group_size, self.nla.reconstructor.tokenizer, key, first)
