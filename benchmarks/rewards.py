@@ -34,6 +34,8 @@ VARIANTS: dict[str, list[str]] = {
     "kl_k2": ["stage.joint.kl.kind=k2", "stage.joint.kl.coefficient=0.05"],
     "two_reconstructor_updates": ["stage.joint.reconstructor_updates=2"],
 }
+# what a variant leaves as it is: not the world's own reward and KL, which are chosen for it
+USUAL = {"reward": "neg_error", "stage.joint.kl.kind": "k3", "stage.joint.kl.coefficient": "0.02"}
 COLUMNS = {
     "FVE": lambda m: f"{m['fve']:.3f} ({m['fve_ci95'][0]:.3f} to {m['fve_ci95'][1]:.3f})" if m["fve_ci95"] else "-",
     "frozen reader": lambda m: number(m["frozen_reconstructor"]["fve"]),
@@ -79,7 +81,10 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         small = ["experiment=world_smoke"] if arguments.quick else []
         interval = f"stage.joint.trainer.val_check_interval={arguments.steps}"
         start = [f"nla={arguments.pair.resolve()}", "stages=[joint]", f"stage.joint.steps={arguments.steps}", interval]
-        call("train.py", *small, *arguments.overrides, f"name={run.name}", f"run_dir={run}", *start, *VARIANTS[name])
+        given = {override.partition("=")[0] for override in (*arguments.overrides, *VARIANTS[name])}
+        usual = [f"{key}={value}" for key, value in USUAL.items() if key not in given]
+        changes = [*usual, *arguments.overrides, *VARIANTS[name]]
+        call("train.py", *small, f"name={run.name}", f"run_dir={run}", *start, *changes)
         lengths = f"evaluation.prefix_tokens=[{','.join(map(str, arguments.prefixes))}]"
         left_out = ["evaluation.samples=0", "evaluation.neighbour_documents=0", "evaluation.max_new_tokens=64"]
         warm = run / "stages" / "reconstructor"

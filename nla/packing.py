@@ -3,7 +3,9 @@
     prompt | sample 0 | sample 1 | ... | padding
 
 Each sample attends to the prompt and to itself, at the positions it would have alone, so that log-probs equal those of
-separate rows to rounding while the prompt is run once and no sample is padded to the longest.
+separate rows to rounding while the prompt is run once and no sample is padded to the longest. Samples of one activation
+share its whole prompt; answers to different activations share what stands before the marker, and the rest of the prompt
+is a part of the sample.
 """
 
 from dataclasses import dataclass
@@ -26,6 +28,11 @@ class Packing:
     predictor_column: Int[Tensor, " asked"]
     position: Int[Tensor, "batch length"]
     segment: Int[Tensor, "batch length"]  # 0 the prompt, 1.. the samples, -1 padding
+
+    def first(self) -> Int[Tensor, " sample"]:
+        """Where each sample begins in `row` and `column`; each must have a token that is fed."""
+        lengths = self.fed.sum(1)
+        return lengths.cumsum(0) - lengths
 
     def inputs(
         self, prompt: Float[Tensor, "batch prompt d_model"], fed: Float[Tensor, "fed d_model"]
@@ -57,7 +64,7 @@ class Packing:
         return {"full_attention": full, "sliding_attention": near}
 
 
-PAIR_COST = 2  # of a query and key, against as many operations inside a matrix product
+PAIR_COST = 0.5  # of a query and key, against as many operations inside a matrix product (measured on a CPU)
 
 
 def samples_per_row(group: int, prompt: int, time: int, d_model: int) -> int:
@@ -74,7 +81,7 @@ def samples_per_row(group: int, prompt: int, time: int, d_model: int) -> int:
 
 
 def pack(mask: Bool[Tensor, "sample time"], batch: int, prompt: int) -> Packing:
-    """Lay out `batch` groups of samples of equal number behind a prompt of `prompt` tokens.
+    """Lay out `batch` groups of samples of equal number, each behind its prompt of `prompt` tokens.
 
     Args:
         mask: tokens asked for; True from a sample's first token through its last.

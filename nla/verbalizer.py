@@ -16,7 +16,7 @@ from nla.adapters import has_lora
 from nla.backbone import DTYPES, body, embed, head_logits, input_gain, stop_ids, width
 from nla.errors import InjectionError, NLAError
 from nla.objectives import Scale, normalize
-from nla.packing import pack, samples_per_row
+from nla.packing import Packing, pack, samples_per_row
 from nla.prompts import (
     VerbalizerPrompt,
     forbidden_in_explanations,
@@ -88,22 +88,22 @@ class Verbalizer(nn.Module):
         return torch.cat([rows[:, :place], injected.unsqueeze(1), rows[:, place + 1 :]], dim=1)
 
     def require_injected(
-        self, inputs: Float[Tensor, "row length d_model"], activation: Float[Tensor, "batch d_model"]
+        self, injected: Float[Tensor, "row d_model"], activation: Float[Tensor, "batch d_model"]
     ) -> None:
-        """The injection counter: each row of what the decoder is about to read carries its own activation.
+        """The injection counter: what the decoder is about to read at each marker's place is its own activation.
 
-        Rows of one activation are contiguous. Compared is what stands at the marker's place, in the model's own type,
-        with `normalize(h, injection_scale)`. Raises InjectionError unless the rows injected equal the rows.
+        Rows of one activation are contiguous. Compared is, in the model's own type, with `normalize(h,
+        injection_scale)`. Raises InjectionError unless the rows injected equal the rows.
         """
-        each = len(inputs) // max(1, len(activation))
+        each = len(injected) // max(1, len(activation))
         expected = normalize(activation, self.injection_scale).repeat_interleave(each, dim=0)
-        apart = (inputs[:, self.prompt.position].detach().float() * self._gain - expected).norm(dim=-1)
-        injected = int((apart <= ROUNDING * expected.norm(dim=-1)).sum())
-        if injected != len(inputs):
+        apart = (injected.detach().float() * self._gain - expected).norm(dim=-1)
+        right = int((apart <= ROUNDING * expected.norm(dim=-1)).sum())
+        if right != len(injected):
             raise InjectionError(
-                f"{injected} of {len(inputs)} rows carry their activation at token {self.prompt.position} of the "
-                f"verbalizer's prompt: the others would be explained unread; with model.dtype={inputs.dtype} look for "
-                "overflow, else for code that changes the prompt's embeddings"
+                f"{right} of {len(injected)} rows carry their activation at token {self.prompt.position} of the "
+                f"verbalizer's prompt: the others would be explained unread; with model.dtype={injected.dtype} look "
+                "for overflow, else for code that changes the prompt's embeddings"
             )
 
     def _warn_once(self, norm: Float[Tensor, " batch"]) -> None:
@@ -132,19 +132,30 @@ class Verbalizer(nn.Module):
         if len(tokens) % len(activation):
             raise InjectionError(f"{len(tokens)} samples cannot be shared evenly by {len(activation)} activations")
         prompt = self.prompt_embeddings(activation)
-        hidden = self._hidden_alone if len(tokens) == len(activation) else self._hidden_packed
+        hidden = self._hidden_side_by_side if len(tokens) == len(activation) else self._hidden_packed
         logits = head_logits(self.model, hidden(activation, prompt, tokens, mask))
         log_probs = -F.cross_entropy(logits, tokens[mask], reduction="none")
         return torch.zeros(tokens.shape, device=tokens.device).masked_scatter(mask, log_probs)
 
-    def _hidden_alone(
+    def _hidden_side_by_side(
         self, activation: Tensor, prompt: Tensor, tokens: Tensor, mask: Tensor
     ) -> Float[Tensor, "asked d_model"]:
-        decoder = body(self.model)
-        # the last token predicts nothing that is asked for; padding is on the right, so causal attention needs no mask
-        inputs = torch.cat([prompt, embed(decoder, tokens[:, :-1])], dim=1)
-        self.require_injected(inputs, activation)
-        return decoder(inputs_embeds=inputs, use_cache=False).last_hidden_state[:, prompt.shape[1] - 1 :][mask]
+        """One answer to each activation: several share a row, behind the part of the prompt that all have alike."""
+        decoder, place = body(self.model), self.prompt.position
+        own = torch.cat([prompt[:, place:], embed(decoder, tokens)], dim=1)  # marker, rest of the prompt, answer
+        rest = own.shape[1] - tokens.shape[1]
+        together = samples_per_row(len(own), place, own.shape[1], own.shape[2]) if place else 1
+        if together == 1:
+            # the last token predicts nothing that is asked for; causal attention sees no padding, which is on the right
+            inputs = torch.cat([prompt[:, :place], own[:, :-1]], dim=1)
+            self.require_injected(inputs[:, place], activation)
+            return decoder(inputs_embeds=inputs, use_cache=False).last_hidden_state[:, place + rest - 1 :][mask]
+        there, asked = F.pad(mask, (rest, 0), value=True), F.pad(mask, (rest, 0), value=False)
+        packing = pack(there, len(own) // together, place)
+        inputs = packing.inputs(prompt[::together, :place], own[:, :-1][packing.fed])
+        first = packing.first()
+        self.require_injected(inputs[packing.row[first], packing.column[first]], activation)
+        return self._packed(inputs, packing)[asked[there]]
 
     def _hidden_packed(
         self, activation: Tensor, prompt: Tensor, tokens: Tensor, mask: Tensor
@@ -155,10 +166,14 @@ class Verbalizer(nn.Module):
         prompt = prompt.repeat_interleave(group // together, dim=0)
         packing = pack(mask, len(prompt), prompt.shape[1])
         inputs = packing.inputs(prompt, embed(decoder, tokens[:, :-1][packing.fed]))
-        self.require_injected(inputs, activation)
+        self.require_injected(inputs[:, self.prompt.position], activation)
+        return self._packed(inputs, packing)
+
+    def _packed(self, inputs: Float[Tensor, "row length d_model"], packing: Packing) -> Float[Tensor, "asked d_model"]:
+        decoder = body(self.model)
         hidden = decoder(
             inputs_embeds=inputs,
-            attention_mask=packing.attention_mask(decoder, prompt.dtype),
+            attention_mask=packing.attention_mask(decoder, inputs.dtype),
             position_ids=packing.position,
             use_cache=False,
         ).last_hidden_state
@@ -201,7 +216,7 @@ class Verbalizer(nn.Module):
         self.eval()
         try:
             prompts = self.prompt_embeddings(activation)
-            self.require_injected(prompts, activation)
+            self.require_injected(prompts[:, self.prompt.position], activation)
             backend = self._backend(backend, prompts)
             extra: dict[str, Any] = {}
             if backend == "engine":

@@ -164,7 +164,8 @@ def test_flops_of_the_verbalizer(folders: dict[str, str], family: str, activatio
     verbalizer = pair(folders[family]).verbalizer
     shape = plain_shape(family)
     h, tokens = torch.randn(activations, WIDTH), torch.randint(5, 300, (activations * group, 20))
-    done = work.teacher_forced(activations, group, len(verbalizer.prompt.tokens), 20, WIDTH)
+    prompt = verbalizer.prompt
+    done = work.teacher_forced(activations, group, len(prompt.tokens), 20, WIDTH, prompt.position)
     found: list[torch.Tensor] = []
     forward = counted(lambda: found.append(verbalizer(h, tokens, torch.ones_like(tokens, dtype=torch.bool))))
     assert flops.forward(shape, done) == pytest.approx(forward, rel=0.05)
@@ -218,7 +219,8 @@ def test_memory_of_an_update(folders: dict[str, str], family: str, mixed: bool) 
     for activations, group in ((8, 1), (4, 4)):
         verbalizer = pair(folders[family]).verbalizer
         h, tokens = torch.randn(activations, WIDTH), torch.randint(5, 300, (activations * group, 24))
-        done = work.teacher_forced(activations, group, len(verbalizer.prompt.tokens), 24, WIDTH)
+        prompt = verbalizer.prompt
+        done = work.teacher_forced(activations, group, len(prompt.tokens), 24, WIDTH, prompt.position)
 
         def run(v: Any = verbalizer, h: Any = h, tokens: Any = tokens) -> None:
             autocast = torch.autocast("cpu", torch.bfloat16) if mixed else contextlib.nullcontext()

@@ -310,6 +310,7 @@ VARIANTS = {
     "neg_error": {},
     "neg_log_error": {"kind": "neg_log_error"},
     "length_penalty": {"per_token": 0.001},
+    "brief": {"per_token": 0.007},
     "near_cap": {"near_cap": 0.5},
     "random_prefix": {"reads": "random_prefix"},
     "without_quotes": {"reads": "without_quotes"},

@@ -10,6 +10,7 @@ from nla import backbone
 from nla.autoencoder import NLA
 from nla.errors import InjectionError, NLAError
 from nla.objectives import kl_to_reference, normalize
+from nla.packing import Packing
 from nla.prompts import build_verbalizer_prompt
 from nla.sampling import engine
 from nla.verbalizer import Verbalizer
@@ -82,6 +83,41 @@ def test_samples_packed_behind_one_prompt_equal_separate_rows(verbalizer: Verbal
     assert len(packed_gradient) == len(alone_gradient) > 0
     for one, other in zip(packed_gradient, alone_gradient, strict=True):
         assert torch.allclose(one, other, atol=1e-4, rtol=1e-3)
+
+
+def test_answers_to_different_activations_packed_side_by_side_equal_separate_rows(
+    verbalizer: Verbalizer, monkeypatch: pytest.MonkeyPatch
+):
+    """Log-probs and gradients, with answers of different lengths, behind the beginning that their prompts share."""
+    tokens, mask = verbalizer.respond(["a", "the quick brown fox jumps", "over", "the lazy dog"])
+    activation = vectors()
+
+    def run(rows: list[slice], together: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        monkeypatch.setattr("nla.verbalizer.samples_per_row", lambda *_: together)
+        verbalizer.zero_grad()
+        log_probs = torch.cat([verbalizer(activation[row], tokens[row], mask[row]) for row in rows])
+        (log_probs * torch.arange(1, 5).unsqueeze(1)).sum().backward()
+        return log_probs.detach(), [p.grad.clone() for p in verbalizer.parameters() if p.grad is not None]
+
+    alone, separate = run([slice(row, row + 1) for row in range(4)], 1)
+    for together in (2, 4):
+        packed, gradient = run([slice(None)], together)
+        assert torch.allclose(packed, alone, atol=1e-5)
+        for one, other in zip(gradient, separate, strict=True):
+            assert torch.allclose(one, other, atol=1e-4, rtol=1e-3)
+
+
+def test_an_activation_lost_between_answers_stops(qwen: Verbalizer, monkeypatch: pytest.MonkeyPatch):
+    usual = Packing.inputs
+
+    def lost(self: Packing, prompt: torch.Tensor, fed: torch.Tensor) -> torch.Tensor:
+        return usual(self, prompt, fed.index_fill(0, self.first()[2:3], 0.0))
+
+    monkeypatch.setattr(Packing, "inputs", lost)
+    monkeypatch.setattr("nla.verbalizer.samples_per_row", lambda *_: 2)
+    tokens, mask = qwen.respond(["a", "b", "c", "d"])
+    with pytest.raises(InjectionError, match="3 of 4 rows"):
+        qwen(vectors(), tokens, mask)
 
 
 @pytest.mark.parametrize(

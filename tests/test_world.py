@@ -15,7 +15,7 @@ from nla.errors import DataError
 from nla.pretraining.tokenizer import train_tokenizer
 from nla.world import WorldSource
 from nla.world.generator import _OPENINGS, _SENTENCES, _SLOT, WorldDocument, generate
-from nla.world.statements import STEMS, describe, parse_statements, statement
+from nla.world.statements import OUTSIDE_IN, STEMS, describe, parse_statements, statement
 from nla.world.vocabulary import CONTENT, GENRES, KINDS, TOPICS
 
 SIZES = {"pretrain": 400, "warm_start": 100, "joint": 100, "validation": 50, "test": 100}
@@ -250,6 +250,22 @@ def test_warm_start_texts_tell_each_known_fact_with_its_probability():
             assert parsed and all(facts[str(kind)] == value for kind, value in parsed)
             told, known = told + len(parsed), known + len(facts)
     assert told / known == pytest.approx(0.3, abs=0.02)
+
+
+def test_both_orders_hold_every_kind():
+    assert sorted(OUTSIDE_IN) == sorted(STEMS)
+
+
+def test_a_share_of_the_warm_start_texts_tells_all_that_is_known():
+    source = WorldSource({"warm_start": 60}, statements=0.2, thorough=0.25)
+    whole = []
+    for document in source.documents("warm_start"):
+        facts = dict(source.facts(document.id, document.text))
+        texts = [str(source.explanation(document, len(document.text), seed)) for seed in range(10)]
+        whole += [dict(parse_statements(text)) == facts for text in texts]
+        told = [statement(kind, facts[kind]) for kind in OUTSIDE_IN if kind in facts]
+        assert " ".join(told) in texts or not any(whole[-10:])
+    assert sum(whole) / len(whole) == pytest.approx(0.25, abs=0.05)
 
 
 def test_describe_tells_in_one_order_unless_shuffled():

@@ -75,7 +75,7 @@ class Task:
     def trained_pass(self) -> Pass:
         """The verbalizer's, of one micro-batch."""
         return work.teacher_forced(
-            self._micro() / self.group, self.group, self.prompt, self.response, self.shape.d_model
+            self._micro() / self.group, self.group, self.prompt, self.response, self.shape.d_model, self.shared
         )
 
     def reconstructed_pass(self) -> Pass:
@@ -170,7 +170,7 @@ class Task:
             parts["sample"] = flops.forward(shape, first, rank) + flops.forward(shape, rest, rank)
         samples, recompute = self.rows * self.group, self.layout.checkpointing
         if "verbalizer" in self.trains:
-            whole = work.teacher_forced(self.rows, self.group, self.prompt, self.response, shape.d_model)
+            whole = work.teacher_forced(self.rows, self.group, self.prompt, self.response, shape.d_model, self.shared)
             parts["verbalizer"] = flops.forward(shape, whole, rank) + flops.backward(shape, whole, rank, recompute)
             if self.reference:
                 parts["reference"] = flops.forward(shape, whole, rank)

@@ -31,14 +31,20 @@ def rows_of(rows: float, length: int, asked: float = 0) -> Pass:
     return Pass(rows * length, rows * length**2, asked, length)
 
 
-def teacher_forced(activations: float, group: int, prompt: int, response: int, d_model: int) -> Pass:
-    """The verbalizer's trained pass: a row per sample, or several of a group behind one prompt (`nla.packing`)."""
+def teacher_forced(activations: float, group: int, prompt: int, response: int, d_model: int, shared: int = 0) -> Pass:
+    """The verbalizer's trained pass (`nla.packing`): samples of a group behind one prompt, else behind what all share.
+
+    Args:
+        shared: tokens of the prompt before the marker.
+    """
     asked = activations * group * response
-    if group == 1:
-        return rows_of(activations, prompt + response - 1, asked)
-    together = samples_per_row(group, prompt, response, d_model)
-    plain = rows_of(activations * group / together, prompt + together * (response - 1), asked)
-    return Pass(plain.tokens, plain.pairs, asked, plain.length, masked=True)
+    if group > 1:
+        before, own, packed = prompt, response, group
+    else:
+        before, own, packed = shared, prompt - shared + response, max(1, round(activations))
+    together = samples_per_row(packed, before, own, d_model) if before else 1
+    plain = rows_of(activations * group / together, before + together * (own - 1), asked)
+    return Pass(plain.tokens, plain.pairs, asked, plain.length, masked=group > 1 or together > 1)
 
 
 def prefill(activations: float, prompt: int, shared: int) -> Pass:

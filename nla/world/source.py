@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from nla.data.source import Claim, Document
 from nla.errors import DataError
 from nla.world.generator import generate
-from nla.world.statements import STEMS, describe, parse_statements
+from nla.world.statements import OUTSIDE_IN, STEMS, describe, parse_statements
 
 
 class WorldSource:
@@ -18,6 +18,9 @@ class WorldSource:
         statements: which of the known facts a warm-start text mentions, a few, so that joint training has more to
             find: each with this probability, or as many as lie in this range, fewest and most. With a probability the
             decision on one fact does not hang on how many were told before.
+        thorough: share of the warm-start texts that tell all known facts instead, in an order of their own. In a text
+            that tells a few, a fact that is missing is mostly one that was left out; only in these is it always one
+            that the context has not revealed.
         shuffled: whether a warm-start text tells its facts in random order, as the descriptions did from which the
             packaged target learnt to write, instead of a fixed one.
     """
@@ -26,9 +29,15 @@ class WorldSource:
     """frequent enough to be one token each in the world's tokenizer"""
 
     def __init__(
-        self, sizes: dict[str, int], seed: int = 0, statements: float | tuple[int, int] = 0.28, shuffled: bool = False
+        self,
+        sizes: dict[str, int],
+        seed: int = 0,
+        statements: float | tuple[int, int] = 0.28,
+        thorough: float = 0.0,
+        shuffled: bool = False,
     ) -> None:
-        self.sizes, self.seed, self.statements, self.shuffled = dict(sizes), seed, statements, shuffled
+        self.sizes, self.seed, self.shuffled = dict(sizes), seed, shuffled
+        self.statements, self.thorough = statements, thorough
 
     def documents(self, split: str) -> Sequence[Document]:
         if split not in self.sizes:
@@ -39,6 +48,8 @@ class WorldSource:
         """A random few of the facts known after ``end`` characters; the choice is keyed by seed, document and end."""
         rng = random.Random(f"{seed}/{document.id}/{end}")
         known = generate(document.id, self.seed).known(end)
+        if self.thorough and rng.random() < self.thorough:
+            return describe(known, len(known), rng, order=OUTSIDE_IN) or None
         return describe(known, self._count(len(known), rng), rng, self.shuffled) or None
 
     def _count(self, known: int, rng: random.Random) -> int:

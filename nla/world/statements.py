@@ -5,6 +5,7 @@
 
 import random
 import re
+from collections.abc import Sequence
 
 from nla.world.vocabulary import KINDS
 
@@ -28,14 +29,20 @@ def statement(kind: str, value: str) -> str:
     return f"{STEMS[kind]} {value}."
 
 
-def describe(facts: dict[str, str], count: int, rng: random.Random, shuffled: bool = False) -> str:
-    """``count`` statements of ``facts``, chosen at random, told in the order of ``STEMS``.
+OUTSIDE_IN = ("genre", "tense", "time", "place", "weather", "hero", "job", "mood", "animal", "object", "ending")
+"""the order of a text that tells everything: the frame first, what happened last"""
 
-    In that order leaving a kind out is a choice of its own at its own place, which joint training can explore: after
+
+def describe(
+    facts: dict[str, str], count: int, rng: random.Random, shuffled: bool = False, order: Sequence[str] = tuple(STEMS)
+) -> str:
+    """``count`` statements of ``facts``, chosen at random, told in this order, or in a random one with the ending last.
+
+    In a fixed order leaving a kind out is a choice of its own at its own place, which joint training can explore: after
     shuffled texts the verbalizer learnt to go on until every kind was named, whether the text had revealed it or not.
     """
     chosen = rng.sample(sorted(facts), min(count, len(facts)))
-    chosen.sort(key=(lambda kind: kind == "ending") if shuffled else list(STEMS).index)
+    chosen.sort(key=(lambda kind: kind == "ending") if shuffled else order.index)
     return " ".join(statement(kind, facts[kind]) for kind in chosen)
 
 
