@@ -33,13 +33,15 @@ def main() -> int:
     parser.add_argument("runs", type=Path, nargs="+", help="run folders, evaluated; one for each seed from 0 on")
     parser.add_argument("--seconds", type=float, required=True, help="of `make demo` after installation")
     parser.add_argument("--peak", type=float, required=True, help="memory of `make demo`, GiB")
+    parser.add_argument("--pages", type=Path, default=ROOT, help="folder of README.md and docs/results.md")
     arguments = parser.parse_args()
+    pages: Path = arguments.pages
     found = [json.loads((run / "evaluation/metrics.json").read_text(encoding="utf-8")) for run in arguments.runs]
     took = f"{arguments.seconds:.0f} s with the packages already in place, {arguments.peak:.1f} GiB of memory"
     demo = headline(found[0]) + "\n\n" + texts(found[0]) + "\n\n" + remarks(found[0])
-    write(ROOT / "README.md", f"{took}.\n\n{demo}\n\n{samples(arguments.runs[0])}")
+    write(pages / "README.md", f"{took}.\n\n{demo}\n\n{samples(arguments.runs[0])}")
     parts = [f"{took}.", demo, seeds(found), kinds(found), marks(found, arguments)]
-    write(ROOT / "docs/results.md", "\n\n".join(parts))
+    write(pages / "docs/results.md", "\n\n".join(parts))
     return 0
 
 

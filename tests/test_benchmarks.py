@@ -140,6 +140,16 @@ def test_the_step_of_one_gpu_runs_small_on_a_cpu(tmp_path: Path) -> None:
     assert figures["tokens"] > 0 and figures["limit_update"] > 0
 
 
+def test_gpu_joint_with_all_weights(tmp_path: Path) -> None:
+    options = ["--device", "cpu", "--full", "--checkpointing", "--generate", "--profile", tmp_path / "profile.txt"]
+    done = run("gpu_joint.py", "--quick", "--repeats", "1", "--output", tmp_path, *options)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "gpu_joint_full.json").read_text())
+    assert [row["key"] for row in record["rows"]] == ["rollout_gpu"] and record["machine"]["gpu"] == "cpu"
+    assert record["figures"]["trained"] == "all weights"
+    assert "aten::" in (tmp_path / "profile.txt").read_text()
+
+
 def test_precision(tmp_path: Path) -> None:
     assert max(record_of("precision", tmp_path)["figures"]["relative_error"].values()) < 1e-2
 
@@ -153,3 +163,12 @@ def test_the_recipe_of_quotes_is_one_that_train_takes(tmp_path: Path, monkeypatc
     for name in quotes.VARIANTS:
         settings = check_train(compose("train", [*quotes.recipe(folder), *quotes.rewards.VARIANTS[name]]))
         assert settings.reward["reads"] == {"neg_error": "whole"}.get(name, name)
+
+
+def test_fishers_exact_test_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """3 of 4 against 1 of 4: (1 + 16 + 16 + 1) / 70 of all ways to draw; the tea of Fisher's lady."""
+    monkeypatch.syspath_prepend(FOLDER)
+    from world_table import fisher
+
+    assert fisher(3, 4, 1, 4) == pytest.approx(34 / 70)
+    assert fisher(5, 10, 50, 100) == pytest.approx(1.0)

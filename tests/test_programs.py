@@ -145,6 +145,24 @@ def test_the_benchmark_of_rewards_runs_small(folder: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_tables_of_the_pages_come_from_evaluated_runs(folder: Path) -> None:
+    pages = folder / "pages"
+    (pages / "docs").mkdir(parents=True)
+    for page in ("README.md", "docs/results.md"):
+        (pages / page).write_text("before\n<!-- world -->\nold\n<!-- /world -->\nafter\n")
+    figures = ["--seconds", "12", "--peak", "1.5", "--pages", str(pages)]
+    for _ in range(2):  # written anew, not added
+        run("benchmarks/world_table.py", "runs/world_smoke", "runs/world_smoke", *figures, cwd=folder)
+    readme, results = ((pages / page).read_text() for page in ("README.md", "docs/results.md"))
+    metrics = json.loads((folder / "runs/world_smoke/evaluation/metrics.json").read_text())
+    for page in (readme, results):
+        assert page.startswith("before\n") and page.endswith("\nafter\n") and "old" not in page
+        assert page.count(f"**{metrics['fve']:.3f}**") == 1 and "12 s with the packages" in page
+    assert readme.count("(cosine") == 5
+    assert f"| FVE, greedy | 0.65 (0.70) | {metrics['fve']:.3f}, {metrics['fve']:.3f} |" in results
+
+
+@pytest.mark.slow
 def test_the_notebook_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notebook = nbformat.read(ROOT / "notebooks/explore.ipynb", as_version=4)
     notebook.cells[1].source = notebook.cells[1].source.replace("runs/world/", "runs/world_smoke/")
