@@ -377,13 +377,13 @@ def test_the_command_prints_a_plan_and_its_json_says_the_same(capsys: pytest.Cap
 
 
 def test_the_demo_is_planned_as_it_was_measured() -> None:
-    """docs/results.md: 79, 18 and 218 s on two cores, validation included, with texts of 21 and 35 tokens."""
-    run = ["experiment=world", "hardware=cpu", "planning.tokens.warm_start=21", "planning.tokens.response=35"]
-    one, two = plan_of(run), plan_of([*run, "planning.tflops.float32=0.38"])
-    for stage, (name, measured) in enumerate({"verbalizer": 79, "reconstructor": 18, "joint": 218}.items()):
+    """docs/planning.md: 115, 23 and 185 s on two cores, validation included, with texts of 14 and 34 tokens."""
+    run = ["experiment=world", "hardware=cpu", "planning.tokens.warm_start=14", "planning.tokens.response=34"]
+    one, two = (plan_of([*run, f"planning.tflops.float32={rate}"]) for rate in (0.128, 0.256))
+    for stage, (name, measured) in enumerate({"verbalizer": 115, "reconstructor": 23, "joint": 185}.items()):
         best, worst = two["stages"][stage]["hours"] * 3600, one["stages"][stage]["hours"] * 3600
         assert two["stages"][stage]["stage"] == name and best < measured < worst
-        assert measured / best < 1.5
+        assert measured / best < 1.7
 
 
 def test_what_does_not_fit_is_said_with_changes_that_do(capsys: pytest.CaptureFixture[str]) -> None:
