@@ -17,6 +17,8 @@ from typing import Any
 import pyarrow.parquet as pq
 from timing import ROOT
 
+from nla.world import WorldSource
+
 BEGIN, END = "<!-- world -->", "<!-- /world -->"
 CONTROLS = {
     "mean": "the mean activation",
@@ -40,7 +42,7 @@ def main() -> int:
     took = f"{arguments.seconds:.0f} s with the packages already in place, {arguments.peak:.1f} GiB of memory"
     demo = headline(found[0]) + "\n\n" + texts(found[0]) + "\n\n" + remarks(found[0])
     write(pages / "README.md", f"{took}.\n\n{demo}\n\n{samples(arguments.runs[0])}")
-    parts = [f"{took}.", demo, seeds(found), kinds(found), marks(found, arguments)]
+    parts = [f"{took}.", demo, seeds(found), kinds(found, arguments.runs), marks(found, arguments)]
     write(pages / "docs/results.md", "\n\n".join(parts))
     return 0
 
@@ -178,15 +180,35 @@ def fisher(one: int, of_one: int, other: int, of_other: int) -> float:
     return sum(math.exp(log_p(x)) for x in possible if log_p(x) <= bound)
 
 
-def kinds(found: list[dict[str, Any]]) -> str:
-    columns = ["kind", *(f"seed {seed}: before (n), after (n)" for seed in range(len(found)))]
+def named_by_both(run: Path) -> dict[str, tuple[float, float]]:
+    """By kind, over the texts in which warm start and trained pair both name it: shares of true statements."""
+    source = WorldSource({})
+    true: dict[str, list[tuple[bool, bool]]] = {}
+    for row in pq.read_table(run / "evaluation/samples.parquet").to_pylist():
+        before, after = (
+            {claim.kind: claim.true for claim in source.claims(row[column] or "", row["document"], row["text"])}
+            for column in ("explanation_warm_start", "explanation")
+        )
+        for kind in before.keys() & after.keys():
+            true.setdefault(kind, []).append((before[kind], after[kind]))
+    return {
+        kind: (sum(b for b, _ in pairs) / len(pairs), sum(a for _, a in pairs) / len(pairs))
+        for kind, pairs in true.items()
+    }
+
+
+def kinds(found: list[dict[str, Any]], runs: list[Path]) -> str:
+    columns = ["kind", *(f"seed {seed}: before (n), after (n); both" for seed in range(len(found)))]
     every = sorted({kind for m in found for kind in m["claims"]["by_kind"]} - {"unparsed"})
+    both = [named_by_both(run) for run in runs]
 
-    def cell(m: dict[str, Any], kind: str) -> str:
+    def cell(m: dict[str, Any], shared: dict[str, tuple[float, float]], kind: str) -> str:
         parts = [m["claims"]["warm_start"]["by_kind"].get(kind), m["claims"]["by_kind"].get(kind)]
-        return ", ".join(f"{part['true_share']:.3f} ({part['n']})" if part and part["n"] else "– (0)" for part in parts)
+        shown = [f"{part['true_share']:.3f} ({part['n']})" if part and part["n"] else "– (0)" for part in parts]
+        same = "; {:.3f}, {:.3f}".format(*shared[kind]) if kind in shared else ""
+        return ", ".join(shown) + same
 
-    return table(columns, *[[kind, *(cell(m, kind) for m in found)] for kind in every])
+    return table(columns, *[[kind, *(cell(m, s, kind) for m, s in zip(found, both, strict=True))] for kind in every])
 
 
 def marks(found: list[dict[str, Any]], arguments: argparse.Namespace) -> str:

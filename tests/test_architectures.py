@@ -87,7 +87,8 @@ def test_the_injected_row_reaches_block_zero_at_its_own_norm(pair: NLA):
     """Fault 29: where the embedding scales by sqrt(d) (Gemma) the vector is put in after that scaling."""
     verbalizer, activation = pair.verbalizer, vectors()
     tokens, mask = verbalizer.respond(TEXTS)
-    seen = seen_by_first_block(verbalizer, activation, tokens, mask)
+    alone = [slice(row, row + 1) for row in range(len(tokens))]  # each in a row of its own
+    seen = torch.cat([seen_by_first_block(verbalizer, activation[row], tokens[row], mask[row]) for row in alone])
     place, ids = verbalizer.prompt.position, torch.tensor(verbalizer.prompt.tokens)
     ordinary = backbone.embed(backbone.body(verbalizer.model), ids)
     injected = normalize(activation, 10.0)

@@ -37,9 +37,9 @@ def judged(name: str, good: bool, said: str, remedy: str = "") -> Check:
 @torch.no_grad()
 def injection(verbalizer: Verbalizer, batch: ActivationBatch) -> Check:
     """Two activations behind the same prompt and answer give other log-probs; the injection counter holds for both."""
-    tokens, mask = verbalizer.respond(["a text"] * 2)
-    try:
-        one, other = verbalizer(_two_apart(batch.activation), tokens, mask)
+    tokens, mask = verbalizer.respond(["a text"])
+    try:  # one after the other: behind each other in one row they would differ by rounding
+        one, other = (verbalizer(row.unsqueeze(0), tokens, mask) for row in _two_apart(batch.activation))
     except NLAError as error:
         return Check("injection", "failed", str(error))
     apart = float((one - other).abs().max())
