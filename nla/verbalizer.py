@@ -16,7 +16,7 @@ from nla.adapters import has_lora
 from nla.backbone import DTYPES, body, embed, head_logits, input_gain, stop_ids, width
 from nla.errors import InjectionError, NLAError
 from nla.objectives import Scale, normalize
-from nla.packing import Packing, pack, samples_per_row
+from nla.packing import pack, samples_per_row
 from nla.prompts import (
     VerbalizerPrompt,
     forbidden_in_explanations,
@@ -131,53 +131,46 @@ class Verbalizer(nn.Module):
         """
         if len(tokens) % len(activation):
             raise InjectionError(f"{len(tokens)} samples cannot be shared evenly by {len(activation)} activations")
-        prompt = self.prompt_embeddings(activation)
-        hidden = self._hidden_side_by_side if len(tokens) == len(activation) else self._hidden_packed
-        logits = head_logits(self.model, hidden(activation, prompt, tokens, mask))
+        logits = head_logits(self.model, self._hidden(activation, tokens, mask))
         log_probs = -F.cross_entropy(logits, tokens[mask], reduction="none")
         return torch.zeros(tokens.shape, device=tokens.device).masked_scatter(mask, log_probs)
 
-    def _hidden_side_by_side(
-        self, activation: Tensor, prompt: Tensor, tokens: Tensor, mask: Tensor
+    def _hidden(
+        self,
+        activation: Float[Tensor, "batch d_model"],
+        tokens: Int[Tensor, "sample time"],
+        mask: Bool[Tensor, "sample time"],
     ) -> Float[Tensor, "asked d_model"]:
-        """One answer to each activation: several share a row, behind the part of the prompt that all have alike."""
-        decoder, place = body(self.model), self.prompt.position
-        own = torch.cat([prompt[:, place:], embed(decoder, tokens)], dim=1)  # marker, rest of the prompt, answer
-        rest = own.shape[1] - tokens.shape[1]
-        together = samples_per_row(len(own), place, own.shape[1], own.shape[2]) if place else 1
+        """What predicts each unmasked token. Several samples share a row where that costs less (`nla.packing`).
+
+        Samples of one activation stand behind its whole prompt, answers to different ones behind what comes before the
+        marker; the rest of the prompt is then part of the sample.
+        """
+        decoder, place, prompt = body(self.model), self.prompt.position, self.prompt_embeddings(activation)
+        samples, each = len(tokens), len(tokens) // len(activation)
+        shared = prompt.shape[1] if each > 1 else place
+        prompt = prompt.repeat_interleave(each, dim=0)
+        own = torch.cat([prompt[:, shared:], embed(decoder, tokens)], dim=1)
+        together = samples_per_row(each if each > 1 else samples, shared, own.shape[1], own.shape[2]) if shared else 1
         if together == 1:
             # the last token predicts nothing that is asked for; causal attention sees no padding, which is on the right
-            inputs = torch.cat([prompt[:, :place], own[:, :-1]], dim=1)
+            inputs = torch.cat([prompt[:, :shared], own[:, :-1]], dim=1)
             self.require_injected(inputs[:, place], activation)
-            return decoder(inputs_embeds=inputs, use_cache=False).last_hidden_state[:, place + rest - 1 :][mask]
+            return decoder(inputs_embeds=inputs, use_cache=False).last_hidden_state[:, prompt.shape[1] - 1 :][mask]
+        rest = prompt.shape[1] - shared
         there, asked = F.pad(mask, (rest, 0), value=True), F.pad(mask, (rest, 0), value=False)
-        packing = pack(there, len(own) // together, place)
-        inputs = packing.inputs(prompt[::together, :place], own[:, :-1][packing.fed])
+        packing = pack(there, samples // together, shared)
+        inputs = packing.inputs(prompt[::together, :shared], own[:, :-1][packing.fed])
         first = packing.first()
-        self.require_injected(inputs[packing.row[first], packing.column[first]], activation)
-        return self._packed(inputs, packing)[asked[there]]
-
-    def _hidden_packed(
-        self, activation: Tensor, prompt: Tensor, tokens: Tensor, mask: Tensor
-    ) -> Float[Tensor, "asked d_model"]:
-        decoder = body(self.model)
-        group = len(tokens) // len(prompt)
-        together = samples_per_row(group, prompt.shape[1], tokens.shape[1], prompt.shape[2])
-        prompt = prompt.repeat_interleave(group // together, dim=0)
-        packing = pack(mask, len(prompt), prompt.shape[1])
-        inputs = packing.inputs(prompt, embed(decoder, tokens[:, :-1][packing.fed]))
-        self.require_injected(inputs[:, self.prompt.position], activation)
-        return self._packed(inputs, packing)
-
-    def _packed(self, inputs: Float[Tensor, "row length d_model"], packing: Packing) -> Float[Tensor, "asked d_model"]:
-        decoder = body(self.model)
+        injected = inputs[:, place] if place < shared else inputs[packing.row[first], packing.column[first]]
+        self.require_injected(injected, activation)
         hidden = decoder(
             inputs_embeds=inputs,
             attention_mask=packing.attention_mask(decoder, inputs.dtype),
             position_ids=packing.position,
             use_cache=False,
         ).last_hidden_state
-        return hidden[packing.predictor_row, packing.predictor_column]
+        return hidden[packing.predictor_row, packing.predictor_column][asked[there]]
 
     def respond(self, texts: Sequence[str]) -> tuple[Int[Tensor, "sample time"], Bool[Tensor, "sample time"]]:
         """Warm-start answers as token ids: tags, text, the token that ends a turn; right padded."""

@@ -44,7 +44,7 @@ def teacher_forced(activations: float, group: int, prompt: int, response: int, d
         before, own, packed = shared, prompt - shared + response, max(1, round(activations))
     together = samples_per_row(packed, before, own, d_model) if before else 1
     plain = rows_of(activations * group / together, before + together * (own - 1), asked)
-    return Pass(plain.tokens, plain.pairs, asked, plain.length, masked=group > 1 or together > 1)
+    return Pass(plain.tokens, plain.pairs, asked, plain.length, masked=together > 1)
 
 
 def prefill(activations: float, prompt: int, shared: int) -> Pass:

@@ -49,8 +49,9 @@ class WorldSource:
         rng = random.Random(f"{seed}/{document.id}/{end}")
         known = generate(document.id, self.seed).known(end)
         if self.thorough and rng.random() < self.thorough:
-            return describe(known, len(known), rng, order=OUTSIDE_IN) or None
-        return describe(known, self._count(len(known), rng), rng, self.shuffled) or None
+            return describe(known, len(known), rng, OUTSIDE_IN) or None
+        order = None if self.shuffled else tuple(STEMS)
+        return describe(known, self._count(len(known), rng), rng, order) or None
 
     def _count(self, known: int, rng: random.Random) -> int:
         """Facts to mention, at least one."""

@@ -33,16 +33,14 @@ OUTSIDE_IN = ("genre", "tense", "time", "place", "weather", "hero", "job", "mood
 """the order of a text that tells everything: the frame first, what happened last"""
 
 
-def describe(
-    facts: dict[str, str], count: int, rng: random.Random, shuffled: bool = False, order: Sequence[str] = tuple(STEMS)
-) -> str:
-    """``count`` statements of ``facts``, chosen at random, told in this order, or in a random one with the ending last.
+def describe(facts: dict[str, str], count: int, rng: random.Random, order: Sequence[str] | None = tuple(STEMS)) -> str:
+    """``count`` statements of ``facts``, chosen at random, told in this order; None: a random one, the ending last.
 
     In a fixed order leaving a kind out is a choice of its own at its own place, which joint training can explore: after
     shuffled texts the verbalizer learnt to go on until every kind was named, whether the text had revealed it or not.
     """
     chosen = rng.sample(sorted(facts), min(count, len(facts)))
-    chosen.sort(key=(lambda kind: kind == "ending") if shuffled else order.index)
+    chosen.sort(key=order.index if order else lambda kind: kind == "ending")
     return " ".join(statement(kind, facts[kind]) for kind in chosen)
 
 
