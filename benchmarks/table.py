@@ -1,8 +1,9 @@
-"""The table of docs/benchmarks.md, from all files in benchmarks/results.
+"""The tables of docs/benchmarks.md, from all files in benchmarks/results.
 
     python benchmarks/table.py
 
-It stands between two comments, `<!-- table -->` and `<!-- /table -->`; the rest of the page is not touched.
+They stand between pairs of comments: `<!-- table -->` and `<!-- /table -->`, and with `gpu` the joint step on one GPU;
+the rest of the page is not touched.
 """
 
 import argparse
@@ -14,8 +15,8 @@ from typing import Any
 
 from timing import RESULTS, ROOT
 
-BEGIN, END = "<!-- table -->", "<!-- /table -->"
 COLUMNS = ("what", "against", "ours", "other", "ratio", "to reach", "command", "date", "machine")
+STEP_COLUMNS = ("trained", "rollout", "scoring", "update", "in all", "tokens/s", "MFU", "peak", "command")
 MARKS = {  # ratios to reach; what is not named here is reported only
     "rollout_world": 5.0,
     "rollout_random": 4.0,
@@ -33,16 +34,43 @@ def main() -> int:
     parser.add_argument("--page", type=Path, default=ROOT / "docs/benchmarks.md")
     arguments = parser.parse_args()
     page: Path = arguments.page
-    text = page.read_text(encoding="utf-8") if page.is_file() else f"# Benchmarks\n\n{BEGIN}\n{END}\n"
-    before, begun, rest = text.partition(BEGIN)
-    _, ended, after = rest.partition(END)
-    if not (begun and ended):
-        print(f"{page} lacks the comments {BEGIN} and {END}: put them where the table belongs", file=sys.stderr)
-        return 2
+    text = page.read_text(encoding="utf-8") if page.is_file() else "# Benchmarks\n\n<!-- table -->\n<!-- /table -->\n"
     found = [line(row, run) for run in runs(arguments.results) for row in run["rows"]]
-    table = "\n".join([shown(COLUMNS), shown(["---"] * len(COLUMNS)), *map(shown, found)])
-    page.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
+    steps = [step for path in sorted(arguments.results.glob("gpu_joint*.json")) for step in joint_step(path)]
+    for name, lines in (("table", [COLUMNS, *found]), ("gpu", [STEP_COLUMNS, *steps])):
+        before, begun, rest = text.partition(f"<!-- {name} -->")
+        _, ended, after = rest.partition(f"<!-- /{name} -->")
+        if begun and ended:
+            head, *body = map(shown, lines)
+            table = "\n".join([head, shown(["---"] * len(lines[0])), *body])
+            text = f"{before}{begun}\n{table}\n{ended}{after}"
+        elif name == "table" or steps:
+            lacking = (
+                f"{page} lacks the comments <!-- {name} --> and <!-- /{name} -->: put them where the table belongs"
+            )
+            print(lacking, file=sys.stderr)
+            return 2
+    page.write_text(text, encoding="utf-8")
     return 0
+
+
+def joint_step(path: Path) -> list[list[str]]:
+    """The seconds of a joint step's parts on a GPU, and under them what the hardware allows."""
+    run = json.loads(path.read_text(encoding="utf-8"))
+    f, parts = run["figures"], ("rollout", "scoring", "update")
+    limits = [f[f"limit_{part}"] for part in parts]
+    return [
+        [
+            f["trained"],
+            *(f"{f['seconds'][part]:.2f} s" for part in parts),
+            f"**{f['step']:.1f} s**",
+            f"{f['tokens_per_second']:.0f}",
+            f"{f['utilisation']:.0%}",
+            f"{f['peak_gib']:.1f} GiB",
+            f"`{run['command']}`",
+        ],
+        ["its limit", *(f"{limit:.2f} s" for limit in limits), f"{sum(limits):.1f} s", "", "", "", ""],
+    ]
 
 
 def runs(folder: Path) -> list[dict[str, Any]]:

@@ -122,6 +122,17 @@ def test_table_stands_between_its_comments_with_the_marks(tmp_path: Path) -> Non
     ]
 
 
+def test_the_page_shows_what_the_records_hold(tmp_path: Path) -> None:
+    """No figure of its tables was typed, and none is older than its record."""
+    page = FOLDER.parent / "docs/benchmarks.md"
+    copy = tmp_path / "page.md"
+    copy.write_text(page.read_text())
+    assert run("table.py", "--page", copy).returncode == 0
+    assert copy.read_text() == page.read_text()
+    step = json.loads((FOLDER / "results/gpu_joint.json").read_text())["figures"]["step"]
+    assert f"**{step:.1f} s**" in page.read_text()
+
+
 def test_table_says_what_a_page_lacks(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("no comments")
