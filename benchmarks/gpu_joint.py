@@ -68,7 +68,9 @@ def main() -> int:
     task = stopping(task_of(verbalizer, activation, cap), arguments.mean_length)
     verbalizer.stop_ids = task.stop_ids
     step = Step(verbalizer, reconstructor, optimizer, activation, cap, arguments)
-    with torch.autocast(device.type, torch.bfloat16, enabled=not (arguments.no_autocast or arguments.quick)):
+    mixed = not (arguments.no_autocast or arguments.quick)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=mixed, cache_enabled=False)  # as Lightning's
+    with autocast:
         taken = [step() for _ in range(arguments.repeats + 1)][1:]
     seconds = {part: statistics.median(run[part] for run in taken) for part in ("rollout", "scoring", "update")}
     figures = {
@@ -79,7 +81,7 @@ def main() -> int:
         "device": name(device),
     }
     rows: list[Row] = []
-    with torch.autocast(device.type, torch.bfloat16, enabled=not (arguments.no_autocast or arguments.quick)):
+    with autocast:
         if arguments.profile:
             arguments.profile.write_text(profile(step))
         if arguments.generate:

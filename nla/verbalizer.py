@@ -302,8 +302,10 @@ def _swapped_tensors(verbalizer: Verbalizer, anchor: dict[str, Tensor]) -> Itera
     policy = {name: parameter.data for name, parameter in parameters.items()}
     for name, parameter in parameters.items():
         parameter.data = anchor[name].to(parameter.device)
+    torch.clear_autocast_cache()  # else autocast goes on with casts of the tensors that were there before
     try:
         yield
     finally:
         for name, parameter in parameters.items():
             parameter.data = policy[name]
+        torch.clear_autocast_cache()

@@ -284,6 +284,24 @@ def test_reference_is_the_policy_at_freezing(trained: Verbalizer):
     assert set(trained.state_dict()) == keys
 
 
+def test_autocast_does_not_serve_the_reference_with_the_policys_weights(trained: Verbalizer):
+    """It keeps casts of weights by tensor, and adapters are exchanged inside their tensors."""
+    tokens, mask = trained.respond(["It rains.", "b"])
+    trained.freeze_reference()
+    with torch.autocast("cpu", torch.bfloat16):
+        start = trained(vectors(2), tokens, mask).detach()
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter) * parameter.requires_grad)
+    with torch.autocast("cpu", torch.bfloat16):
+        moved = trained(vectors(2), tokens, mask).detach()
+        with trained.reference() as reference:
+            anchor = reference(vectors(2), tokens, mask)
+        again = trained(vectors(2), tokens, mask).detach()
+    assert torch.equal(anchor, start)
+    assert torch.equal(again, moved) and not torch.equal(moved, anchor)
+
+
 def test_backward_after_visiting_the_reference(trained: Verbalizer):
     """The policy's graph is built first, the reference visited, then the backward runs."""
     tokens, mask = trained.respond(["It rains.", "b"])
