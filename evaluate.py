@@ -2,9 +2,9 @@
 
 import sys
 
-from nla import evaluating
-from nla.composition import launch
-from nla.config import check_evaluate
+from nla.config.check import check_evaluate
+from nla.config.compose import launch
+from nla.evaluation import program as evaluating
 
 if __name__ == "__main__":
     sys.exit(launch(evaluating.evaluate, "evaluate", check_evaluate))

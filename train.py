@@ -2,9 +2,9 @@
 
 import sys
 
-from nla import app
-from nla.composition import launch
-from nla.config import check_train
+from nla.config.check import check_train
+from nla.config.compose import launch
+from nla.training import program as app
 
 if __name__ == "__main__":
     sys.exit(launch(app.train, "train", check_train))

@@ -26,13 +26,13 @@ from timing import Row, options, record
 from torch import Tensor
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
-from nla.adapters import add_lora
-from nla.backbone import body, truncated, twin
-from nla.objectives import group_advantages, kl_to_reference, policy_gradient_loss, reconstruction_error
-from nla.parallel import checkpoint_activations
-from nla.prompts import MARKERS, VerbalizerPrompt
-from nla.reconstructor import Reconstructor
-from nla.verbalizer import Verbalizer
+from nla.core.objectives import group_advantages, kl_to_reference, policy_gradient_loss, reconstruction_error
+from nla.models.backbone import body, truncated, twin
+from nla.models.lora import add_lora
+from nla.models.prompts import MARKERS, VerbalizerPrompt
+from nla.models.reconstructor import Reconstructor
+from nla.models.verbalizer import Verbalizer
+from nla.training.parallel import checkpoint_activations
 
 PROMPT, PLACE = 125, 105
 TEMPLATE = "Summary of the following text: <text>{explanation}</text> <summary>"

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from models import world_pair
 
-from nla.target import Target
-from nla.world import WorldSource
+from nla.data.world import WorldSource
+from nla.models.target import Target
 
 COLUMNS = ("kind", "named where revealed", "named where not", "cases where not", "wrong where revealed")
 

@@ -1,4 +1,4 @@
-"""A whole joint step: what `nla.stages.JointStage` does against the straightforward step of `plain_step.py`.
+"""A whole joint step: what `nla.training.stages.JointStage` does against the straightforward step of `plain_step.py`.
 
     python benchmarks/joint_step.py --pair runs/world/nla
 
@@ -24,9 +24,9 @@ from plain_step import Activations, Predictions, Setting, Step, plain, texts_of,
 from timing import ROOT, alternate, options, pin, record
 from torch import Tensor, nn
 
-from nla.autoencoder import HALVES, NLA
-from nla.optim import MuonAdamW
-from nla.types import Completions
+from nla.core.records import Completions
+from nla.models.pair import HALVES, NLA
+from nla.training.optim import MuonAdamW
 
 PARTS = ("rollout", "scoring", "update")
 

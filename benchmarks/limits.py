@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from nla.backbone import body
+from nla.models.backbone import body
 
 PRODUCTS = ("mm", "addmm")  # with weights; those of activations with each other (attention) are batched
 ALL_PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_scaled_dot_product")

@@ -103,11 +103,11 @@ def step(arguments: argparse.Namespace) -> dict[str, float]:
 
 def models_of(way: str, model: str) -> tuple[Any, Any]:
     """Target, read at half depth, and pair. Separate copies: each of the three loads weights of its own."""
-    from nla.autoencoder import NLA
-    from nla.backbone import depth, load_model, load_tokenizer
-    from nla.prompts import Templates
-    from nla.reconstructor import Reconstructor
-    from nla.target import Target
+    from nla.models.backbone import depth, load_model, load_tokenizer
+    from nla.models.pair import NLA
+    from nla.models.prompts import Templates
+    from nla.models.reconstructor import Reconstructor
+    from nla.models.target import Target
 
     loaded = load_model(model)
     layer = max(0, depth(loaded) // 2 - 1)

@@ -11,10 +11,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from nla.autoencoder import NLA
-from nla.prompts import MARKERS, Templates
-from nla.target import Target
-from nla.world import WorldSource
+from nla.data.world import WorldSource
+from nla.models.pair import NLA
+from nla.models.prompts import MARKERS, Templates
+from nla.models.target import Target
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,7 @@ from plain_rollout import generate
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from nla.autoencoder import NLA
-from nla.backbone import body, embed
-from nla.objectives import (
+from nla.core.objectives import (
     group_advantages,
     kl_to_reference,
     orthogonal_error,
@@ -26,7 +24,9 @@ from nla.objectives import (
     reconstruction_error,
     reward,
 )
-from nla.types import Completions
+from nla.core.records import Completions
+from nla.models.backbone import body, embed
+from nla.models.pair import NLA
 
 Activations = Float[Tensor, "batch d_model"]
 Predictions = Float[Tensor, "sample d_model"]

@@ -15,7 +15,7 @@ from pathlib import Path
 import rewards
 from timing import RESULTS, ROOT
 
-from nla.world import WorldSource
+from nla.data.world import WorldSource
 
 TEXTS = 3200  # documents, divided among the splits as conf/data/text.yaml has them
 VARIANTS = ("neg_error", "without_quotes")

@@ -18,7 +18,7 @@ from timing import alternate, options, pin, record
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from nla.target import Target
+from nla.models.target import Target
 
 AT_ONCE = 16  # documents of the released reader
 Tokens = Int[Tensor, "document time"]

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nla import Target
+from nla.core.objectives import fraction_of_variance_explained, normalize, reconstruction_error
+from nla.core.records import ActivationBatch
 from nla.data.datamodule import NLADataModule
-from nla.objectives import fraction_of_variance_explained, normalize, reconstruction_error
-from nla.reconstructor import Reconstructor
-from nla.types import ActivationBatch
-from nla.world import WorldSource
-from nla.world.statements import describe
-from nla.world.vocabulary import KINDS
+from nla.data.world import WorldSource
+from nla.data.world.statements import describe
+from nla.data.world.vocabulary import KINDS
+from nla.models.reconstructor import Reconstructor
 
 ROOT = Path(__file__).parents[1]
 

@@ -24,7 +24,7 @@ from tasks import Task, random_task, stopping, world_task
 from timing import Row, Run, alternate, options, pin, record
 from torch import Tensor
 
-from nla.backbone import body
+from nla.models.backbone import body
 
 BATCH, SINGLY = "`generate(inputs_embeds=…)`, same batch", "`generate` for each activation"
 

@@ -15,8 +15,8 @@ from models import world_pair
 from timing import alternate, options, pin, record
 from torch import Tensor
 
-from nla.reconstructor import Reconstructor
-from nla.world import WorldSource
+from nla.data.world import WorldSource
+from nla.models.reconstructor import Reconstructor
 
 
 def main() -> int:

@@ -22,14 +22,14 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
-from nla.backbone import load_model, load_tokenizer
+from nla.data.world import WorldSource
+from nla.data.world.generator import generate
+from nla.data.world.vocabulary import KINDS
 from nla.errors import ConfigError, NLAError
+from nla.models.backbone import load_model, load_tokenizer
 from nla.pretraining.ngrams import NGrams
 from nla.pretraining.probes import Labels, choose_positions, label, majority, probe, ridge_r2
 from nla.pretraining.quality import Annotated, Lexicon, Mention, annotate, lexicon, observe, used
-from nla.world import WorldSource
-from nla.world.generator import generate
-from nla.world.vocabulary import KINDS
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -11,9 +11,9 @@ from models import Size, parameters, random_llama, world_activations, world_pair
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from nla.backbone import body, embed
-from nla.objectives import normalize
-from nla.sampling import engine
+from nla.core.objectives import normalize
+from nla.models.backbone import body, embed
+from nla.models.sampling import engine
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from timing import ROOT
 
-from nla.world import WorldSource
+from nla.data.world import WorldSource
 
 BEGIN, END = "<!-- world -->", "<!-- /world -->"
 CONTROLS = {

@@ -7,23 +7,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nla.autoencoder import NLA as NLA
-    from nla.chat import read_chat as read_chat
-    from nla.comparison import compare as compare
-    from nla.hooks import check_hook as check_hook
-    from nla.hooks import from_hook as from_hook
-    from nla.target import Target as Target
+    from nla.models.pair import NLA as NLA
+    from nla.models.reading.chat import read_chat as read_chat
+    from nla.models.reading.comparison import compare as compare
+    from nla.models.reading.tensors import check_hook as check_hook
+    from nla.models.reading.tensors import from_hook as from_hook
+    from nla.models.target import Target as Target
 
 __all__ = ["NLA", "Target", "check_hook", "compare", "from_hook", "read_chat"]
 __version__ = "0.1.0"
 
 _HOMES = {
-    "NLA": "nla.autoencoder",
-    "Target": "nla.target",
-    "check_hook": "nla.hooks",
-    "compare": "nla.comparison",
-    "from_hook": "nla.hooks",
-    "read_chat": "nla.chat",
+    "NLA": "nla.models.pair",
+    "Target": "nla.models.target",
+    "check_hook": "nla.models.reading.tensors",
+    "compare": "nla.models.reading.comparison",
+    "from_hook": "nla.models.reading.tensors",
+    "read_chat": "nla.models.reading.chat",
 }
 
 

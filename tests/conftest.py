@@ -29,10 +29,10 @@ from transformers import (  # noqa: E402
     SiglipVisionConfig,
 )
 
-from nla import backbone  # noqa: E402
-from nla.autoencoder import NLA  # noqa: E402
-from nla.prompts import Templates  # noqa: E402
-from nla.target import Target  # noqa: E402
+from nla.models import backbone  # noqa: E402
+from nla.models.pair import NLA  # noqa: E402
+from nla.models.prompts import Templates  # noqa: E402
+from nla.models.target import Target  # noqa: E402
 
 torch.set_num_threads(1)
 

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nla.autoencoder import NLA
+from nla.core.objectives import normalize
+from nla.core.records import Completions
 from nla.data.documents import ReadingPlan
 from nla.data.source import Claim, Document
 from nla.errors import DataError
 from nla.evaluation import Corpus
-from nla.objectives import normalize
-from nla.types import Completions
+from nla.models.pair import NLA
 
 COLOURS, ANIMALS = ("red", "blue", "green"), ("dog", "fox", "cat")
 PLAN = ReadingPlan(positions_per_document=2, min_context=3, max_tokens=64, seed=0)

@@ -14,9 +14,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
-from nla import app
-from nla.composition import compose
+from nla.config.compose import compose
 from nla.data import Document
+from nla.training import program as app
 
 SAID = ["It rains.", "Tom walks.", "A dog jumps.", "The fox."]
 

@@ -15,22 +15,23 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from nla.app import resume_point
-from nla.autoencoder import NLA
-from nla.callbacks.checkpointing import Checkpointing, StateFile
-from nla.callbacks.together import Together
+from nla.config.trainer import check_ranks
+from nla.core.records import ActivationBatch, Rollout
 from nla.data.datamodule import NLADataModule
 from nla.data.source import Document
 from nla.errors import CheckpointError, ConfigError, TrainingError
-from nla.evaluating import evaluation_device
 from nla.evaluation import EvaluationSettings, rows, run
-from nla.optim import MuonAdamW
-from nla.parallel import check_ranks, whole_pair
-from nla.rewards import Divergence, Reward
-from nla.stages import JointStage, ReconstructorStage, VerbalizerStage
-from nla.stages.joint import Sampling
-from nla.target import Target
-from nla.types import ActivationBatch, Rollout
+from nla.evaluation.program import evaluation_device
+from nla.models.pair import NLA
+from nla.models.target import Target
+from nla.training.callbacks.checkpointing import Checkpointing, StateFile
+from nla.training.callbacks.together import Together
+from nla.training.optim import MuonAdamW
+from nla.training.parallel import whole_pair
+from nla.training.program import resume_point
+from nla.training.rewards import Divergence, Reward
+from nla.training.stages import JointStage, ReconstructorStage, VerbalizerStage
+from nla.training.stages.joint import Sampling
 
 SPLITS = ("warm_start", "joint", "validation", "test")
 STEPS = 3

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from nla.cli import main
-from nla.preparation import activations
+from nla.commands.cli import main
+from nla.data.prepare import activations
 
 if __name__ == "__main__":
     diary, fatal = Path(sys.argv[1]), sys.argv[2]

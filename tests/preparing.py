@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nla.data.shards import ShardSource
-from nla.prepare import check_prepare, compose_prepare, prepare
+from nla.commands.prepare import check_prepare, compose_prepare, prepare
+from nla.data.shards.source import ShardSource
 
 WORDS = "the quick brown fox jumps over the lazy dog and Tom walks to the harbour in the rain".split()
 FRACTIONS = {"warm_start": 0.4, "joint": 0.3, "validation": 0.2, "test": 0.1}

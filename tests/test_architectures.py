@@ -13,11 +13,11 @@ import pytest
 import torch
 from conftest import FAMILIES, MARKER, TEMPLATES, seen_by_first_block
 
-from nla import backbone
-from nla.autoencoder import NLA
-from nla.objectives import normalize
-from nla.reconstructor import Reconstructor
-from nla.target import Target
+from nla.core.objectives import normalize
+from nla.models import backbone
+from nla.models.pair import NLA
+from nla.models.reconstructor import Reconstructor
+from nla.models.target import Target
 
 TEXTS = ["The quick brown fox jumps over the lazy dog.", "Tom", "Tom walks to the harbour."]
 LORA = {"rank": 2, "alpha": 4.0, "dropout": 0.0}

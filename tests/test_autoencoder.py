@@ -9,11 +9,11 @@ import torch
 from conftest import MARKER, TEMPLATES
 from peft import PeftModel
 
-from nla import backbone
-from nla.autoencoder import NLA
+from nla.core.objectives import normalize
 from nla.errors import DataError, InjectionError, ModelError, ReleaseError
-from nla.objectives import normalize
-from nla.target import Target
+from nla.models import backbone
+from nla.models.pair import NLA
+from nla.models.target import Target
 
 TEXTS = ["It rains in the town.", "a", "Tom walks."]
 
@@ -94,7 +94,8 @@ def test_explain_has_one_list_per_activation(nla: NLA):
 def test_explanations_come_from_the_tags(nla: NLA, monkeypatch: pytest.MonkeyPatch):
     tokens, mask = nla.verbalizer.respond(TEXTS[:2])
     tokens[1] = 7
-    monkeypatch.setattr("nla.sampling.engine.sample", lambda *_a, **_k: (tokens, mask, torch.zeros(tokens.shape)))
+    answers = (tokens, mask, torch.zeros(tokens.shape))
+    monkeypatch.setattr("nla.models.sampling.engine.sample", lambda *_a, **_k: answers)
     assert nla.explain(vectors(2)) == [[TEXTS[0]], [None]]
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from nla import adapters, backbone
-from nla.autoencoder import NLA
 from nla.errors import ConfigError, ModelError
-from nla.prompts import Templates
+from nla.models import backbone
+from nla.models import lora as adapters
+from nla.models.pair import NLA
+from nla.models.prompts import Templates
 
 TOKENS = torch.randint(5, 300, (2, 14), generator=torch.Generator().manual_seed(0))
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from nla.composition import compose
-from nla.config import check_train
+from nla.config.check import check_train
+from nla.config.compose import compose
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 RECORD = {"benchmark", "command", "date", "machine", "versions", "quick", "repeats", "rows", "figures"}

@@ -14,9 +14,9 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 
-from nla.callbacks import Progress, Samples, Tolerant
-from nla.callbacks.progress import clock
-from nla.callbacks.samples import escape, markdown_table
+from nla.training.callbacks import Progress, Samples, Tolerant
+from nla.training.callbacks.progress import clock
+from nla.training.callbacks.samples import escape, markdown_table
 
 NASTY = "a [red]b[/red] | <script>x</script> *c* _d_ `e` [l](u)\nnext"
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nla.cli import main, printable
+from nla.commands.cli import main, printable
 
 
 def test_explain_prints_one_row_per_token(saved_nla: Path, capsys: pytest.CaptureFixture[str]):

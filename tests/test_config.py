@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 from omegaconf import open_dict
 
-from nla.app import build_all
-from nla.backbone import load_model
-from nla.components import check_components, suggestion
-from nla.composition import compose, config_folder, job_folder
-from nla.config import check_evaluate, check_train
+from nla.config.check import check_evaluate, check_train
+from nla.config.compose import compose, config_folder, job_folder
+from nla.config.redact import HIDDEN, redacted
+from nla.config.run_folder import pinned_revision
+from nla.config.schema import LayerSettings
+from nla.config.targets import check_components, suggestion
 from nla.errors import ConfigError, NLAError
-from nla.runs import pinned_revision
-from nla.secrets import HIDDEN, redacted
-from nla.settings import LayerSettings
+from nla.models.backbone import load_model
+from nla.training.build import build_all
 
 ROOT = Path(__file__).resolve().parent.parent
 OFFLINE = {"published": ["model=qwen2_5_7b"]}  # what a recipe for any model leaves open

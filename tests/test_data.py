@@ -13,12 +13,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from nla.core.records import TokenBatch
 from nla.data import Document
 from nla.data.datamodule import NLADataModule
 from nla.data.positions import draw_positions, eligible_positions, keyed_fraction, keyed_seed
 from nla.errors import ConfigError, DataError
-from nla.target import Target
-from nla.types import TokenBatch
+from nla.models.target import Target
 
 WORDS = "the quick brown fox jumps over the lazy dog and Tom walks to the harbour in the rain".split()
 

@@ -5,8 +5,8 @@ import re
 import shlex
 from pathlib import Path
 
-from nla.composition import compose
-from nla.config import check_train
+from nla.config.check import check_train
+from nla.config.compose import compose
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMED = re.compile(r"`((?:faults/)?test_\w+\.py)?(?:::(test_\w+))?`")

@@ -13,15 +13,15 @@ from evaluation_toys import PLAN, ToySource, remembering, toy_corpus
 from rich.console import Console
 from torchmetrics import R2Score
 
-from nla.autoencoder import NLA
+from nla.core.objectives import fraction_of_variance_explained, fve_normalized_mean, normalize
 from nla.errors import ConfigError, DataError, ModelError
 from nla.evaluation import Corpus, Evaluation, EvaluationSettings, evaluate, read_samples, run
 from nla.evaluation.controls import other_document
+from nla.evaluation.explanations import repeated_share
 from nla.evaluation.rows import Rows, read_rows
 from nla.evaluation.table import show
-from nla.evaluation.texts import repeated_share
-from nla.objectives import fraction_of_variance_explained, fve_normalized_mean, normalize
-from nla.target import Target
+from nla.models.pair import NLA
+from nla.models.target import Target
 
 SETTINGS = EvaluationSettings(
     documents=None,

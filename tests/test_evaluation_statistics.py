@@ -7,11 +7,11 @@ import pytest
 import torch
 from evaluation_toys import ToySource
 
+from nla.core.objectives import fraction_of_variance_explained
 from nla.evaluation.bootstrap import Resamples, Variance
+from nla.evaluation.explanations import score
 from nla.evaluation.rows import Rows
-from nla.evaluation.texts import score
 from nla.evaluation.truth import FullDescription, change, judge, summarize
-from nla.objectives import fraction_of_variance_explained
 
 
 def clustered(rng: np.random.Generator, documents: int, each: int = 3, d_model: int = 12) -> tuple[torch.Tensor, ...]:

@@ -9,8 +9,8 @@ from conftest import MARKER, TEMPLATES, make_config, make_tokenizer
 from test_autoencoder import LORA, shaken
 from transformers import LlamaForCausalLM
 
-from nla.autoencoder import NLA
-from nla.target import Target
+from nla.models.pair import NLA
+from nla.models.target import Target
 
 pytest.importorskip("bitsandbytes")
 WIDTH, TEXTS = 64, ["Tom walks to the harbour.", "It rains."]

@@ -7,13 +7,13 @@ import pytest
 from omegaconf import DictConfig
 from test_planning import GEMMA_27B, QWEN
 
-from nla import app
-from nla.composition import compose
-from nla.config import check_train
-from nla.metadata import read_yaml
+from nla.commands.plan import plan_of
+from nla.config.check import check_train
+from nla.config.compose import compose
+from nla.models.pretrained.metadata import read_yaml
 from nla.planning import advice, gather
 from nla.planning.gather import resolve_gather
-from nla.planning.program import plan_of
+from nla.training import program as app
 
 BIG = ["model=local", "model.path=null", "model.id=m", "rollout.max_new_tokens=150", "stage.joint.data.batch_size=128"]
 

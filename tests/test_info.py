@@ -10,12 +10,12 @@ from golden import BASES, golden_pair
 from test_autoencoder import LORA
 from test_tools import METRICS
 
-from nla import hub
-from nla.autoencoder import NLA
-from nla.cli import main
+from nla.commands.cli import main
+from nla.commands.info import describe
 from nla.errors import ReleaseError
-from nla.info import describe
-from nla.loading import HALVES
+from nla.models.pair import NLA
+from nla.models.pretrained import hub
+from nla.models.pretrained.loading import HALVES
 
 
 def facts(pair: Path | str) -> dict[str, tuple[str, str]]:

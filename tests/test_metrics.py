@@ -8,8 +8,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from nla.metrics import FractionOfVarianceExplained
-from nla.objectives import fraction_of_variance_explained
+from nla.core.fve import FractionOfVarianceExplained
+from nla.core.objectives import fraction_of_variance_explained
 
 
 class NoDoubles(TorchDispatchMode):

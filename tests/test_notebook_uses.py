@@ -11,14 +11,14 @@ from conftest import MARKER, TEMPLATES
 from test_stages import batch, fit, joint
 
 import nla as package
-from nla.autoencoder import NLA
-from nla.callbacks import Summary
-from nla.chat import read_chat, render
-from nla.comparison import compare
+from nla.core.summary import FILE, ActivationSummary, unusual
 from nla.errors import DataError, ReleaseError
-from nla.familiarity import FILE, ActivationSummary, unusual
-from nla.hooks import check_hook, from_hook
-from nla.target import Target
+from nla.models.pair import NLA
+from nla.models.reading.chat import read_chat, render
+from nla.models.reading.comparison import compare
+from nla.models.reading.tensors import check_hook, from_hook
+from nla.models.target import Target
+from nla.training.callbacks import Summary
 
 TEXT = "Tom walks to the harbour. The quick brown fox jumps over the lazy dog."
 CHAT = [

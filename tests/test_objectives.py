@@ -8,7 +8,7 @@ import torch
 from jaxtyping import TypeCheckError
 from torchmetrics.functional import r2_score
 
-from nla import objectives as o
+from nla.core import objectives as o
 from nla.errors import ConfigError
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nla.packing import pack, samples_per_row
+from nla.models.packing import pack, samples_per_row
 
 
 def test_places_by_hand():

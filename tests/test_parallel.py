@@ -19,11 +19,11 @@ import torch
 from conftest import MARKER, TEMPLATES
 from safetensors.torch import load_file
 
-from nla.autoencoder import NLA
-from nla.composition import config_folder
+from nla.config.compose import config_folder
+from nla.config.trainer import check_ranks, with_strategy
 from nla.errors import ConfigError
-from nla.parallel import check_ranks, with_strategy
-from nla.target import Target
+from nla.models.pair import NLA
+from nla.models.target import Target
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("verbalizer", "reconstructor", "joint")

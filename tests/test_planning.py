@@ -14,17 +14,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, GPT2Config
 
-from nla.adapters import add_lora
-from nla.autoencoder import NLA
-from nla.backbone import body, truncated
-from nla.cli import main
+from nla.commands.cli import main
+from nla.commands.plan import plan_of
 from nla.errors import ConfigError, ModelError
-from nla.optim import MuonAdamW
+from nla.models.backbone import body, truncated
+from nla.models.lora import add_lora
+from nla.models.pair import NLA
+from nla.models.target import Target
 from nla.planning import flops, memory, work
 from nla.planning.memory import Layout, count
-from nla.planning.program import plan_of
 from nla.planning.shapes import load_config, shape_of
-from nla.target import Target
+from nla.training.optim import MuonAdamW
 
 WIDTH, RANK = 128, 4
 QWEN = (
@@ -276,8 +276,8 @@ def test_memory_of_weights_gradients_and_states(folders: dict[str, str]) -> None
 
 
 def test_memory_of_the_cache(folders: dict[str, str]) -> None:
-    from nla.sampling.attention import FilledCache, shared_attention
-    from nla.sampling.engine import prefill
+    from nla.models.sampling.attention import FilledCache, shared_attention
+    from nla.models.sampling.engine import prefill
 
     verbalizer, shape = pair(folders["gemma3"]).verbalizer, shape_of(config_of("gemma3"))
     prompt, shared = len(verbalizer.prompt.tokens), verbalizer.prompt.position
@@ -311,11 +311,11 @@ def test_sharding_and_adapters_change_what_lies_on_a_gpu() -> None:
 
 def plan_task(*overrides: str) -> Any:
     """The joint stage of a config."""
-    from nla.composition import compose
-    from nla.config import parse, plain_config
+    from nla.config.check import parse, plain_config
+    from nla.config.compose import compose
+    from nla.config.schema import TrainSettings
     from nla.planning.facts import Facts
     from nla.planning.reading import tasks_of
-    from nla.settings import TrainSettings
 
     given = [] if any("model=" in override for override in overrides) else ["model=pretrained"]
     plain = plain_config(compose("train", ["+planning=h100", *given, *overrides]))

@@ -25,23 +25,24 @@ from services import GOOD, serving
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from nla import app, evaluating
-from nla.autoencoder import NLA
-from nla.cli import main
-from nla.composition import compose
-from nla.config import check_train
-from nla.data import shardfile
+from nla.commands.cli import main
+from nla.commands.prepare import compose_prepare
+from nla.config.check import check_train
+from nla.config.compose import compose
+from nla.core.records import ActivationBatch
 from nla.data.corpora import FileCorpus, HubCorpus, SourceCorpus, to_document
 from nla.data.files import Row
-from nla.data.shardmodule import ShardDataModule
-from nla.data.shardrows import ShardRows
-from nla.data.shards import ShardSource
+from nla.data.prepare import activations, write_released
+from nla.data.shards import format
+from nla.data.shards.datamodule import ShardDataModule
+from nla.data.shards.rows import ShardRows
+from nla.data.shards.source import ShardSource
 from nla.data.source import Document
-from nla.preparation import activations, write_released
-from nla.prepare import compose_prepare
-from nla.prompts import build_verbalizer_prompt, chat_ids, token_ids
-from nla.target import Target
-from nla.types import ActivationBatch
+from nla.evaluation import program as evaluating
+from nla.models.pair import NLA
+from nla.models.prompts import build_verbalizer_prompt, chat_ids, token_ids
+from nla.models.target import Target
+from nla.training import program as app
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -63,22 +64,22 @@ def prepared(corpus: Path, tiny_folder: str, tmp_path_factory: pytest.TempPathFa
 
 def rows_of(folder: Path, layer: int = 1) -> list[tuple]:
     table = all_rows(folder, layer)
-    return sorted(zip(*(table.column(name).to_pylist() for name in ("doc_id", "n_raw_tokens", shardfile.TEXT))))
+    return sorted(zip(*(table.column(name).to_pylist() for name in ("doc_id", "n_raw_tokens", format.TEXT))))
 
 
 def test_shards_hold_what_the_target_reads(prepared: Path, tiny_folder: str):
     for layer in (1, 2):
         target = Target.from_pretrained(tiny_folder, layer)
         table = all_rows(prepared, layer)
-        assert table.schema.field(shardfile.VECTOR).type == pa.list_(pa.float32(), target.d_model)
-        assert set(table.column(shardfile.LAYER).to_pylist()) == {layer}
-        texts, counts = table.column(shardfile.TEXT).to_pylist(), table.column(shardfile.TOKENS).to_pylist()
+        assert table.schema.field(format.VECTOR).type == pa.list_(pa.float32(), target.d_model)
+        assert set(table.column(format.LAYER).to_pylist()) == {layer}
+        texts, counts = table.column(format.TEXT).to_pylist(), table.column(format.TOKENS).to_pylist()
         same = [i for i, ids in enumerate(token_ids(target.tokenizer, texts)) if len(ids) == counts[i]]
         assert len(same) > 0.7 * len(texts)
         read = target.read([texts[i] for i in same])
-        stored = torch.from_numpy(shardfile.vectors(table)[same].copy())
+        stored = torch.from_numpy(format.vectors(table)[same].copy())
         torch.testing.assert_close(stored, read.activation, atol=1e-4, rtol=1e-4)
-        facts = shardfile.read_facts(next((prepared / f"layer-{layer:02d}").glob("*.parquet")))
+        facts = format.read_facts(next((prepared / f"layer-{layer:02d}").glob("*.parquet")))
         assert (facts.layer, facts.d_model, facts.corpus) == (layer, target.d_model, "texts.jsonl")
     assert str(Path(tiny_folder).parent) not in (prepared / "manifest.json").read_text()
 
@@ -90,7 +91,7 @@ def test_splits_go_by_document_and_texts_are_whole(prepared: Path):
     for entry in found["files"]:
         table = pq.read_table(prepared / entry["path"])
         assert table.num_rows == entry["rows"]
-        for name, context in zip(table.column("doc_id").to_pylist(), table.column(shardfile.TEXT).to_pylist()):
+        for name, context in zip(table.column("doc_id").to_pylist(), table.column(format.TEXT).to_pylist()):
             sides.setdefault(name, set()).add(entry["split"])
             assert text(int(name.rpartition(":")[2])).startswith(context)
     assert len(sides) == 60 and all(len(splits) == 1 for splits in sides.values())
@@ -109,7 +110,7 @@ def test_copies_of_a_text_stay_on_one_side(tiny_folder: str, tmp_path: Path):
         out = run(tiny_folder, tmp_path / "c.jsonl", tmp_path / name, override, "prepare.layers=[1]")
         sides: dict[str, set[str]] = {}
         for file, table in preparing.tables(out, 1).items():
-            keys = table.column(shardfile.DOCUMENT).to_pylist()
+            keys = table.column(format.DOCUMENT).to_pylist()
             for key in keys:
                 group = str(int(key.rpartition(":")[2]) % 20) if name == "text" else key
                 sides.setdefault(group, set()).add(file.split("-")[0])
@@ -241,9 +242,9 @@ def test_rows_keep_their_own_vector_and_explanation(prepared: Path, target: Targ
     stored = {}
     table = all_rows(prepared, 1)
     for row, (name, count) in enumerate(
-        zip(table.column("doc_id").to_pylist(), table.column(shardfile.TOKENS).to_pylist())
+        zip(table.column("doc_id").to_pylist(), table.column(format.TOKENS).to_pylist())
     ):
-        stored[name, count] = shardfile.vectors(table)[row]
+        stored[name, count] = format.vectors(table)[row]
     for batch in take(loader(prepared, target), 6):
         assert batch.explanation is not None
         for row in range(len(batch)):
@@ -287,7 +288,7 @@ def test_validation_reads_every_row_once_on_any_number_of_ranks(prepared: Path, 
 
 
 def test_one_block_is_held_at_a_time(prepared: Path, target: Target, monkeypatch: pytest.MonkeyPatch):
-    from nla.data import shardrows
+    from nla.data.shards import rows as shardrows
 
     read: Counter[str] = Counter()
     original = shardrows.read_piece
@@ -370,7 +371,7 @@ def test_the_released_form_is_written_and_read_as_it_is(prepared: Path, target: 
     whole = [ShardRows(read.pieces(split, 1, target.d_model, False), 1, None) for split in preparing.FRACTIONS]
     assert sum(map(len, whole)) == 180
     explained = ShardRows(read.pieces("warm_start", 1, target.d_model, True), 1, None)
-    texts = explained.take(0, len(explained)).column(shardfile.EXPLANATION).to_pylist()
+    texts = explained.take(0, len(explained)).column(format.EXPLANATION).to_pylist()
     assert all(isinstance(one, str) and "harbour" in one for one in texts)
 
 
@@ -391,8 +392,8 @@ def test_files_built_for_training_are_read_by_their_answers(prepared: Path, targ
     read = ShardSource(str(tmp_path / "r"), {"warm_start": 1.0}, "nla", 1)
     rows = ShardRows(read.pieces("warm_start", 2, target.d_model, True), 1, None)
     found = rows.take(0, len(rows))
-    assert found.column(shardfile.EXPLANATION).to_pylist() == said[2:]
-    assert np.array_equal(shardfile.vectors(found), shardfile.vectors(table)[2:])
+    assert found.column(format.EXPLANATION).to_pylist() == said[2:]
+    assert np.array_equal(format.vectors(found), format.vectors(table)[2:])
 
 
 def test_evaluation_reads_the_documents_of_a_split(prepared: Path):

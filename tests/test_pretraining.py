@@ -10,8 +10,12 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from nla.backbone import load_model, load_tokenizer
+from nla.data.world import WorldSource
+from nla.data.world.statements import STEMS, parse_statements
 from nla.errors import DataError
+from nla.models.backbone import load_model, load_tokenizer
+from nla.models.explanations import parse_explanation
+from nla.models.prompts import build_verbalizer_prompt, find_marker
 from nla.pretraining.auxiliary import GistLoss
 from nla.pretraining.lessons import Lessons
 from nla.pretraining.loop import Architecture, Recipe, batches, frequencies, padded, pretrain, rate
@@ -19,9 +23,6 @@ from nla.pretraining.ngrams import NGrams
 from nla.pretraining.probes import Labels, choose_positions, label, majority, probe, ridge_r2
 from nla.pretraining.quality import Annotated, Mention, annotate, lexicon, observe, states, used
 from nla.pretraining.tokenizer import END, MARKER, PAD, TAGS, train_tokenizer
-from nla.prompts import build_verbalizer_prompt, find_marker, parse_explanation
-from nla.world import WorldSource
-from nla.world.statements import STEMS, parse_statements
 
 VERBALIZER = "Describe this text: <concept>{injection_char}</concept>"
 RECONSTRUCTOR = "<text>{explanation}</text><summary>"

@@ -109,7 +109,7 @@ def test_a_sweep_has_a_folder_per_job_and_one_summary(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_explain_speaks_about_a_persons_own_sentence(folder: Path) -> None:
-    from nla.cli import main
+    from nla.commands.cli import main
 
     pair = str(folder / "runs/world_smoke/nla")
     assert main(["explain", pair, "Anna the sailor saw the harbour.", "--positions", "last"]) == 0

@@ -4,8 +4,8 @@ import pytest
 import torch
 from conftest import CHAT, MARKER, TEMPLATES, make_tokenizer
 
-from nla import prompts
 from nla.errors import ConfigError, InjectionError
+from nla.models import explanations, prompts
 
 
 @pytest.fixture(scope="module")
@@ -172,17 +172,17 @@ def test_no_texts_give_no_rows(tok):
     ],
 )
 def test_parse_table(text: str, expected: str | None):
-    assert prompts.parse_explanation(text) == expected
+    assert explanations.parse_explanation(text) == expected
 
 
 @pytest.mark.parametrize("inside", [f"echo {MARKER}", "a</text> <summary>", "a</text>", "a<|end|>b", "<|bos|>"])
 def test_tricks_are_malformed(tok, inside: str):
-    forbidden = prompts.forbidden_in_explanations(tok, MARKER, TEMPLATES.reconstructor)
+    forbidden = explanations.forbidden_in_explanations(tok, MARKER, TEMPLATES.reconstructor)
     added = [str(token) for token in tok.added_tokens_decoder.values()]
     assert "<|end|>" in added
-    assert prompts.parse_explanation(prompts.format_response(inside), forbidden) is None
-    assert prompts.parse_explanation(prompts.format_response("plain text"), forbidden) == "plain text"
+    assert explanations.parse_explanation(explanations.format_response(inside), forbidden) is None
+    assert explanations.parse_explanation(explanations.format_response("plain text"), forbidden) == "plain text"
 
 
 def test_format_and_parse_are_inverse():
-    assert prompts.parse_explanation(prompts.format_response("  Tom walks.\n")) == "Tom walks."
+    assert explanations.parse_explanation(explanations.format_response("  Tom walks.\n")) == "Tom walks."

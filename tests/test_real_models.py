@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from nla.cli import main
-from nla.composition import compose
+from nla.commands.cli import main
+from nla.config.compose import compose
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs/real-models.md").read_text(encoding="utf-8")
 GIB = 2**30

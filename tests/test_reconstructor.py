@@ -4,9 +4,9 @@ import pytest
 import torch
 from conftest import TEMPLATES
 
-from nla import backbone
 from nla.errors import ConfigError
-from nla.reconstructor import Reconstructor
+from nla.models import backbone
+from nla.models.reconstructor import Reconstructor
 
 TEXTS = ["It rains in the town.", "a", "Tom walks to the harbour and the fox jumps.", ""]
 

@@ -13,10 +13,10 @@ import yaml
 from conftest import MARKER, TEMPLATES
 from safetensors.torch import load_file, save_file
 
-from nla import hub
-from nla.autoencoder import NLA
 from nla.errors import NLAError, ReleaseError
-from nla.metadata import read_metadata
+from nla.models.pair import NLA
+from nla.models.pretrained import hub
+from nla.models.pretrained.metadata import read_metadata
 
 
 def edit(folder: Path, change) -> None:
@@ -51,7 +51,7 @@ def test_a_folder_that_we_wrote_gives_the_same_numbers_in_a_fresh_process(nla: N
     vectors = 40 * torch.randn(3, nla.d_model, generator=torch.Generator().manual_seed(0))
     save_file({"vectors": vectors}, tmp_path / "vectors.safetensors")
     code = (
-        "import json; from safetensors.torch import load_file; from nla.autoencoder import NLA\n"
+        "import json; from safetensors.torch import load_file; from nla.models.pair import NLA\n"
         "nla = NLA.from_pretrained('nla'); vectors = load_file('vectors.safetensors')['vectors']\n"
         "said = nla.verbalizer.sample(vectors, 2, max_new_tokens=8, seed=3).tokens.tolist()\n"
         "print(json.dumps([said, nla.reconstruct(['It rains.', 'A dog']).tolist()]))\n"

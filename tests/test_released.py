@@ -15,8 +15,8 @@ from golden import BASES, LAYER, WIDTH, golden_pair, prompt_ids, put_into_cache
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from nla.autoencoder import NLA
 from nla.errors import ReleaseError
+from nla.models.pair import NLA
 
 TEXTS = ["It rains in the town.", "a", ""]
 SCALES = {"qwen2": 150.0, "gemma3_images": 80000.0}

@@ -14,16 +14,9 @@ from test_evaluation import SETTINGS
 from test_stages import ALL, TEXTS, batch, completions_of, fit, joint, same, weights
 from transformers import PreTrainedTokenizerBase
 
-from nla.autoencoder import NLA
-from nla.composition import compose, config_folder
-from nla.config import check_train
-from nla.errors import ConfigError
-from nla.evaluation import evaluate
-from nla.evaluation.bootstrap import Resamples, Variance
-from nla.evaluation.readers import by_prefix, unquoted
-from nla.evaluation.rows import read_rows
-from nla.evaluation.texts import Texts
-from nla.objectives import (
+from nla.config.check import check_train
+from nla.config.compose import compose, config_folder
+from nla.core.objectives import (
     fraction_of_variance_explained,
     group_advantages,
     kl_to_reference,
@@ -32,10 +25,18 @@ from nla.objectives import (
     reconstruction_error,
     reward,
 )
-from nla.reconstructor import frozen_copy
-from nla.rewards import Divergence, Reward, hinge, prefix_lengths, prefixes, repeated_runs, without_quotes
-from nla.target import Target
-from nla.types import Completions, Rollout
+from nla.core.records import Completions, Rollout
+from nla.errors import ConfigError
+from nla.evaluation import evaluate
+from nla.evaluation.bootstrap import Resamples, Variance
+from nla.evaluation.explanations import Texts
+from nla.evaluation.readers import by_prefix, unquoted
+from nla.evaluation.rows import read_rows
+from nla.models.explanations import prefixes, without_quotes
+from nla.models.pair import NLA
+from nla.models.reconstructor import frozen_copy
+from nla.models.target import Target
+from nla.training.rewards import Divergence, Reward, hinge, prefix_lengths, repeated_runs
 
 
 def made(lengths: list[int], explanation: list[str | None], tokens: torch.Tensor | None = None) -> Completions:

@@ -9,11 +9,11 @@ import torch
 from conftest import FAMILIES
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from nla import backbone, sampling
 from nla.errors import ConfigError
-from nla.sampling import engine, hf
-from nla.sampling.attention import FilledCache
-from nla.sampling.graphs import Replayed
+from nla.models import backbone, sampling
+from nla.models.sampling import engine, hf
+from nla.models.sampling.attention import FilledCache
+from nla.models.sampling.graphs import Replayed
 
 STOPS = {1, 4}
 

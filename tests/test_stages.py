@@ -10,15 +10,15 @@ from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 from torchmetrics import R2Score
 
-from nla.autoencoder import NLA
+from nla.core.fve import FractionOfVarianceExplained
+from nla.core.objectives import normalize
+from nla.core.records import ActivationBatch, Completions, Rollout
 from nla.errors import TrainingError
-from nla.metrics import FractionOfVarianceExplained
-from nla.objectives import normalize
-from nla.optim import MuonAdamW
-from nla.stages import JointStage, ReconstructorStage, VerbalizerStage
-from nla.stages.joint import Divergence, Reward, Sampling
-from nla.target import Target
-from nla.types import ActivationBatch, Completions, Rollout
+from nla.models.pair import NLA
+from nla.models.target import Target
+from nla.training.optim import MuonAdamW
+from nla.training.stages import JointStage, ReconstructorStage, VerbalizerStage
+from nla.training.stages.joint import Divergence, Reward, Sampling
 
 TEXTS = ["It rains.", "Tom walks to the town.", "The dog jumps.", "A lazy fox."]
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from nla import backbone
 from nla.errors import ConfigError, DataError
-from nla.target import Target
+from nla.models import backbone
+from nla.models.target import Target
 
 TEXTS = ["The quick brown fox jumps over the lazy dog.", "Tom", "Tom walks to the harbour."]
 
@@ -55,9 +55,9 @@ def test_no_texts(target: Target):
 
 def test_how_documents_are_batched_changes_nothing(target: Target, monkeypatch: pytest.MonkeyPatch):
     together = target.read(TEXTS, "all").activation
-    monkeypatch.setattr("nla.target.TOKENS_AT_ONCE", 1)
+    monkeypatch.setattr("nla.models.target.TOKENS_AT_ONCE", 1)
     assert torch.allclose(target.read(TEXTS, "all").activation, together, atol=1e-5)
-    monkeypatch.setattr("nla.target.TEXTS_AT_ONCE", 2)
+    monkeypatch.setattr("nla.models.target.TEXTS_AT_ONCE", 2)
     assert torch.allclose(target.read(TEXTS, "all").activation, together, atol=1e-5)
 
 

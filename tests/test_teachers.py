@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from services import GOOD, serving
 
+from nla.data.teachers import AnthropicTeacher, LocalTeacher, OpenAITeacher, Passage, TruthTeacher
+from nla.data.teachers.ledger import Ledger
+from nla.data.teachers.prompt import judge, question
+from nla.data.teachers.protocol import Reply
 from nla.errors import BudgetError, ConfigError, TeacherError
-from nla.teachers import AnthropicTeacher, LocalTeacher, OpenAITeacher, Passage, TruthTeacher
-from nla.teachers.ledger import Ledger
-from nla.teachers.prompt import judge, question
-from nla.teachers.protocol import Reply
 
 KEY = "sk-test-0123456789abcdefghij"
 PASSAGES = [Passage(f"d{n}", f"Passage number {n} about a harbour, the") for n in range(4)]

@@ -7,11 +7,11 @@ import pytest
 import yaml
 from conftest import MARKER
 
-from nla.autoencoder import NLA
-from nla.cli import main
-from nla.doctor import known_troubles
-from nla.newmodel import round_above
-from nla.target import Target
+from nla.commands.cli import main
+from nla.commands.doctor import known_troubles
+from nla.commands.new_model import round_above
+from nla.models.pair import NLA
+from nla.models.target import Target
 
 METRICS = {
     "fve": 0.654, "fve_ci95": [0.646, 0.66], "n": 1024, "documents": 512,

@@ -6,8 +6,8 @@ import jaxtyping
 import pytest
 import torch
 
+from nla.core.records import ActivationBatch, Completions, Rollout, TokenBatch
 from nla.errors import ConfigError
-from nla.types import ActivationBatch, Completions, Rollout, TokenBatch
 
 
 def make_rollout(batch: int = 3, group: int = 2, time: int = 4) -> Rollout:

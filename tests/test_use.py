@@ -10,14 +10,14 @@ from conftest import MARKER, TEMPLATES
 from preparing import write_corpus
 from test_autoencoder import LORA, numbers, shaken, vectors
 
-from nla import evaluating
-from nla.autoencoder import NLA
-from nla.cli import main
-from nla.composition import compose
-from nla.config import check_evaluate
+from nla.commands.cli import main
+from nla.config.check import check_evaluate
+from nla.config.compose import compose
 from nla.errors import ConfigError
-from nla.loading import Weights
-from nla.target import Target
+from nla.evaluation import program as evaluating
+from nla.models.pair import NLA
+from nla.models.pretrained.loading import Weights
+from nla.models.target import Target
 
 SMALL = ["data.min_context=4", "data.source.min_characters=10", "evaluation.documents=2",
          "evaluation.positions_per_document=2", "evaluation.max_new_tokens=8", "evaluation.neighbour_documents=2",

@@ -6,14 +6,14 @@ import pytest
 import torch
 from conftest import FAMILIES, MARKER, TEMPLATES, seen_by_first_block
 
-from nla import backbone
-from nla.autoencoder import NLA
+from nla.core.objectives import kl_to_reference, normalize
 from nla.errors import InjectionError, NLAError
-from nla.objectives import kl_to_reference, normalize
-from nla.packing import Packing
-from nla.prompts import build_verbalizer_prompt
-from nla.sampling import engine
-from nla.verbalizer import Verbalizer
+from nla.models import backbone
+from nla.models.packing import Packing
+from nla.models.pair import NLA
+from nla.models.prompts import build_verbalizer_prompt
+from nla.models.sampling import engine
+from nla.models.verbalizer import Verbalizer
 
 
 def make(folder: str, scale: float | None = 10.0) -> Verbalizer:
@@ -93,7 +93,7 @@ def test_answers_to_different_activations_packed_side_by_side_equal_separate_row
     activation = vectors()
 
     def run(rows: list[slice], together: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        monkeypatch.setattr("nla.verbalizer.samples_per_row", lambda *_: together)
+        monkeypatch.setattr("nla.models.verbalizer.samples_per_row", lambda *_: together)
         verbalizer.zero_grad()
         log_probs = torch.cat([verbalizer(activation[row], tokens[row], mask[row]) for row in rows])
         (log_probs * torch.arange(1, 5).unsqueeze(1)).sum().backward()
@@ -114,7 +114,7 @@ def test_an_activation_lost_between_answers_stops(qwen: Verbalizer, monkeypatch:
         return usual(self, prompt, fed.index_fill(0, self.first()[2:3], 0.0))
 
     monkeypatch.setattr(Packing, "inputs", lost)
-    monkeypatch.setattr("nla.verbalizer.samples_per_row", lambda *_: 2)
+    monkeypatch.setattr("nla.models.verbalizer.samples_per_row", lambda *_: 2)
     tokens, mask = qwen.respond(["a", "b", "c", "d"])
     with pytest.raises(InjectionError, match="3 of 4 rows"):
         qwen(vectors(), tokens, mask)

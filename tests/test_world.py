@@ -11,17 +11,17 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from nla.data.source import Document, GroundTruth, Source
+from nla.data.world import WorldSource
+from nla.data.world.generator import _OPENINGS, _SENTENCES, _SLOT, WorldDocument, generate
+from nla.data.world.statements import OUTSIDE_IN, STEMS, describe, parse_statements, statement
+from nla.data.world.vocabulary import CONTENT, GENRES, KINDS, TOPICS
 from nla.errors import DataError
 from nla.pretraining.tokenizer import train_tokenizer
-from nla.world import WorldSource
-from nla.world.generator import _OPENINGS, _SENTENCES, _SLOT, WorldDocument, generate
-from nla.world.statements import OUTSIDE_IN, STEMS, describe, parse_statements, statement
-from nla.world.vocabulary import CONTENT, GENRES, KINDS, TOPICS
 
 SIZES = {"pretrain": 400, "warm_start": 100, "joint": 100, "validation": 50, "test": 100}
 SPLITS_TEXT = """
 import hashlib
-from nla.world import WorldSource
+from nla.data.world import WorldSource
 source = WorldSource({"test": 40})
 parts = []
 for document in source.documents("test"):

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from nla.data.files import Columns, Row, corpus_files, fault, named_rows, read_files
 from nla.data.source import SPLITS, Document, Source
 from nla.errors import DataError
-from nla.hub import remedy
+from nla.models.pretrained.hub import remedy
 
 
 @runtime_checkable

@@ -12,11 +12,11 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerBase
 
+from nla.core.records import TokenBatch
 from nla.data.documents import Prepared, ReadingPlan, collate, prepare
 from nla.data.positions import keyed_seed
 from nla.data.source import Document, Source
 from nla.errors import ConfigError, DataError
-from nla.types import TokenBatch
 
 log = logging.getLogger(__name__)
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from nla.core.records import TokenBatch
 from nla.data.positions import draw_positions, eligible_positions, keyed_seed
 from nla.data.source import Document, Source
 from nla.errors import DataError, ModelError
-from nla.types import TokenBatch
 
 TOKENIZE_AT_ONCE = 512  # documents; bounds the offsets held at a time
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nla.objectives import normalize
+from nla.core.objectives import normalize
 
 Interval = list[float] | None  # None: one document only, or nothing to count
 

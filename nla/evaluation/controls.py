@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nla.autoencoder import NLA
+from nla.core.objectives import normalize
 from nla.errors import DataError
 from nla.evaluation.bootstrap import Variance
+from nla.evaluation.explanations import Texts, explain, reconstruct, score
 from nla.evaluation.rows import Data, Rows, read_rows
-from nla.evaluation.texts import Texts, explain, reconstruct, score
-from nla.objectives import normalize
-from nla.target import Target
+from nla.models.pair import NLA
+from nla.models.target import Target
 
 TRAINING_SPLITS = ("joint", "warm_start")
 

@@ -7,12 +7,12 @@ an FVE is an understanding between two halves that were trained together.
 from collections.abc import Sequence
 from typing import Any
 
-from nla.autoencoder import NLA
 from nla.evaluation.bootstrap import Variance
 from nla.evaluation.controls import missing
+from nla.evaluation.explanations import Texts, reconstruct, score
 from nla.evaluation.rows import Rows
-from nla.evaluation.texts import Texts, reconstruct, score
-from nla.rewards import prefixes, without_quotes
+from nla.models.explanations import prefixes, without_quotes
+from nla.models.pair import NLA
 
 
 def by_prefix(

@@ -8,14 +8,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from nla.batching import length_buckets
+from nla.core.padding import length_buckets
 from nla.data.documents import Prepared, ReadingPlan, collate, prepare
 from nla.data.positions import keyed_seed
 from nla.data.source import Source
 from nla.errors import DataError
 from nla.evaluation.shares import shared
-from nla.prompts import pad_id
-from nla.target import Target
+from nla.models.prompts import pad_id
+from nla.models.target import Target
 
 TOKENS_AT_ONCE = 8192  # of a reading batch, padding included
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import rich
 from rich.console import Console
 
-from nla.autoencoder import HALVES, NLA
 from nla.evaluation.files import write_metrics, write_samples
 from nla.evaluation.rows import Data
 from nla.evaluation.shares import is_first
 from nla.evaluation.suite import Evaluation, EvaluationSettings, evaluate
 from nla.evaluation.table import show
-from nla.target import Target
+from nla.models.pair import HALVES, NLA
+from nla.models.target import Target
 
 WARM_START = Path("stages", "reconstructor", "nla")
 PACKAGES = ("nla", "torch", "transformers", "lightning", "peft", "numpy", "pyarrow")

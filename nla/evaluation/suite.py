@@ -13,14 +13,14 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from nla.autoencoder import NLA
 from nla.data.source import GroundTruth
 from nla.errors import ConfigError
 from nla.evaluation import controls, readers, truth
 from nla.evaluation.bootstrap import Resamples, Variance
+from nla.evaluation.explanations import Scores, Texts, explain, reconstruct, score
 from nla.evaluation.rows import Data, Rows, read_rows, with_positions
-from nla.evaluation.texts import Scores, Texts, explain, reconstruct, score
-from nla.target import Target
+from nla.models.pair import NLA
+from nla.models.target import Target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

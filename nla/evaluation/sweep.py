@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nla import atomic
+from nla import files
 
 METRICS = Path("evaluation", "metrics.json")
 
@@ -31,7 +31,7 @@ def summarize(sweep: Path, console: Console) -> list[dict[str, Any]]:
     """Write summary.json and summary.png from the jobs' metrics and print the table. Jobs without a pair are listed."""
     rows = [_row(job) for job in job_folders(sweep)]
     rows += [_row(sweep / name) for name in sorted(_statuses(sweep)) if not (sweep / name / "config.yaml").is_file()]
-    atomic.write_text(sweep / "summary.json", json.dumps(rows, indent=2) + "\n")
+    files.write_text(sweep / "summary.json", json.dumps(rows, indent=2) + "\n")
     table = Table("job", "layer", "FVE (95 %)", "sampled", "warm start", "true statements", title=str(sweep))
     for row in rows:
         table.add_row(Text(row["job"]), *_cells(row))

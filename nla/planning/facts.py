@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from nla.settings import Settings
+from nla.config.schema import Settings
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, le=1)]

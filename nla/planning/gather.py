@@ -7,15 +7,15 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from nla.composition import config_folder
-from nla.config import plain_config
-from nla.loading import find_halves
-from nla.metadata import METADATA, read_metadata
-from nla.parallel import Gather, with_strategy
+from nla.config.check import plain_config
+from nla.config.compose import config_folder
+from nla.config.schema import TrainSettings
+from nla.config.trainer import Gather, with_strategy
+from nla.models.pretrained.loading import find_halves
+from nla.models.pretrained.metadata import METADATA, read_metadata
 from nla.planning import advice
 from nla.planning.facts import GIB, Facts
 from nla.planning.reading import tasks_of
-from nla.settings import TrainSettings
 
 AUTO = "auto"
 

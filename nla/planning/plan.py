@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from nla.config.schema import TrainSettings
 from nla.planning import advice
 from nla.planning.facts import Facts
 from nla.planning.memory import count, optimizer_bytes
 from nla.planning.reading import shape_summary, tasks_of
 from nla.planning.task import Task
-from nla.settings import TrainSettings
 
 TEXT_BYTES = 4.5  # of a token as UTF-8 text
 

@@ -5,15 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nla.backbone import load_tokenizer, resolve
+from nla.config.schema import LoraAdapter, TrainSettings
+from nla.config.trainer import with_strategy
 from nla.errors import ConfigError, NLAError
-from nla.parallel import with_strategy
+from nla.models.backbone import load_tokenizer, resolve
+from nla.models.prompts import build_verbalizer_prompt, find_marker
 from nla.planning.facts import Facts
 from nla.planning.memory import Layout, Strategy
 from nla.planning.shapes import Shape, load_config, shape_of
 from nla.planning.task import Task
-from nla.prompts import build_verbalizer_prompt, find_marker
-from nla.settings import LoraAdapter, TrainSettings
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "nf4": 2}  # of nf4, what it is unpacked to
 NF4 = 0.53  # bytes of a weight stored in 4 bits, with its scales

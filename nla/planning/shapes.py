@@ -15,8 +15,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
-from nla.backbone import blocks, body, quiet, resolve
 from nla.errors import ConfigError, ModelError, first_line
+from nla.models.backbone import blocks, body, quiet, resolve
 
 Size = tuple[int, ...]
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from nla.packing import samples_per_row
+from nla.models.packing import samples_per_row
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,8 @@ def rows_of(rows: float, length: int, asked: float = 0) -> Pass:
 
 
 def teacher_forced(activations: float, group: int, prompt: int, response: int, d_model: int, shared: int = 0) -> Pass:
-    """The verbalizer's trained pass (`nla.packing`): samples of a group behind one prompt, else behind what all share.
+    """The verbalizer's trained pass (`nla.models.packing`): samples of a group behind one
+    prompt, else behind what all share.
 
     Args:
         shared: tokens of the prompt before the marker.

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from nla.data.source import Document, Source
+from nla.models.explanations import format_response
 from nla.pretraining.tokenizer import END
-from nla.prompts import format_response
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,13 +16,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
-from nla.backbone import head_logits
 from nla.data.source import Document
 from nla.errors import DataError
+from nla.models.backbone import head_logits
+from nla.models.prompts import pad_id
 from nla.pretraining.auxiliary import GistLoss
 from nla.pretraining.lessons import Lessons
 from nla.pretraining.tokenizer import END
-from nla.prompts import pad_id
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from nla.objectives import normalize
+from nla.core.objectives import normalize
 from nla.pretraining.quality import Annotated
 
 Facts = Callable[[str, str], list[tuple[str, str]]]

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nla.backbone import blocks, body, embed, head_logits
+from nla.models.backbone import blocks, body, embed, head_logits
 
 
 @dataclass(frozen=True, slots=True)

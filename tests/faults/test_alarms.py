@@ -8,13 +8,13 @@ import yaml
 from test_config import ROOT
 from test_stages import fit, joint
 
-from nla.autoencoder import NLA
-from nla.callbacks import Alarms
-from nla.callbacks.alarms import ALARMS
+from nla.core.records import Completions
 from nla.errors import ConfigError, TrainingError
-from nla.stages.texts import text_metrics
-from nla.target import Target
-from nla.types import Completions
+from nla.models.pair import NLA
+from nla.models.target import Target
+from nla.training.callbacks import Alarms
+from nla.training.callbacks.alarms import ALARMS
+from nla.training.stages.texts import text_metrics
 
 LIMITS: dict[str, Any] = yaml.safe_load((ROOT / "conf/callbacks/default.yaml").read_text())["alarms"]
 LIMITS.pop("_target_")

@@ -18,12 +18,12 @@ import pytest
 import torch
 from lives import overrides, stop, trace, train
 
-from nla import atomic
-from nla.autoencoder import NLA
-from nla.callbacks import StateFile
-from nla.checkpoints import SCHEMA, CheckpointFolder, check_facts
+from nla import files
 from nla.errors import CheckpointError, Interrupted, LockError, ReleaseError
-from nla.lock import LOCK, locked
+from nla.files import LOCK, locked
+from nla.models.pair import NLA
+from nla.training.callbacks import StateFile
+from nla.training.checkpoints import SCHEMA, CheckpointFolder, check_facts
 
 pytestmark = pytest.mark.usefixtures("here")
 STAGE = Path("runs/parts/stages/reconstructor")
@@ -101,14 +101,14 @@ def test_the_digest_of_a_large_file_sees_its_ends_and_its_length(change: str, tm
     path = tmp_path / "state"
     with path.open("wb") as file:
         file.truncate(300 << 20)
-    before = atomic.digest(path)
+    before = files.digest(path)
     with path.open("r+b") as file:
         if change == "length":
             file.truncate((300 << 20) - 1)
         else:
             file.seek(0 if change == "first byte" else (300 << 20) - 1)
             file.write(b"x")
-    assert atomic.digest(path) != before
+    assert files.digest(path) != before
 
 
 def test_no_valid_checkpoint_is_an_error_and_never_a_fresh_start(tiny_folder: str) -> None:
@@ -144,10 +144,10 @@ def test_a_full_disk_stops_with_a_message_and_the_last_checkpoint_is_untouched(t
     arguments = overrides(tiny_folder, "parts", "reconstructor", 6, callbacks__checkpoint__every=2)
     with pytest.raises(Interrupted):
         train(*arguments, stop(3))
-    before = atomic.digest(STAGE / "checkpoints")
+    before = files.digest(STAGE / "checkpoints")
     with full_disk(20_000), pytest.raises(CheckpointError, match=r"step 4 cannot be saved in .*make room"):
         train(*arguments)
-    assert atomic.digest(STAGE / "checkpoints") == before
+    assert files.digest(STAGE / "checkpoints") == before
     train(*arguments)
     steps = [line["step"] for line in trace("parts")]
     assert steps == [1, 2, 3, 4, 4, 5, 6]  # step 4 came twice: what was after the last checkpoint
@@ -193,7 +193,7 @@ def test_a_checkpoint_of_a_newer_schema_is_refused(here: Path) -> None:
 
 def test_shares_of_several_ranks_are_not_loaded_whole(tiny_folder: str) -> None:
     """Case 9: on another number of ranks a whole state loads; one of shares needs a strategy of shares."""
-    from nla.callbacks import Checkpointing
+    from nla.training.callbacks import Checkpointing
 
     callback = Checkpointing("checkpoints", 1, 2)
     write(callback.folder, 5)
@@ -241,12 +241,12 @@ def test_a_second_process_on_a_run_folder_names_the_holder_and_a_dead_one_is_tak
     code = f"""
         import sys, time
         from pathlib import Path
-        from nla.lock import locked
+        from nla.files import locked
         with locked(Path({str(run)!r})):
             print("held", flush=True)
             time.sleep(600)
     """
-    root = str(Path(atomic.__file__).parents[1])
+    root = str(Path(files.__file__).parents[1])
     holder = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": root}
     )
@@ -269,9 +269,9 @@ def test_the_exported_pair_survives_a_kill(
     cut: str, nla: NLA, saved_nla: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Case 6 for the pair: at any moment of an export over a pair that stands, the old or the new one is there."""
-    from nla.runs import finished, is_pair
+    from nla.config.run_folder import finished, is_pair
 
-    before = atomic.digest(saved_nla)
+    before = files.digest(saved_nla)
     with torch.no_grad():
         nla.reconstructor.head.weight += 1
     moves: list[str] = []
@@ -294,14 +294,14 @@ def test_the_exported_pair_survives_a_kill(
 
     with monkeypatch.context() as patch:
         if cut == "after":
-            patch.setattr(atomic.shutil, "rmtree", dies_at_second)
+            patch.setattr(files.shutil, "rmtree", dies_at_second)
         else:
-            patch.setattr(atomic.os, "replace", dies({"before": 1, "between": 2}[cut]))
+            patch.setattr(files.os, "replace", dies({"before": 1, "between": 2}[cut]))
         with pytest.raises(KeyboardInterrupt):
             nla.save_pretrained(saved_nla)
     assert is_pair(saved_nla) or cut == "between"
     assert finished(saved_nla, 1)  # looks at the folder as the next start does
-    assert (atomic.digest(saved_nla) == before) == (cut != "after")
+    assert (files.digest(saved_nla) == before) == (cut != "after")
     NLA.from_pretrained(saved_nla)
     nla.save_pretrained(saved_nla)
     assert [path.name for path in saved_nla.parent.iterdir() if path.name.startswith(".")] == []

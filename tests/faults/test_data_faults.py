@@ -20,15 +20,15 @@ import yaml
 from preparing import OPTIONS, manifest, run, source, tables, text, write_corpus
 from services import GOOD, serving
 
-from nla.cli import main
-from nla.data import shardfile
+from nla.commands.cli import main
 from nla.data.corpora import HubCorpus
-from nla.data.shardmodule import ShardDataModule
-from nla.data.shardrows import ShardRows
-from nla.data.shards import ShardSource
+from nla.data.shards import format
+from nla.data.shards.datamodule import ShardDataModule
+from nla.data.shards.rows import ShardRows
+from nla.data.shards.source import ShardSource
+from nla.data.teachers import AnthropicTeacher, OpenAITeacher, Passage
 from nla.errors import BudgetError, ConfigError, DataError, NLAError, TeacherError
-from nla.target import Target
-from nla.teachers import AnthropicTeacher, OpenAITeacher, Passage
+from nla.models.target import Target
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = 108  # of the corpus in warm_start and validation; some share their text, which is asked about once
@@ -77,7 +77,7 @@ def test_a_damaged_shard_is_named_and_prepared_again(
         read_all(folder, target.d_model)
     if how == "flipped":
         with pytest.raises(DataError, match=r"warm_start-00001\.parquet, row group 0: damaged"):
-            shardfile.read_group(victim, 0)
+            format.read_group(victim, 0)
     run(tiny_folder, corpus, folder, "prepare.layers=[1]")
     assert tables(folder, 1)[victim.name].equals(tables(whole, 1)[victim.name])
     assert {file: file.stat().st_mtime_ns for file in others} == others
@@ -90,21 +90,21 @@ def foreign(folder: Path, values: Any, kind: pa.DataType | None = None, **meta: 
     column = (
         values
         if isinstance(values, pa.Array)
-        else shardfile.activation_table(values, 1, np.ones(rows, np.int32), [""] * rows, [""] * rows).column(0)
+        else format.activation_table(values, 1, np.ones(rows, np.int32), [""] * rows, [""] * rows).column(0)
     )
     if kind is not None:
         column = pa.array([[0.0] * 32] * rows, kind)
     table = pa.table(
         {
-            shardfile.VECTOR: column, shardfile.TOKENS: pa.array([9] * rows, pa.int32()),
-            shardfile.LAYER: pa.array([meta.pop("row_layer", 1)] * rows, pa.int32()),
-            shardfile.DOCUMENT: [f"d{n}" for n in range(rows)], shardfile.TEXT: [f"text {n}" for n in range(rows)],
-            shardfile.EXPLANATION: [f"about {n}" for n in range(rows)],
+            format.VECTOR: column, format.TOKENS: pa.array([9] * rows, pa.int32()),
+            format.LAYER: pa.array([meta.pop("row_layer", 1)] * rows, pa.int32()),
+            format.DOCUMENT: [f"d{n}" for n in range(rows)], format.TEXT: [f"text {n}" for n in range(rows)],
+            format.EXPLANATION: [f"about {n}" for n in range(rows)],
         }
     )  # fmt: skip
     pq.write_table(table, folder / "data.parquet", write_page_checksum=True)
-    shardfile.write_facts(
-        folder / "data.parquet", shardfile.Facts(**{"base_model": "m", "d_model": 32, "layer": 1} | meta)
+    format.write_facts(
+        folder / "data.parquet", format.Facts(**{"base_model": "m", "d_model": 32, "layer": 1} | meta)
     )
     return folder
 
@@ -238,7 +238,7 @@ def test_a_document_on_two_sides_is_refused(folder: Path):
     joint = next(entry for entry in entries if entry["split"] == "joint")
     test = next(entry for entry in entries if entry["split"] == "test")
     shutil.copy(folder / joint["path"], folder / test["path"])
-    shutil.copy(shardfile.sidecar(folder / joint["path"]), shardfile.sidecar(folder / test["path"]))
+    shutil.copy(format.sidecar(folder / joint["path"]), format.sidecar(folder / test["path"]))
     test["rows"] = joint["rows"]
     content = {**manifest(folder), "files": [e if e["path"] != test["path"] else test for e in entries]}
     (folder / "manifest.json").write_text(json.dumps(content))
@@ -249,8 +249,8 @@ def test_a_document_on_two_sides_is_refused(folder: Path):
 def test_a_file_of_another_preparation_is_refused(folder: Path):
     """Case 19: files of two preparations in one folder."""
     victim = next((folder / "layer-01").glob("joint-*.parquet"))
-    facts = shardfile.read_facts(victim)
-    shardfile.write_facts(victim, shardfile.Facts(facts.base_model, facts.d_model, 1, facts.rows, settings="other"))
+    facts = format.read_facts(victim)
+    format.write_facts(victim, format.Facts(facts.base_model, facts.d_model, 1, facts.rows, settings="other"))
     with pytest.raises(DataError, match="of preparation other.*files of two preparations are mixed"):
         source(folder)
 
@@ -261,7 +261,7 @@ def test_what_a_kill_left_unfinished_is_made_again(
 ):
     """Case 19: only shards whose footer, metadata and settings agree are reused."""
     victim = folder / "layer-01/joint-00001.parquet"
-    paths = {"sidecar": shardfile.sidecar(victim), "record": folder / "records/00001.json"}
+    paths = {"sidecar": format.sidecar(victim), "record": folder / "records/00001.json"}
     paths["manifest"] = folder / "manifest.json"
     before = {file: file.stat().st_mtime_ns for file in (folder / "layer-01").glob("*.parquet")}
     paths[lost].unlink()
@@ -308,7 +308,7 @@ def test_bad_documents_are_skipped_and_counted(tiny_folder: str, tmp_path: Path)
     }  # fmt: skip
     assert sum(found["documents"].values()) == 31
     table = pa.concat_tables(tables(out, 2).values())
-    assert max(table.column(shardfile.TOKENS).to_pylist()) <= 64
+    assert max(table.column(format.TOKENS).to_pylist()) <= 64
 
 
 # Services
@@ -437,7 +437,7 @@ def test_a_killed_preparation_never_pays_twice(corpus: Path, tiny_folder: str, t
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with serving() as (service, url):
         service.pause = 0.05
-        line = [sys.executable, "-m", "nla.cli", *command(out, tiny_folder, corpus, url)]
+        line = [sys.executable, "-m", "nla.commands.cli", *command(out, tiny_folder, corpus, url)]
         process = subprocess.Popen(line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         until(lambda: len(service.seen) >= 10 or process.poll() is not None)
         process.send_signal(signal.SIGKILL)

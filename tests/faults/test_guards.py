@@ -11,13 +11,13 @@ import pytest
 import torch
 from test_stages import batch, completions_of, fit, joint, options, same, weights
 
-from nla.autoencoder import NLA
+from nla.core.records import ActivationBatch, Rollout
 from nla.errors import InjectionError, TrainingError
-from nla.stages import JointStage, ReconstructorStage, VerbalizerStage
-from nla.stages.joint import Sampling
-from nla.target import Target
-from nla.types import ActivationBatch, Rollout
-from nla.verbalizer import Verbalizer
+from nla.models.pair import NLA
+from nla.models.target import Target
+from nla.models.verbalizer import Verbalizer
+from nla.training.stages import JointStage, ReconstructorStage, VerbalizerStage
+from nla.training.stages.joint import Sampling
 
 TEXTS: list[str | None] = ["It rains.", None, "Tom walks.", "A fox jumps.", "dog", "The town.", None, "fox"]
 

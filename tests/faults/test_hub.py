@@ -14,9 +14,9 @@ from hub_server import COMMIT, hub
 SCRIPT = """
 import json, sys
 from nla import NLA
-from nla.backbone import load_model, load_tokenizer
+from nla.models.backbone import load_model, load_tokenizer
 from nla.errors import NLAError
-from nla.hub import cached_commit
+from nla.models.pretrained.hub import cached_commit
 said = {}
 for name, call in json.loads(sys.argv[1]).items():
     kind, _, wanted = call.partition(" ")

@@ -12,9 +12,9 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file
 
-from nla import hub
-from nla.autoencoder import NLA
 from nla.errors import NLAError, ReleaseError
+from nla.models.pair import NLA
+from nla.models.pretrained import hub
 
 
 def tree(folder: Path) -> list[tuple[str, int]]:
@@ -30,7 +30,8 @@ def test_a_pair_of_which_one_half_cannot_be_fetched_is_not_loaded(saved_nla: Pat
         return str(saved_nla / "verbalizer")
 
     monkeypatch.setattr(hub, "snapshot_download", only_one)
-    monkeypatch.setattr("nla.release.load_causal_lm", lambda *_a, **_k: pytest.fail("half a pair was loaded"))
+    loader = "nla.models.pretrained.format.load_causal_lm"
+    monkeypatch.setattr(loader, lambda *_a, **_k: pytest.fail("half a pair was loaded"))
     with pytest.raises(ReleaseError, match="x-ar"):
         NLA.from_pretrained("org/x-av")
 

@@ -15,13 +15,13 @@ from test_data import loader, take
 from test_stages import batch, fit, joint, same, weights
 from transformers import PreTrainedTokenizerBase
 
-from nla.autoencoder import NLA
-from nla.prompts import CLOSE, OPEN, format_response
-from nla.rewards import Reward
-from nla.sampling import engine
-from nla.stages.joint import Sampling
-from nla.target import Target
-from nla.types import Completions, Rollout
+from nla.core.records import Completions, Rollout
+from nla.models.explanations import CLOSE, OPEN, format_response
+from nla.models.pair import NLA
+from nla.models.sampling import engine
+from nla.models.target import Target
+from nla.training.rewards import Reward
+from nla.training.stages.joint import Sampling
 
 
 def answers(nla: NLA, texts: list[str]) -> Completions:

@@ -7,17 +7,17 @@ import pytest
 import torch
 from test_stages import batch, fit, joint, options
 
-from nla.autoencoder import NLA
-from nla.cli import main
-from nla.composition import compose
+from nla.commands.cli import main
+from nla.config.compose import compose
+from nla.core.objectives import normalize
+from nla.core.records import ActivationBatch
 from nla.errors import TrainingError
-from nla.objectives import normalize
-from nla.preflight import checks, require
-from nla.preflight.trial import kl_gradient
-from nla.stages import ReconstructorStage
-from nla.target import Target
-from nla.types import ActivationBatch
-from nla.verbalizer import Verbalizer
+from nla.models.pair import NLA
+from nla.models.target import Target
+from nla.models.verbalizer import Verbalizer
+from nla.training.preflight import checks, require
+from nla.training.preflight.trial import kl_gradient
+from nla.training.stages import ReconstructorStage
 
 SMOKE = ["experiment=world_smoke", "hardware=cpu"]
 
@@ -129,7 +129,7 @@ def test_the_preflight_refuses_a_random_head_and_sizes_the_micro_batch(
 
     monkeypatch.setattr(ReconstructorStage, "manual_backward", short)
     templates = compose("train", SMOKE).model.templates
-    from nla.prompts import Templates
+    from nla.models.prompts import Templates
 
     pair = NLA.from_target("world", 2, Templates(**templates), injection_scale=150.0)
     torch.nn.init.normal_(pair.reconstructor.head.weight, generator=torch.Generator().manual_seed(0))

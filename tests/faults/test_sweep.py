@@ -17,10 +17,10 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from rich.console import Console
 
-from nla.composition import compose, config_folder, launch, refuse_written
+from nla.config.compose import compose, config_folder, launch, refuse_written
+from nla.config.sweeps import JOBS, Job, combinations, refuse_secrets, run_jobs
 from nla.errors import ConfigError
 from nla.evaluation.sweep import summarize
-from nla.sweeps import JOBS, Job, combinations, refuse_secrets, run_jobs
 
 PROGRAM = """
     import os, signal, sys, time

@@ -1,0 +1,4 @@
+"""The `nla` console script, one file per verb; each is thin.
+
+May import every room; nothing imports it.
+"""

@@ -1,0 +1,66 @@
+"""`nla plan [--json] [overrides of train.py] [planning=h200 planning.<key>=<value>]`."""
+
+import argparse
+import json
+from collections.abc import Sequence
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+from pydantic import ValidationError
+
+from nla.config.check import parse, plain_config
+from nla.config.compose import compose
+from nla.config.schema import TrainSettings
+from nla.errors import ConfigError
+from nla.planning.facts import Facts
+from nla.planning.plan import make_plan
+
+GROUP = "planning="
+WIDTH = 132  # characters of a table that goes into a file
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the plan; exit status 0 where it fits, 1 where it does not. Raises NLAError."""
+    parser = argparse.ArgumentParser(prog="nla plan", description="What a run will need, before anything is loaded.")
+    parser.add_argument("--json", action="store_true", help="everything as JSON: bytes, seconds, FLOPs")
+    parser.add_argument("overrides", nargs="*", help="as for train.py: experiment=..., hardware=..., key=value")
+    options = parser.parse_args(list(arguments))
+    plan = plan_of(options.overrides)
+    if options.json:
+        print(json.dumps(plan, indent=2))
+    else:
+        from rich.console import Console
+
+        from nla.planning.table import print_plan
+
+        console = Console(highlight=False)
+        print_plan(plan, console if console.is_terminal else Console(highlight=False, width=WIDTH))
+    return 0 if plan["fits"] else 1
+
+
+def plan_of(overrides: Sequence[str]) -> dict:
+    """The plan of these overrides. Raises NLAError."""
+    chosen = [override for override in overrides if override.startswith(GROUP)]
+    rest = [override for override in overrides if not override.startswith(GROUP)]
+    if chosen:
+        cfg = compose("train", [f"+{chosen[-1]}", *rest])
+    else:
+        cfg = compose("train", ["+planning=h100", *rest])
+        if cfg.hardware.trainer.accelerator == "cpu":
+            cfg = compose("train", ["+planning=cpu", *rest])
+    return plan_config(cfg)
+
+
+def plan_config(cfg: DictConfig) -> dict:
+    """The plan of a composed training config with a `planning` section. Raises ConfigError, ModelError."""
+    with open_dict(cfg):
+        assumed = cfg.pop("planning")
+        if OmegaConf.is_missing(cfg.data, "path"):
+            cfg.data.path = None  # texts are not needed to plan
+    plain = plain_config(cfg)
+    try:
+        facts = Facts.model_validate(plain_config(assumed))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"planning.{key}={first['input']!r}: {first['msg']}") from error
+    return make_plan(parse(TrainSettings, plain), plain, facts)

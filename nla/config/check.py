@@ -1,0 +1,169 @@
+"""What a composed config must look like. Every mistake is one line with the key, the value, the rule and the fix.
+
+Nothing is loaded here but a model's config.json. Parts with a `_target_` are checked against the constructor they name
+(`nla.config.targets`); a key that nobody reads is refused everywhere.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from pydantic import ValidationError
+
+from nla.config.schema import DataSettings, EvaluateSettings, ModelSettings, Settings, TrainSettings
+from nla.config.targets import check_components, suggestion
+from nla.config.trainer import check_trainer, with_strategy
+from nla.errors import ConfigError, ModelError
+from nla.models.backbone import QUANTIZED, resolve
+from nla.models.pretrained.hub import remedy
+from nla.models.pretrained.loading import HALVES
+from nla.models.pretrained.metadata import METADATA
+
+STAGE_INJECTED = ("nla", "target")
+STAGE_OWN = ("data", "trainer")  # keys of a stage that the app uses itself
+S = TypeVar("S", bound=Settings)
+
+
+def check_train(cfg: DictConfig) -> TrainSettings:
+    """Everything about a training config that can be known without loading weights. Raises ConfigError, ModelError."""
+    plain = plain_config(cfg)
+    settings = parse(TrainSettings, plain)
+    for number, stage in enumerate(settings.stages):
+        if stage not in settings.stage:
+            known = f"known are {', '.join(settings.stage)}"
+            raise ConfigError(f"stages[{number}]={stage}: no such stage, {known}{suggestion(stage, settings.stage)}")
+    _check_data(plain["data"])
+    for name, stage in plain["stage"].items():
+        arguments = {key: value for key, value in stage.items() if key not in STAGE_OWN}
+        if arguments.get("gather") == plain["hardware"]["gather"] == "auto":
+            del arguments["gather"]  # the planner puts one of the stage's own in its place
+        check_components(arguments, f"stage.{name}", STAGE_INJECTED)
+        check_trainer(stage["trainer"], f"stage.{name}.trainer")
+    for group in ("callbacks", "logger", "rollout", "reward", "evaluation"):
+        check_components(plain[group], group)
+    check_trainer(plain["hardware"]["trainer"], "hardware.trainer")
+    with_strategy(plain["hardware"]["trainer"], settings.adapter.kind)
+    if settings.nla is None:
+        settings.layer.block(model_depth(settings.model))
+    else:
+        check_pair(settings.nla)
+    if settings.model.dtype == QUANTIZED and settings.adapter.kind != "lora":
+        raise ConfigError(f"model.dtype={QUANTIZED}: weights in 4 bits cannot be trained themselves; use adapter=lora")
+    return settings
+
+
+def check_evaluate(cfg: DictConfig) -> EvaluateSettings:
+    """The same for an evaluation. Raises ConfigError."""
+    plain = plain_config(cfg)
+    settings = parse(EvaluateSettings, plain)
+    if plain.get("data") is not None:
+        _check_data(plain["data"])
+    check_components(plain["evaluation"], "evaluation")
+    check_trainer(plain["hardware"]["trainer"], "hardware.trainer")
+    check_pair(settings.nla)
+    return settings
+
+
+def plain_config(cfg: DictConfig) -> dict[str, Any]:
+    """Resolved, as plain containers. Raises ConfigError for what is not set or cannot be resolved."""
+    try:
+        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        missing = re.search(r"[Mm]issing mandatory value:? *(\S+)", str(error))
+        if missing is not None or isinstance(error, MissingMandatoryValue):
+            key = missing.group(1) if missing else str(error.full_key)
+            raise ConfigError(f"{key} is not set: add {key}=<value>") from error
+        raise ConfigError(f"{error.full_key or 'config'}: {str(error).splitlines()[0]}") from error
+    if not isinstance(plain, dict):
+        raise ConfigError("the config must be a mapping")
+    return {str(key): value for key, value in plain.items()}
+
+
+def model_depth(model: ModelSettings) -> int:
+    """Number of blocks, from config.json alone. Raises ConfigError for a missing folder, ModelError for the rest."""
+    if model.path is not None and not (Path(model.path) / "config.json").is_file():
+        raise ConfigError(f"model.path={model.path}: no model there; it must be a folder that holds config.json")
+    if model.shape is not None:
+        return model.shape.num_hidden_layers
+    return int(text_config(model).num_hidden_layers)
+
+
+def text_config(model: ModelSettings) -> Any:
+    """The language model's part of config.json, fetched where it is on the hub. Raises ModelError with the remedy.
+
+    Raises ConfigError where `model.shape` says something else.
+    """
+    from transformers import AutoConfig
+
+    try:
+        found = AutoConfig.from_pretrained(resolve(model.id), revision=model.revision, trust_remote_code=False)
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError... for a wrong id
+        reason = remedy(error, model.id, model.revision)
+        raise ModelError(f"model.id={model.id}: cannot be found ({reason}); give a folder or a hub id") from error
+    config = found.get_text_config()
+    for key, value in (model.shape.model_dump() if model.shape is not None else {}).items():
+        actual = getattr(config, key, value)
+        if actual != value:
+            raise ConfigError(
+                f"model.shape.{key}={value}: {model.id} has {actual}; correct it, or set model.shape=null for a model "
+                "without a config of its own"
+            )
+    return config
+
+
+def check_pair(pair: str) -> None:
+    """Raises ConfigError where a saved pair is plainly not there; a hub id is left to the loader."""
+    folder = Path(pair)
+    hub_like = re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", pair) is not None and not folder.parent.exists()
+    if not folder.is_dir() and not hub_like:
+        raise ConfigError(f"nla={pair}: no such folder; give a saved pair, e.g. nla=runs/world/nla, or a hub id")
+    holds = any((folder / name).exists() for name in (HALVES[0], METADATA)) or any(folder.glob("*/nla/verbalizer"))
+    if folder.is_dir() and not holds:
+        raise ConfigError(f"nla={pair}: holds no folders verbalizer and reconstructor; did you mean {pair}/nla?")
+
+
+def _check_data(data: Mapping[str, Any]) -> None:
+    if data["path"] is not None and not Path(data["path"]).exists():
+        raise ConfigError(f"data.path={data['path']}: no such file or folder; give UTF-8 files, Parquet or JSONL")
+    if "_target_" not in data["source"]:
+        raise ConfigError("data.source._target_ is not set: name the class of a source, e.g. nla.data.text.TextSource")
+    check_components(data["source"], "data.source")
+
+
+def parse_data(data: dict[str, Any]) -> DataSettings:
+    """A data section by itself, as recorded in a run. Raises ConfigError."""
+    settings = parse(DataSettings, data)
+    _check_data(data)
+    return settings
+
+
+def parse(schema: type[S], plain: dict[str, Any]) -> S:
+    try:
+        return schema.model_validate(plain)
+    except ValidationError as error:
+        raise ConfigError(_message(error, plain)) from error
+
+
+def _message(error: ValidationError, plain: dict[str, Any]) -> str:
+    first = error.errors()[0]
+    parts = [part for part in first["loc"] if not isinstance(part, str) or part not in ("full", "lora")]
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
+    others = f" ({error.error_count()} mistakes in all)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = [known for known in dotted_keys(plain) if known != key]
+        return f"{key}: nothing reads this key{suggestion(key, known)}; remove it or correct its name{others}"
+    if first["type"] == "missing":
+        return f"{key} is not set: add {key}=<value>{others}"
+    return f"{key}={first['input']!r}: {first['msg'].removeprefix('Value error, ')}{others}"
+
+
+def dotted_keys(node: Any, prefix: str = "") -> Iterator[str]:
+    """Every key of nested mappings, inner nodes included."""
+    if isinstance(node, Mapping):
+        for name, child in node.items():
+            key = f"{prefix}{name}"
+            yield key
+            yield from dotted_keys(child, f"{key}.")

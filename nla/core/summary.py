@@ -1,0 +1,97 @@
+"""What the activations of training look like, in a few numbers, and whether a given vector is like them.
+
+Saved beside a pair's verbalizer; pairs from elsewhere lack it, and then the injection scale stands for the norm.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nla.core.objectives import Scale, normalize
+from nla.errors import DataError, ReleaseError, first_line
+
+FILE = "activation_summary.safetensors"
+QUANTILES = (0.001, 0.5, 0.999)
+MARGIN = 2.0  # a norm this many times beyond the outer quantiles is far off
+SCALE_MARGIN = 10.0  # the same where only the injection scale, a number near the median norm, is known
+COSINE_MARGIN = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationSummary:
+    """Of training activations: mean, and the quantiles 0.001, 0.5, 0.999 of their norms and cosines to that mean."""
+
+    mean: Float[Tensor, " d_model"]
+    norm: Float[Tensor, "3"]
+    cosine: Float[Tensor, "3"]
+
+    @classmethod
+    def of(cls, activation: Float[Tensor, "batch d_model"]) -> "ActivationSummary":
+        """Raises DataError for fewer than two activations."""
+        if len(activation) < 2:
+            raise DataError(f"{len(activation)} activations cannot be summed up: give at least two")
+        activation = activation.detach().float().cpu()
+        mean = activation.mean(0)
+        quantiles = torch.tensor(QUANTILES)
+        cosine = normalize(activation, 1.0) @ normalize(mean, 1.0)
+        return cls(mean, torch.quantile(activation.norm(dim=-1), quantiles), torch.quantile(cosine, quantiles))
+
+    def on_mean(
+        self, direction: Float[Tensor, "batch d_model"], strength: float = 0.5
+    ) -> Float[Tensor, "batch d_model"]:
+        """`mean + strength * median norm * unit(direction)`: a direction where activations lie, not at the origin."""
+        return self.mean.to(direction.device) + normalize(direction, strength * float(self.norm[1]))
+
+    def save(self, folder: Path) -> None:
+        save_file({"mean": self.mean, "norm": self.norm, "cosine": self.cosine}, folder / FILE)
+
+    @classmethod
+    def load(cls, folder: Path, d_model: int) -> "ActivationSummary | None":
+        """The summary beside a verbalizer; None where there is none. Raises ReleaseError for one that does not fit."""
+        path = folder / FILE
+        if not path.is_file():
+            return None
+        try:
+            found = load_file(path)
+        except Exception as error:  # safetensors raises its own class
+            raise ReleaseError(f"{path}: cannot be read ({first_line(error)}); remove it, it is optional") from error
+        shapes = {name: tuple(value.shape) for name, value in found.items()}
+        if shapes != {"mean": (d_model,), "norm": (3,), "cosine": (3,)}:
+            raise ReleaseError(f"{path} holds {shapes}, expected a mean of width {d_model}: remove it, it is optional")
+        return cls(**{name: value.float() for name, value in found.items()})
+
+
+def unusual(
+    vector: Float[Tensor, "batch d_model"], summary: ActivationSummary | None, injection_scale: Scale
+) -> list[str]:
+    """One sentence for each way in which vectors are unlike the training activations; none where all are like them."""
+    norm, remarks = vector.detach().float().cpu().norm(dim=-1), []
+    if summary is not None:
+        low, high = float(summary.norm[0]) / MARGIN, float(summary.norm[2]) * MARGIN
+        known = f"training activations had {float(summary.norm[0]):.3g} to {float(summary.norm[2]):.3g}"
+        remarks += _far(norm, low, high, "norm", known)
+        cosine = normalize(vector.detach().float().cpu(), 1.0) @ normalize(summary.mean, 1.0)
+        low, high = float(summary.cosine[0]) - COSINE_MARGIN, float(summary.cosine[2]) + COSINE_MARGIN
+        known = f"training activations had {float(summary.cosine[0]):.2f} to {float(summary.cosine[2]):.2f}"
+        fix = "; for a difference or a latent's direction try nla.summary.on_mean(vector)"
+        remarks += [remark + fix for remark in _far(cosine, low, high, "cosine to the training mean", known)]
+    elif injection_scale is not None:
+        low, high = injection_scale / SCALE_MARGIN, injection_scale * SCALE_MARGIN
+        remarks += _far(norm, low, high, "norm", f"the pair's injection scale is {injection_scale:.3g}")
+    return remarks
+
+
+def _far(values: Float[Tensor, " batch"], low: float, high: float, what: str, known: str) -> list[str]:
+    rows = ((values < low) | (values > high)).nonzero().flatten().tolist()
+    if not rows:
+        return []
+    shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+    worst = float(values[rows[0]])
+    return [
+        f"{len(rows)} of {len(values)} vectors (rows {shown}) have a {what} far from training, the first {worst:.3g}; "
+        f"{known}: the explanation may be about nothing"
+    ]

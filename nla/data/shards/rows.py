@@ -1,0 +1,133 @@
+"""Rows of prepared activations, read a row group at a time and checked as they are read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from nla.data.positions import keyed_seed
+from nla.data.shards import format
+from nla.data.shards.format import DOCUMENT, EXPLANATION, RESPONSE, TEXT, read_group
+from nla.errors import DataError
+from nla.models.explanations import parse_explanation
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One row group and which of its rows are used."""
+
+    path: Path
+    group: int
+    rows: np.ndarray  # places within the group
+    explanations: Path | None  # a file of the same rows; None: a column of the file itself
+
+
+class ShardRows:
+    """The rows of a split in an order that a number and an epoch alone decide.
+
+    Row groups come in a seeded order, a block of them at a time; the rows of a block are shuffled. One block is held in
+    memory. Without a seed everything comes as it lies on the disk.
+    """
+
+    def __init__(self, pieces: Sequence[Piece], shuffle_rows: int, seed: int | None) -> None:
+        self.pieces, self.shuffle_rows, self.seed = list(pieces), shuffle_rows, seed
+        self.sizes = np.array([len(piece.rows) for piece in self.pieces])
+        self._plan: tuple[int, list[list[int]], np.ndarray] | None = None
+        self._held: tuple[tuple[int, int], pa.Table, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return int(self.sizes.sum())
+
+    def take(self, place: int, count: int) -> pa.Table:
+        """`count` rows from `place` of the endless order: activations, documents, tokens, texts, explanations."""
+        parts = []
+        while count:
+            epoch, offset = divmod(place, len(self))
+            blocks, starts = self._blocks(epoch)
+            number = int(np.searchsorted(starts, offset, "right")) - 1
+            table, order = self._block(epoch, number, blocks[number])
+            here = offset - int(starts[number])
+            step = min(count, len(order) - here)
+            parts.append(_taken(table, order[here : here + step]))
+            place, count = place + step, count - step
+        return pa.concat_tables(parts)
+
+    def _blocks(self, epoch: int) -> tuple[list[list[int]], np.ndarray]:
+        """Which pieces make each block of an epoch, and the place where each block begins."""
+        if self._plan is None or self._plan[0] != epoch:
+            order = np.arange(len(self.pieces))
+            if self.seed is not None:
+                order = np.random.default_rng(keyed_seed("shards", self.seed, epoch)).permutation(order)
+            blocks, sizes = [[]], [0]
+            for piece in order.tolist():
+                if sizes[-1] >= self.shuffle_rows:
+                    blocks.append([])
+                    sizes.append(0)
+                blocks[-1].append(piece)
+                sizes[-1] += int(self.sizes[piece])
+            self._plan = epoch, blocks, np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        return self._plan[1], self._plan[2]
+
+    def _block(self, epoch: int, number: int, pieces: list[int]) -> tuple[pa.Table, np.ndarray]:
+        if self._held is None or self._held[0] != (epoch, number):
+            self._held = None  # before the next is read: never two at once
+            table = pa.concat_tables([read_piece(self.pieces[index]) for index in pieces])
+            order = np.arange(len(table))
+            if self.seed is not None:
+                order = np.random.default_rng(keyed_seed("rows", self.seed, epoch, number)).permutation(order)
+            self._held = (epoch, number), table, order
+        return self._held[1], self._held[2]
+
+
+def read_piece(piece: Piece) -> pa.Table:
+    """The used rows of a group, with explanations where there are any. Raises DataError for damage."""
+    names = [format.VECTOR, format.TOKENS, DOCUMENT, TEXT]
+    own = text_column(piece.path)
+    table = read_group(piece.path, piece.group, names + ([own] if own else []))
+    if own == RESPONSE:
+        table = table.drop_columns([own]).append_column(EXPLANATION, explanations_in(table.column(own)))
+    elif own is None:
+        texts = pa.nulls(len(table), pa.string())
+        if piece.explanations is not None:
+            beside = read_group(piece.explanations, piece.group)
+            if beside.column(DOCUMENT).to_pylist() != table.column(DOCUMENT).to_pylist():
+                raise DataError(f"{piece.explanations}: its rows are not those of {piece.path}; {format.REMEDY}")
+            texts = beside.column(EXPLANATION).combine_chunks()
+        table = table.append_column(EXPLANATION, texts)
+    table = _taken(table, piece.rows)
+    values = format.vectors(table)
+    if len(values) != len(table) or not np.isfinite(values).all():
+        raise DataError(f"{piece.path}, row group {piece.group}: values that are not finite; {format.REMEDY}")
+    return table.cast(
+        pa.schema(
+            [
+                (format.VECTOR, pa.list_(pa.float32(), values.shape[1])),
+                (format.TOKENS, pa.int64()),
+                (DOCUMENT, pa.string()),
+                (TEXT, pa.string()),
+                (EXPLANATION, pa.string()),
+            ]
+        )
+    )
+
+
+def _taken(table: pa.Table, rows: np.ndarray) -> pa.Table:
+    """Some rows; activations by NumPy, so that no list type of Arrow's is indexed."""
+    values = format.vectors(table)[rows]
+    column = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+    others = table.drop_columns([format.VECTOR]).take(pa.array(rows))
+    return pa.table({format.VECTOR: column, **{name: others.column(name) for name in others.column_names}})
+
+
+def text_column(path: Path) -> str | None:
+    """Where a file has its explanations; None where it has none."""
+    with format.open_parquet(path) as opened:
+        return next((name for name in (EXPLANATION, RESPONSE) if name in opened.schema_arrow.names), None)
+
+
+def explanations_in(responses: pa.ChunkedArray) -> pa.Array:
+    """Out of their tags; null where an answer is not well-formed."""
+    found = [parse_explanation(text) if isinstance(text, str) else None for text in responses.to_pylist()]
+    return pa.array(found, pa.string())

@@ -1,0 +1,8 @@
+"""Teachers write the warm-start texts: a service over HTTP, a local instruct model, or the corpus's own truth."""
+
+from nla.data.teachers.local import LocalTeacher
+from nla.data.teachers.protocol import Explanation, Passage, Teacher
+from nla.data.teachers.service import AnthropicTeacher, OpenAITeacher
+from nla.data.teachers.truth import TruthTeacher
+
+__all__ = ["AnthropicTeacher", "Explanation", "LocalTeacher", "OpenAITeacher", "Passage", "Teacher", "TruthTeacher"]

@@ -1,0 +1,79 @@
+"""The world as a data source: documents by split, the teacher's texts, and ground truth for evaluation."""
+
+import random
+from collections.abc import Sequence
+
+from nla.data.source import Claim, Document
+from nla.data.world.generator import generate
+from nla.data.world.statements import OUTSIDE_IN, STEMS, describe, parse_statements
+from nla.errors import DataError
+
+
+class WorldSource:
+    """Documents of the embedded world. Splits draw on disjoint ids, so no document stands in two of them.
+
+    Args:
+        sizes: documents per split (``warm_start``, ``joint``, ``validation``, ``test``, ...).
+        seed: of the world; another seed gives other documents under the same ids.
+        statements: which of the known facts a warm-start text mentions, a few, so that joint training has more to
+            find: each with this probability, or as many as lie in this range, fewest and most. With a probability the
+            decision on one fact does not hang on how many were told before.
+        thorough: share of the warm-start texts that tell all known facts instead, in an order of their own. In a text
+            that tells a few, a fact that is missing is mostly one that was left out; only in these is it always one
+            that the context has not revealed.
+        shuffled: whether a warm-start text tells its facts in random order, as the descriptions did from which the
+            packaged target learnt to write, instead of a fixed one.
+    """
+
+    phrases = tuple(STEMS.values())
+    """frequent enough to be one token each in the world's tokenizer"""
+
+    def __init__(
+        self,
+        sizes: dict[str, int],
+        seed: int = 0,
+        statements: float | tuple[int, int] = 0.28,
+        thorough: float = 0.0,
+        shuffled: bool = False,
+    ) -> None:
+        self.sizes, self.seed, self.shuffled = dict(sizes), seed, shuffled
+        self.statements, self.thorough = statements, thorough
+
+    def documents(self, split: str) -> Sequence[Document]:
+        if split not in self.sizes:
+            raise DataError(f"data.sizes has no split '{split}': it has {sorted(self.sizes)}; add data.sizes.{split}=N")
+        return [self._document(f"{split}-{number:06d}") for number in range(self.sizes[split])]
+
+    def explanation(self, document: Document, end: int, seed: int) -> str | None:
+        """A random few of the facts known after ``end`` characters; the choice is keyed by seed, document and end."""
+        rng = random.Random(f"{seed}/{document.id}/{end}")
+        known = generate(document.id, self.seed).known(end)
+        if self.thorough and rng.random() < self.thorough:
+            return describe(known, len(known), rng, OUTSIDE_IN) or None
+        order = None if self.shuffled else tuple(STEMS)
+        return describe(known, self._count(len(known), rng), rng, order) or None
+
+    def _count(self, known: int, rng: random.Random) -> int:
+        """Facts to mention, at least one."""
+        if isinstance(self.statements, int | float):
+            return max(1, sum(rng.random() < self.statements for _ in range(known)))
+        return rng.randint(*self.statements)
+
+    def claims(self, explanation: str, document_id: str, text: str) -> list[Claim]:
+        """Judge each sentence; one that does not parse, or whose fact is not yet revealed, is false."""
+        known = generate(document_id, self.seed).known(len(text))
+        return [
+            Claim(kind or "unparsed", value, kind is not None and known.get(kind) == value)
+            for kind, value in parse_statements(explanation)
+        ]
+
+    def facts(self, document_id: str, text: str) -> list[tuple[str, str]]:
+        return list(generate(document_id, self.seed).known(len(text)).items())
+
+    def full_description(self, document_id: str, text: str) -> str:
+        """Every known fact, in one fixed order: what an explanation could say at best."""
+        facts = dict(self.facts(document_id, text))
+        return describe(facts, len(facts), random.Random(0))
+
+    def _document(self, document_id: str) -> Document:
+        return Document(document_id, generate(document_id, self.seed).text)

@@ -1,0 +1,55 @@
+"""What is said about a document of the world: facts as short English sentences, and the way back.
+
+``describe`` plays the teacher; ``parse_statements`` turns an explanation into claims that ground truth can judge.
+"""
+
+import random
+import re
+from collections.abc import Sequence
+
+from nla.data.world.vocabulary import KINDS
+
+STEMS: dict[str, str] = {
+    "hero": "The hero is",
+    "place": "The scene is the",
+    "weather": "The weather is",
+    "job": "The hero works as a",
+    "mood": "The mood is",
+    "animal": "There is a",
+    "object": "It tells of a",
+    "time": "The time is",
+    "genre": "This is a",
+    "tense": "The tense is",
+    "ending": "It ends with the",
+}
+
+
+def statement(kind: str, value: str) -> str:
+    """One fact as a sentence: ``statement("weather", "stormy") == "The weather is stormy."``."""
+    return f"{STEMS[kind]} {value}."
+
+
+OUTSIDE_IN = ("genre", "tense", "time", "place", "weather", "hero", "job", "mood", "animal", "object", "ending")
+"""the order of a text that tells everything: the frame first, what happened last"""
+
+
+def describe(facts: dict[str, str], count: int, rng: random.Random, order: Sequence[str] | None = tuple(STEMS)) -> str:
+    """``count`` statements of ``facts``, chosen at random, told in this order; None: a random one, the ending last.
+
+    In a fixed order leaving a kind out is a choice of its own at its own place, which joint training can explore: after
+    shuffled texts the verbalizer learnt to go on until every kind was named, whether the text had revealed it or not.
+    """
+    chosen = rng.sample(sorted(facts), min(count, len(facts)))
+    chosen.sort(key=order.index if order else lambda kind: kind == "ending")
+    return " ".join(statement(kind, facts[kind]) for kind in chosen)
+
+
+def parse_statements(explanation: str) -> list[tuple[str | None, str]]:
+    """Split an explanation into ``(kind, value)``; a sentence that is no statement of a known form has kind None."""
+    found: list[tuple[str | None, str]] = []
+    for sentence in re.findall(r"[^.]*\.|[^.]+$", explanation.strip()):
+        sentence = sentence.strip()
+        kind = next((kind for kind, stem in STEMS.items() if sentence.startswith(stem + " ")), None)
+        value = sentence[len(STEMS[kind]) + 1 :].removesuffix(".") if kind else sentence
+        found.append((kind if kind and sentence.endswith(".") and value in KINDS[kind] else None, value))
+    return found

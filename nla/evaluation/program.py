@@ -1,0 +1,119 @@
+"""The program behind evaluate.py: a saved pair, or every job of a sweep, on the device and in the type that fit it."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import rich
+import torch
+from hydra.utils import instantiate
+from lightning.fabric import Fabric
+from lightning.pytorch import seed_everything
+from omegaconf import DictConfig
+
+from nla.config.check import check_evaluate, parse_data, plain_config
+from nla.config.run_folder import CONFIG, is_pair, run_folder
+from nla.config.schema import EvaluateSettings
+from nla.config.targets import check_components
+from nla.config.trainer import check_ranks
+from nla.data.build import build_data
+from nla.errors import ConfigError
+from nla.evaluation import run as run_evaluation
+from nla.evaluation.shares import is_first
+from nla.evaluation.sweep import METRICS, is_sweep, job_folders, summarize
+from nla.models.backbone import DTYPES, QUANTIZED, usable_device
+from nla.models.pair import NLA
+from nla.models.pretrained.metadata import read_yaml
+from nla.models.target import Target
+
+PRECISIONS = {"32": "float32", "bf16": "bfloat16", "16": "float16"}  # nothing is trained: no weights in fp32 beside
+
+
+def evaluate(cfg: DictConfig) -> Path:
+    """Evaluate a saved pair, or every job of a sweep with a summary; returns the folder written. Raises NLAError.
+
+    Jobs that were evaluated already are not evaluated again.
+    """
+    settings = check_evaluate(cfg)
+    sweep = Path(settings.nla)
+    if not is_sweep(sweep):
+        return evaluate_pair(cfg, settings)
+    for job in job_folders(sweep):
+        if is_pair(job / "nla") and not (job / METRICS).is_file():
+            evaluate_pair(cfg, settings.model_copy(update={"nla": str(job / "nla"), "output": None}))
+    if is_first():
+        summarize(sweep, rich.get_console())
+    return sweep
+
+
+def evaluate_pair(cfg: DictConfig, settings: EvaluateSettings) -> Path:
+    """Write metrics.json and samples.parquet of one pair, print the tables, return their folder."""
+    plain = plain_config(cfg)
+    data = plain["data"] if settings.data is not None else recorded_data(Path(settings.nla))
+    seed_everything(settings.seed, workers=True, verbose=False)
+    device = evaluation_device(plain["hardware"]["trainer"])
+    run = run_folder(Path(settings.nla))
+    dtype = settings.dtype or evaluation_dtype(run, settings.hardware.trainer)
+    target = Target.of_pair(settings.nla, dtype).to(device)
+    pair = NLA.from_pretrained(settings.nla, dtype=dtype, adapter="saved", base=target.model).to(device)
+    output = Path(settings.output) if settings.output else default_output(Path(settings.nla), run)
+    how = instantiate(settings.evaluation, _convert_="all")
+    size = how.batch_size
+    loader = build_data(data, target, split="joint", explanations=False, batch_size=size, seed=settings.seed)
+    run_evaluation(pair, target, loader, output, settings=how, seed=settings.seed, run_folder=run, dtype=dtype)
+    return output
+
+
+def evaluation_dtype(run: Path | None, trainer: Mapping[str, Any]) -> str:
+    """`model.dtype` of the run that made the pair; for a pair from elsewhere that which `hardware` computes in.
+
+    Raises ConfigError.
+    """
+    if run is not None:
+        recorded = read_yaml(run / CONFIG).get("model")
+        dtype = recorded.get("dtype") if isinstance(recorded, dict) else None
+        if dtype in (*DTYPES, QUANTIZED):
+            return str(dtype)
+    precision = str(trainer.get("precision", "32-true")).partition("-")[0]
+    if precision not in PRECISIONS:
+        raise ConfigError(
+            f"hardware.trainer.precision={trainer.get('precision')}: no type of weights; give dtype=bfloat16, "
+            "or another of float32, float16, nf4"
+        )
+    return PRECISIONS[precision]
+
+
+def evaluation_device(trainer: Mapping[str, Any]) -> torch.device:
+    """This rank's device by `hardware.trainer`; several ranks have found each other afterwards.
+
+    Raises ConfigError where this machine has no such device, or where other ranks were started than the config has.
+    """
+    accelerator = trainer["accelerator"]
+    device = usable_device(accelerator, "hardware.trainer.accelerator", "use hardware=cpu")
+    check_ranks(trainer)
+    if trainer["devices"] == trainer["num_nodes"] == 1:
+        return device
+    nodes: int = trainer["num_nodes"]
+    fabric = Fabric(accelerator=accelerator, devices=trainer["devices"], num_nodes=nodes, strategy="ddp")
+    fabric.launch()
+    return fabric.device
+
+
+def default_output(pair: Path, run: Path | None) -> Path:
+    """`evaluation/` of the run; of the stage, for a pair that a stage left."""
+    parent = pair.resolve().parent
+    return Path(os.path.relpath(parent if run and parent.parent.name == "stages" else run or Path())) / "evaluation"
+
+
+def recorded_data(pair: Path) -> dict[str, Any]:
+    """The data config of the run that made the pair. It came with a checkpoint: it may name nothing but our classes."""
+    run = run_folder(pair)
+    if run is None:
+        raise ConfigError(f"nla={pair}: no run's config.yaml beside the pair; say what to evaluate on: data=<name>")
+    data = read_yaml(run / CONFIG).get("data")
+    if not isinstance(data, dict):
+        raise ConfigError(f"{run / CONFIG}: has no data section; say what to evaluate on: data=<name>")
+    check_components(data, "data", trusted=False)
+    parse_data(data)
+    return data

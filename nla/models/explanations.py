@@ -1,0 +1,72 @@
+"""The explanation as text: its format in an answer, parsing, what may not occur in it, and parts of it."""
+
+import re
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from nla.models.prompts import EXPLANATION_SLOT, token_ids
+
+OPEN, CLOSE = "<explanation>", "</explanation>"
+LONGEST = 5000  # characters of an explanation: tokens of many signs would carry more past the cap, unread by any person
+
+# Double quotes, guillemets, backticks: to the closing sign, or to the end where it is missing. Single quotes only as a
+# pair around words, since a lone one is an apostrophe.
+QUOTED = re.compile(
+    r'"[^"]*(?:"|$)|“[^”]*(?:”|$)|«[^»]*(?:»|$)|`[^`]*(?:`|$)'
+    r"|(?<!\w)'(?:[^'\n]|(?<=\w)'(?=\w))+'(?!\w)|‘(?:[^‘’]|(?<=\w)’(?=\w))+’"
+)
+
+
+def parse_explanation(text: str, forbidden: Sequence[str] = ()) -> str | None:
+    """The text between the one pair of explanation tags, stripped; None unless there is exactly one, not empty.
+
+    One of more than `LONGEST` characters is None too.
+
+    `forbidden`: what must not stand inside (the marker, the reconstructor's suffix, special tokens), so that an answer
+    cannot close the reconstructor's prompt early.
+    """
+    if text.count(OPEN) != 1 or text.count(CLOSE) != 1:
+        return None
+    inner, closed, _ = text.partition(OPEN)[2].partition(CLOSE)
+    inner = inner.strip()
+    if not closed or not 0 < len(inner) <= LONGEST or any(word in inner for word in forbidden):
+        return None
+    return inner
+
+
+def format_response(text: str) -> str:
+    """The answer that carries an explanation."""
+    return f"{OPEN}{text.strip()}{CLOSE}"
+
+
+def forbidden_in_explanations(
+    tokenizer: PreTrainedTokenizerBase, marker: str, reconstructor_template: str | None = None
+) -> tuple[str, ...]:
+    """Strings that make an explanation malformed: the marker, special tokens, the reconstructor's suffix."""
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    special |= {str(token) for token in tokenizer.all_special_tokens}
+    words = [marker, *sorted(special - {OPEN, CLOSE})]
+    if reconstructor_template is not None:
+        after = reconstructor_template.split(EXPLANATION_SLOT)[1].strip()
+        closing = after[: after.index(">") + 1] if after.startswith("<") and ">" in after else after
+        words.append(closing)
+    return tuple(word for word in words if word)
+
+
+def without_quotes(text: str) -> str:
+    """The text without what stands in quotation marks; spaces are joined."""
+    return " ".join(QUOTED.sub(" ", text).split())
+
+
+def prefixes(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], lengths: Sequence[int]) -> list[str]:
+    """The first tokens of each text, as text; a character that is cut in two is left out."""
+    rows = token_ids(tokenizer, texts, special=False)
+
+    def first(row: list[int]) -> str:
+        return str(tokenizer.decode(row, clean_up_tokenization_spaces=False)).rstrip("\ufffd")
+
+    return [
+        text if len(row) <= length else first(row[:length])
+        for text, row, length in zip(texts, rows, lengths, strict=True)
+    ]

@@ -1,0 +1,1 @@
+"""Pairs on disk and on the hub: metadata, the released format, loading."""

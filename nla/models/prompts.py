@@ -1,0 +1,204 @@
+"""The two prompts: marker, templates, rendering. Everything is checked once, on load."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from nla.errors import ConfigError, InjectionError
+
+MARKERS = tuple(chr(code) for code in range(0x3200, 0x3400))  # enclosed CJK: rare in text, often one token
+MARKER_SLOT, EXPLANATION_SLOT = "{injection_char}", "{explanation}"
+
+
+@dataclass(frozen=True, slots=True)
+class Templates:
+    """The prompts with their slots, filled by plain replacement (braces elsewhere are just text)."""
+
+    verbalizer: str  # holds {injection_char} once
+    reconstructor: str  # holds {explanation} once
+
+    def __post_init__(self) -> None:
+        for name, text, slot in (
+            ("verbalizer", self.verbalizer, MARKER_SLOT),
+            ("reconstructor", self.reconstructor, EXPLANATION_SLOT),
+        ):
+            if text.count(slot) != 1:
+                raise ConfigError(
+                    f"{name} template (model.templates.{name}) holds {slot} {text.count(slot)} times, "
+                    "expected exactly once"
+                )
+        if not self.reconstructor.split(EXPLANATION_SLOT)[1].strip():
+            raise ConfigError(
+                f"reconstructor template (model.templates.reconstructor) ends with {EXPLANATION_SLOT}: a fixed suffix "
+                "must follow, because the prediction is read at the prompt's last token"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class VerbalizerPrompt:
+    """The rendered prompt and where the activation enters it."""
+
+    tokens: list[int]
+    position: int
+    marker: str
+    marker_id: int
+    left_id: int
+    right_id: int
+    end_of_turn: int  # the token that ends an answer
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], special: bool = True) -> list[list[int]]:
+    """Ids of many texts, with the tokenizer's own special tokens unless `special=False`."""
+    if not texts:
+        return []
+    encoded: Any = tokenizer(list(texts), add_special_tokens=special)
+    return [list(row) for row in encoded["input_ids"]]
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase, otherwise: int = 0) -> int:
+    """The padding id; padding is never attended to, so any id will do where there is none."""
+    token: Any = tokenizer.pad_token_id
+    return otherwise if token is None else int(token)
+
+
+def find_marker(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The first character of U+3200-U+33FF that this tokenizer encodes as one token. Raises InjectionError."""
+    for marker in MARKERS:
+        if _marker_id(tokenizer, marker) is not None:
+            return marker
+    raise InjectionError(
+        "no character of U+3200-U+33FF is one token of this tokenizer: add one, for example "
+        "tokenizer.add_tokens(['\u320e']) before the target is trained, and name it as the marker"
+    )
+
+
+def _marker_id(tokenizer: PreTrainedTokenizerBase, marker: str) -> int | None:
+    ids = tokenizer.encode(marker, add_special_tokens=False)
+    if len(ids) == 2 and not _decode(tokenizer, ids[:1]).strip():
+        ids = ids[1:]  # sentencepiece puts a space of its own before a text
+    if len(ids) != 1 or ids[0] == tokenizer.unk_token_id or _decode(tokenizer, ids).strip() != marker:
+        return None
+    return ids[0]
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
+
+def chat_ids(tokenizer: PreTrainedTokenizerBase, content: str) -> list[int]:
+    """One user message through the chat template with the generation prompt; the bare text where there is none.
+
+    Depending on version and flags transformers returns a list, a nested list or a BatchEncoding: all give the same ids.
+    """
+    if not tokenizer.chat_template:
+        return token_ids(tokenizer, [content + "\n"])[0]
+    messages = [{"role": "user", "content": content}]
+    rendered: Any = tokenizer.apply_chat_template(
+        messages, tokenize=True, add_generation_prompt=True, return_dict=False
+    )
+    if isinstance(rendered, Mapping):
+        rendered = rendered["input_ids"]
+    if hasattr(rendered, "tolist"):
+        rendered = rendered.tolist()
+    if rendered and isinstance(rendered[0], list):
+        rendered = rendered[0]
+    return [int(token) for token in rendered]
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The special token that the chat template writes after an answer, else the tokenizer's end of sequence."""
+    if tokenizer.chat_template:
+        answer = "\u2042"
+        messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]
+        try:
+            rendered = str(tokenizer.apply_chat_template(messages, tokenize=False))
+        except Exception:  # a template that knows no assistant: jinja2 raises what it likes
+            rendered = ""
+        tail = rendered.rpartition(answer)[2] if answer in rendered else ""
+        special = {int(i) for i in tokenizer.added_tokens_decoder} | set(tokenizer.all_special_ids)
+        for token in tokenizer.encode(tail, add_special_tokens=False):
+            if token in special:
+                return token
+    end: Any = tokenizer.eos_token_id
+    if end is None:
+        raise InjectionError("the tokenizer has no end-of-sequence token: explanations could never end; set eos_token")
+    return int(end)
+
+
+def build_verbalizer_prompt(tokenizer: PreTrainedTokenizerBase, template: str, marker: str) -> VerbalizerPrompt:
+    """Render the prompt and find its one marker. Raises InjectionError: missing, twice, split, or at the edge."""
+    if template.count(MARKER_SLOT) != 1:
+        raise InjectionError(
+            f"verbalizer template {template!r} holds {MARKER_SLOT} {template.count(MARKER_SLOT)} times, expected once"
+        )
+    marker_id = _marker_id(tokenizer, marker)
+    if marker_id is None:
+        pieces = tokenizer.encode(marker, add_special_tokens=False)
+        raise InjectionError(
+            f"marker {marker!r} is not one token of this tokenizer (it gives ids {pieces}): "
+            "choose another marker, or model.marker=null to search for one"
+        )
+    tokens = chat_ids(tokenizer, template.replace(MARKER_SLOT, marker))
+    count = tokens.count(marker_id)
+    if count != 1:
+        raise InjectionError(
+            f"marker {marker!r} (id {marker_id}) occurs {count} times in the verbalizer prompt, expected once: "
+            "change the template or the marker"
+        )
+    position = tokens.index(marker_id)
+    if not 0 < position < len(tokens) - 1:
+        raise InjectionError(
+            f"marker {marker!r} is at the edge of the verbalizer prompt (token {position} of {len(tokens)}): "
+            "put it between tags"
+        )
+    left, right = tokens[position - 1], tokens[position + 1]
+    return VerbalizerPrompt(tokens, position, marker, marker_id, left, right, end_of_turn(tokenizer))
+
+
+def suffix_ids(tokenizer: PreTrainedTokenizerBase, template: str) -> list[int]:
+    """The token ids that end every filled reconstructor prompt, whatever the explanation."""
+    before, after = template.split(EXPLANATION_SLOT)
+    filled = [before + text + after for text in ("a", "b c.", "D, e\n")]
+    rows = token_ids(tokenizer, filled)
+    length = 0
+    while length < min(map(len, rows)) and len({row[-length - 1] for row in rows}) == 1:
+        length += 1
+    if length == 0:
+        raise InjectionError(
+            f"reconstructor template {template!r}: its suffix is not constant in this tokenizer; end it with a tag"
+        )
+    return list(rows[0][-length:])
+
+
+def reconstructor_tokens(
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    texts: Sequence[str],
+    max_length: int,
+    suffix: Sequence[int] | None = None,
+) -> tuple[Int[Tensor, "sample time"], Bool[Tensor, "sample time"]]:
+    """Fill, tokenize with the tokenizer's own special tokens, pad on the right.
+
+    Every row ends with the template's suffix ids: a text that melts into the suffix, or is cut at `max_length`, gets
+    them appended, so that the last real token is always the same.
+    """
+    suffix = list(suffix_ids(tokenizer, template) if suffix is None else suffix)
+    before, after = template.split(EXPLANATION_SLOT)
+    rows = token_ids(tokenizer, [before + text + after for text in texts])
+    keep = max_length - len(suffix)
+    if keep < 1:
+        raise ConfigError(f"max_length {max_length} leaves no room before the {len(suffix)} suffix tokens")
+    for index, row in enumerate(rows):
+        if row[-len(suffix) :] != suffix:
+            row = token_ids(tokenizer, [before + texts[index]])[0] + suffix
+        rows[index] = row if len(row) <= max_length else row[:keep] + suffix
+    longest = max(map(len, rows), default=0)
+    pad = pad_id(tokenizer)
+    tokens = torch.tensor([row + [pad] * (longest - len(row)) for row in rows], dtype=torch.long)
+    lengths = torch.tensor([len(row) for row in rows], dtype=torch.long)
+    return tokens.view(len(rows), longest), torch.arange(longest) < lengths.unsqueeze(1)

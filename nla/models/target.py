@@ -1,0 +1,197 @@
+"""The frozen language model at one layer: reads activations out of text, and takes one back in."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from nla.core.objectives import normalize
+from nla.core.padding import length_buckets
+from nla.core.records import Reading
+from nla.errors import DataError
+from nla.models.backbone import blocks, body, check_layer, embed, load_model, load_tokenizer, truncated, width
+from nla.models.pretrained.loading import find_halves
+from nla.models.pretrained.metadata import METADATA, read_metadata
+from nla.models.prompts import token_ids
+
+TOKENS_AT_ONCE = 4096  # of a forward pass, padding included
+TEXTS_AT_ONCE = 1024  # whose ids are held as one padded matrix
+
+Positions = str | Sequence[int] | Sequence[Sequence[int]]
+
+
+class Target(nn.Module):
+    """A frozen LM; `layer` counts blocks from 0 and means that block's output, before any norm."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, layer: int):
+        super().__init__()
+        check_layer(model, layer)
+        self.model = model.requires_grad_(False).eval()
+        self.tokenizer = tokenizer
+        self.layer = layer
+
+    @classmethod
+    def from_pretrained(
+        cls, model_id: str, layer: int, dtype: str = "float32", revision: str | None = None
+    ) -> "Target":
+        """From a packaged id, a folder or a hub id. Raises ModelError, ConfigError for a layer it does not have."""
+        return cls(load_model(model_id, dtype, revision), load_tokenizer(model_id, revision), layer)
+
+    @classmethod
+    def of_pair(cls, pair: str | Path, dtype: str = "float32") -> "Target":
+        """The model that a saved pair reads (folder or hub id), at its layer and revision. Raises ReleaseError."""
+        about = read_metadata(find_halves(pair, patterns=[f"*{METADATA}"])[1])
+        return cls.from_pretrained(about.base_model, about.layer, dtype, about.base_revision)
+
+    @property
+    def d_model(self) -> int:
+        return width(self.model)
+
+    def train(self, mode: bool = True) -> "Target":
+        return super().train(False)  # frozen: dropout never comes on
+
+    @torch.no_grad()
+    def forward(
+        self,
+        tokens: Int[Tensor, "document time"],
+        mask: Bool[Tensor, "document time"],
+        row: Int[Tensor, " batch"],
+        position: Int[Tensor, " batch"],
+        layers: Sequence[int] | None = None,
+    ) -> Float[Tensor, "batch d_model"] | Float[Tensor, "batch layer d_model"]:
+        """Raw activations at `position` of document `row`; with `layers`, those of several blocks in one pass.
+
+        Blocks above the highest layer are not run, tokens behind a document's last position are not read, and documents
+        of like length go together. Padding must be on the right: causal attention then needs no mask. Raises DataError
+        for a padded position, ConfigError for a layer that the model does not have.
+        """
+        if not bool(mask[row, position].all()):
+            raise DataError(
+                "a position to be read lies on padding: positions must be smaller than their document's length"
+            )
+        for layer in layers or ():
+            check_layer(self.model, layer)
+        wanted = [self.layer] if layers is None else list(layers)
+        view = truncated(body(self.model), max(wanted))
+        needed = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
+        needed = needed.scatter_reduce(0, row, position + 1, "amax")
+        output = torch.zeros(len(row), len(wanted), self.d_model, device=tokens.device)
+        place = torch.zeros_like(needed)
+        asked = needed.nonzero().squeeze(1)
+        lengths = needed[asked].tolist()
+        for bucket in length_buckets(lengths, TOKENS_AT_ONCE):
+            documents, time = asked[bucket], lengths[bucket[-1]]
+            hidden = _after_blocks(view, tokens[documents, :time], wanted)
+            chosen = torch.isin(row, documents).nonzero().squeeze(1)
+            place[documents] = torch.arange(len(bucket), device=tokens.device)
+            for index, states in enumerate(hidden):
+                output[chosen, index] = states[place[row[chosen]], position[chosen]].float()
+        return output.squeeze(1) if layers is None else output
+
+    def read(self, texts: Sequence[str], positions: Positions = "last") -> Reading:
+        """Activations of texts: at the last token, at "all", or at given token indices (one list per text, or one int).
+
+        Special tokens that the tokenizer adds are part of the input and never read by "last" and "all".
+        """
+        return self.read_ids(token_ids(self.tokenizer, texts), positions)
+
+    def read_ids(self, ids: list[list[int]], positions: Positions = "last") -> Reading:
+        """The same of token ids, read as they are."""
+        wanted = [self._positions(index, row, positions, len(ids)) for index, row in enumerate(ids)]
+        found = [
+            self._read(ids[i : i + TEXTS_AT_ONCE], wanted[i : i + TEXTS_AT_ONCE])
+            for i in range(0, len(ids), TEXTS_AT_ONCE)
+        ]
+        document = [index for index, places in enumerate(wanted) for _ in places]
+        position = [place for places in wanted for place in places]
+        pairs = list(zip(document, position, strict=True))
+        return Reading(
+            activation=torch.cat(found) if found else torch.zeros(0, self.d_model),
+            text=[str(self.tokenizer.decode(ids[d][: p + 1], skip_special_tokens=True)) for d, p in pairs],
+            token=[str(self.tokenizer.decode([ids[d][p]])) for d, p in pairs],
+            document=document,
+            position=position,
+        )
+
+    def _positions(self, index: int, ids: list[int], positions: Positions, count: int) -> list[int]:
+        special = set(self.tokenizer.all_special_ids)
+        ordinary = [place for place, token in enumerate(ids) if token not in special]
+        if not ordinary:
+            raise DataError(f"text {index} holds no token to read: give it at least one word")
+        if positions == "all":
+            return ordinary
+        if positions == "last":
+            return ordinary[-1:]
+        if isinstance(positions, str) or len(positions) != count:
+            raise DataError(f"positions {positions!r}: expected 'last', 'all', or one entry for each of {count} texts")
+        own = positions[index]
+        places = [own] if isinstance(own, int) else list(own)
+        for place in places:
+            if not -len(ids) <= place < len(ids):
+                raise DataError(f"position {place} of text {index}: it has {len(ids)} tokens, 0 to {len(ids) - 1}")
+        return [place % len(ids) for place in places]
+
+    def _read(self, ids: list[list[int]], wanted: list[list[int]]) -> Float[Tensor, "batch d_model"]:
+        device = next(self.model.parameters()).device
+        longest = max(map(len, ids))
+        tokens = torch.tensor([row + [0] * (longest - len(row)) for row in ids], device=device)
+        mask = torch.tensor([[True] * len(row) + [False] * (longest - len(row)) for row in ids], device=device)
+        row = torch.tensor([i for i, places in enumerate(wanted) for _ in places], dtype=torch.long, device=device)
+        position = torch.tensor([p for places in wanted for p in places], dtype=torch.long, device=device)
+        return self(tokens, mask, row, position)
+
+    @torch.no_grad()
+    def splice(
+        self,
+        tokens: Int[Tensor, "document time"],
+        position: Int[Tensor, " document"],
+        vector: Float[Tensor, "document d_model"],
+        rescale: bool = True,
+    ) -> Float[Tensor, "document time vocab"]:
+        """Logits with block `layer`'s output at `position` replaced by `|h| v / |v|`, or by v itself.
+
+        A reconstruction has an arbitrary norm, hence `rescale`. The hook lives for this call only.
+        """
+        rows = torch.arange(len(tokens), device=tokens.device)
+
+        def replace(_module: nn.Module, _inputs: tuple, output: Tensor | tuple) -> Tensor | tuple:
+            hidden = (output if isinstance(output, Tensor) else output[0]).clone()
+            present = hidden[rows, position].float()
+            new = normalize(vector, 1.0) * present.norm(dim=-1, keepdim=True) if rescale else vector
+            hidden[rows, position] = new.to(hidden.dtype)
+            return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
+
+        decoder = body(self.model)
+        handle = blocks(decoder)[self.layer].register_forward_hook(replace)
+        try:
+            return self.model(inputs_embeds=embed(decoder, tokens), use_cache=False).logits.float()
+        finally:
+            handle.remove()
+
+
+def _after_blocks(
+    view: PreTrainedModel, tokens: Int[Tensor, "document time"], layers: list[int]
+) -> list[Float[Tensor, "document time d_model"]]:
+    """The residual stream after each of `layers`; the view ends with the highest of them.
+
+    `output_hidden_states` would not do: transformers leaves its hooks on the blocks, which all views share, and with
+    the hooks of two views every state is captured twice. These hooks live for this call only.
+    """
+    states: dict[int, Tensor] = {}
+
+    def keep(layer: int) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: tuple, output: Tensor | tuple) -> None:
+            states[layer] = output if isinstance(output, Tensor) else output[0]
+
+        return hook
+
+    handles = [blocks(view)[layer].register_forward_hook(keep(layer)) for layer in layers]
+    try:
+        view(inputs_embeds=embed(view, tokens), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [states[layer] for layer in layers]

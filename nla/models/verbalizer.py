@@ -1,0 +1,305 @@
+"""The verbalizer p(z | h): an activation enters as one token's embedding, an explanation comes out."""
+
+import copy
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from nla.core.objectives import Scale, normalize
+from nla.core.records import Completions
+from nla.errors import InjectionError, NLAError
+from nla.models.backbone import DTYPES, body, embed, head_logits, input_gain, stop_ids, width
+from nla.models.explanations import forbidden_in_explanations, format_response, parse_explanation
+from nla.models.lora import has_lora
+from nla.models.packing import pack, samples_per_row
+from nla.models.prompts import VerbalizerPrompt, pad_id, token_ids
+from nla.models.sampling import sampler
+from nla.models.sampling.engine import misfit
+
+ROUNDING = 0.02  # by which an injected row may differ from its activation, as a share of its norm; bfloat16 needs 0.004
+FAR_OFF = 100.0  # ratio of injection scale and activation norm beyond which a person is warned
+
+
+class Verbalizer(nn.Module):
+    """A causal LM with a prompt whose marker is replaced by `normalize(h, injection_scale)`."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompt: VerbalizerPrompt,
+        injection_scale: Scale,
+        reconstructor_template: str | None = None,
+    ):
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.prompt = prompt
+        self.injection_scale = injection_scale
+        self.stop_ids = frozenset(stop_ids(model, tokenizer) | {prompt.end_of_turn})
+        self.pad_id = pad_id(tokenizer, prompt.end_of_turn)
+        self.forbidden = forbidden_in_explanations(tokenizer, prompt.marker, reconstructor_template)
+        self._gain = input_gain(body(model))
+        self._scale_checked = False
+        self._engine_fits: bool | None = None  # unknown until the first sample
+        self._prompt_tokens: Tensor
+        self.register_buffer("_prompt_tokens", torch.tensor(prompt.tokens), persistent=False)
+        self._reference: tuple[Any, ...] = ()  # in a tuple, so that neither state_dict nor parameters() sees it
+        self.eval()
+
+    @property
+    def d_model(self) -> int:
+        return width(self.model)
+
+    def prompt_embeddings(self, activation: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch prompt d_model"]:
+        """The prompt once per activation, each with its own injected row. Raises InjectionError."""
+        marked = self._prompt_tokens == self.prompt.marker_id
+        if int(marked.sum()) != 1 or not bool(marked[self.prompt.position]):
+            raise InjectionError(
+                f"the prompt's marker (id {self.prompt.marker_id}) is not found once at token {self.prompt.position}"
+            )
+        if activation.shape[-1] != self.d_model:
+            raise InjectionError(f"activations have width {activation.shape[-1]}, the verbalizer {self.d_model}")
+        norm = activation.float().norm(dim=-1)
+        bad = ~(norm.isfinite() & (norm > 0))
+        if bool(bad.any()):
+            raise InjectionError(
+                f"{int(bad.sum())} of {len(bad)} activations are zero or not finite, the first at row "
+                f"{int(bad.nonzero()[0])}: nothing could be injected; check the data"
+            )
+        self._warn_once(norm)
+        embeddings = embed(body(self.model), self._prompt_tokens)
+        rows = embeddings.expand(len(activation), -1, -1)
+        injected = (normalize(activation, self.injection_scale) / self._gain).to(embeddings.dtype)
+        place = self.prompt.position
+        return torch.cat([rows[:, :place], injected.unsqueeze(1), rows[:, place + 1 :]], dim=1)
+
+    def require_injected(
+        self, injected: Float[Tensor, "row d_model"], activation: Float[Tensor, "batch d_model"]
+    ) -> None:
+        """The injection counter: what the decoder is about to read at each marker's place is its own activation.
+
+        Rows of one activation are contiguous. Compared is, in the model's own type, with `normalize(h,
+        injection_scale)`. Raises InjectionError unless the rows injected equal the rows.
+        """
+        each = len(injected) // max(1, len(activation))
+        expected = normalize(activation, self.injection_scale).repeat_interleave(each, dim=0)
+        apart = (injected.detach().float() * self._gain - expected).norm(dim=-1)
+        right = int((apart <= ROUNDING * expected.norm(dim=-1)).sum())
+        if right != len(injected):
+            raise InjectionError(
+                f"{right} of {len(injected)} rows carry their activation at token {self.prompt.position} of the "
+                f"verbalizer's prompt: the others would be explained unread; with model.dtype={injected.dtype} look "
+                "for overflow, else for code that changes the prompt's embeddings"
+            )
+
+    def _warn_once(self, norm: Float[Tensor, " batch"]) -> None:
+        if self._scale_checked or self.injection_scale is None or not len(norm):
+            return
+        self._scale_checked = True
+        own, median = self.injection_scale, float(norm.median())
+        if not 1 / FAR_OFF < own / median < FAR_OFF:
+            warnings.warn(
+                f"activations of median norm {median:.3g} are injected at norm {own:.3g}, {FAR_OFF:.0f} times off: "
+                "usual is a round number a bit above the median; check injection_scale",
+                stacklevel=3,
+            )
+
+    def forward(
+        self,
+        activation: Float[Tensor, "batch d_model"],
+        tokens: Int[Tensor, "sample time"],
+        mask: Bool[Tensor, "sample time"],
+    ) -> Float[Tensor, "sample time"]:
+        """Teacher-forced log-probs of `tokens` from raw logits, fp32, 0 where masked.
+
+        The samples of one activation are contiguous and share its prompt. Only unmasked response positions reach the
+        output head. A marker among `tokens` is an ordinary token.
+        """
+        if len(tokens) % len(activation):
+            raise InjectionError(f"{len(tokens)} samples cannot be shared evenly by {len(activation)} activations")
+        logits = head_logits(self.model, self._hidden(activation, tokens, mask))
+        log_probs = -F.cross_entropy(logits, tokens[mask], reduction="none")
+        return torch.zeros(tokens.shape, device=tokens.device).masked_scatter(mask, log_probs)
+
+    def _hidden(
+        self,
+        activation: Float[Tensor, "batch d_model"],
+        tokens: Int[Tensor, "sample time"],
+        mask: Bool[Tensor, "sample time"],
+    ) -> Float[Tensor, "asked d_model"]:
+        """What predicts each unmasked token. Several samples share a row where that costs less (`nla.models.packing`).
+
+        Samples of one activation stand behind its whole prompt, answers to different ones behind what comes before the
+        marker; the rest of the prompt is then part of the sample.
+        """
+        decoder, place, prompt = body(self.model), self.prompt.position, self.prompt_embeddings(activation)
+        samples, each = len(tokens), len(tokens) // len(activation)
+        shared = prompt.shape[1] if each > 1 else place
+        prompt = prompt.repeat_interleave(each, dim=0)
+        own = torch.cat([prompt[:, shared:], embed(decoder, tokens)], dim=1)
+        together = samples_per_row(each if each > 1 else samples, shared, own.shape[1], own.shape[2]) if shared else 1
+        if together == 1:
+            # the last token predicts nothing that is asked for; causal attention sees no padding, which is on the right
+            inputs = torch.cat([prompt[:, :shared], own[:, :-1]], dim=1)
+            self.require_injected(inputs[:, place], activation)
+            return decoder(inputs_embeds=inputs, use_cache=False).last_hidden_state[:, prompt.shape[1] - 1 :][mask]
+        rest = prompt.shape[1] - shared
+        there, asked = F.pad(mask, (rest, 0), value=True), F.pad(mask, (rest, 0), value=False)
+        packing = pack(there, samples // together, shared)
+        inputs = packing.inputs(prompt[::together, :shared], own[:, :-1][packing.fed])
+        first = packing.first()
+        injected = inputs[:, place] if place < shared else inputs[packing.row[first], packing.column[first]]
+        self.require_injected(injected, activation)
+        hidden = decoder(
+            inputs_embeds=inputs,
+            attention_mask=packing.attention_mask(decoder, inputs.dtype),
+            position_ids=packing.position,
+            use_cache=False,
+        ).last_hidden_state
+        return hidden[packing.predictor_row, packing.predictor_column][asked[there]]
+
+    def respond(self, texts: Sequence[str]) -> tuple[Int[Tensor, "sample time"], Bool[Tensor, "sample time"]]:
+        """Warm-start answers as token ids: tags, text, the token that ends a turn; right padded."""
+        answers = token_ids(self.tokenizer, [format_response(text) for text in texts], special=False)
+        rows = [[*answer, self.prompt.end_of_turn] for answer in answers]
+        longest = max(map(len, rows))
+        tokens = torch.tensor([row + [self.pad_id] * (longest - len(row)) for row in rows])
+        mask = torch.arange(longest) < torch.tensor([len(row) for row in rows]).unsqueeze(1)
+        device = self._prompt_tokens.device
+        return tokens.to(device), mask.to(device)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        activation: Float[Tensor, "batch d_model"],
+        samples: int = 1,
+        *,
+        max_new_tokens: int = 150,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+        first_row: int = 0,
+        backend: str = "engine",
+        dtype: str | None = None,
+        graphs: bool | None = None,
+    ) -> Completions:
+        """`samples` explanations per activation, contiguous. Dropout is off while sampling.
+
+        The engine computes in `dtype` (None: that of the weights; float32 is faster for bfloat16 weights on a CPU
+        without matrix units for them). `graphs`: its decode step as a CUDA graph; None: on a GPU.
+
+        An explanation is None when it is malformed or when the length cap came before the stop token.
+        """
+        was_training = self.training
+        self.eval()
+        try:
+            prompts = self.prompt_embeddings(activation)
+            self.require_injected(prompts[:, self.prompt.position], activation)
+            backend = self._backend(backend, prompts)
+            extra: dict[str, Any] = {}
+            if backend == "engine":
+                extra = {"dtype": DTYPES[dtype] if dtype else None, "graphs": graphs}
+            tokens, mask, log_probs = sampler(backend)(
+                self.model,
+                prompts,
+                samples,
+                shared=self.prompt.position,
+                stop_ids=self.stop_ids,
+                pad_id=self.pad_id,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                top_k=top_k,
+                seed=seed,
+                first_row=first_row,
+                **extra,
+            )
+        finally:
+            self.train(was_training)
+        return Completions(tokens, mask, self.parse(tokens, mask), log_probs)
+
+    def _backend(self, wanted: str, prompts: Tensor) -> str:
+        """`wanted`, or the reference where the engine does not fit this model, which is said once."""
+        if wanted != "engine" or not len(prompts):
+            return wanted
+        if self._engine_fits is None:
+            reason = misfit(self.model, prompts[:1], self.prompt.position)
+            self._engine_fits = reason is None
+            if reason is not None:
+                warnings.warn(
+                    f"{type(self.model).__name__} cannot be sampled by the engine ({reason}); Hugging Face's generate "
+                    "does it instead, which is slower",
+                    stacklevel=3,
+                )
+        return "engine" if self._engine_fits else "hf"
+
+    def parse(self, tokens: Int[Tensor, "sample time"], mask: Bool[Tensor, "sample time"]) -> list[str | None]:
+        """The explanation of each completion, None when malformed or cut off."""
+        lengths = mask.sum(1).tolist()
+        rows = [row[:length] for row, length in zip(tokens.tolist(), lengths, strict=True)]
+        ended = [bool(row) and row[-1] in self.stop_ids for row in rows]
+        texts = self.tokenizer.batch_decode(
+            [row[:-1] for row in rows], skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        return [
+            parse_explanation(str(text), self.forbidden) if done else None
+            for text, done in zip(texts, ended, strict=True)
+        ]
+
+    def freeze_reference(self) -> None:
+        """Keep the present policy as the KL anchor: a copy of the model, or of the adapter where there is one."""
+        if has_lora(self.model):
+            frozen = {n: p.detach().clone() for n, p in self.model.named_parameters() if "lora_" in n}
+            self._reference = (frozen,)
+        else:
+            anchor = copy.copy(self)  # the same prompt and buffers, a model of its own
+            anchor._modules = {**self._modules, "model": copy.deepcopy(self.model).requires_grad_(False)}
+            self._reference = (anchor.eval(),)
+
+    @property
+    def anchor(self) -> "Verbalizer | None":
+        """The reference where it is a model of its own; None before `freeze_reference`, and with adapters."""
+        found = self._reference[0] if self._reference else None
+        return found if isinstance(found, Verbalizer) else None
+
+    @contextmanager
+    def reference(self) -> Iterator["Verbalizer"]:
+        """The reference, which runs the same code, without gradients and dropout; inside, leave `self` alone."""
+        if not self._reference:
+            raise NLAError("no reference policy: call freeze_reference() before reference()")
+        if self.anchor is not None:
+            with torch.no_grad():
+                yield self.anchor.to(self._prompt_tokens.device)
+            return
+        was_training = self.training
+        try:
+            with torch.no_grad(), _swapped_tensors(self, self._reference[0]):
+                self.eval()
+                yield self
+        finally:
+            self.train(was_training)
+
+
+@contextmanager
+def _swapped_tensors(verbalizer: Verbalizer, anchor: dict[str, Tensor]) -> Iterator[None]:
+    # pointers are exchanged, nothing is written: graphs that await their backward keep the tensors they saved
+    parameters = {n: p for n, p in verbalizer.model.named_parameters() if n in anchor}
+    policy = {name: parameter.data for name, parameter in parameters.items()}
+    for name, parameter in parameters.items():
+        parameter.data = anchor[name].to(parameter.device)
+    torch.clear_autocast_cache()  # else autocast goes on with casts of the tensors that were there before
+    try:
+        yield
+    finally:
+        for name, parameter in parameters.items():
+            parameter.data = policy[name]
+        torch.clear_autocast_cache()

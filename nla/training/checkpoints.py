@@ -1,0 +1,157 @@
+"""The checkpoints of one stage on disk: written whole, found again, checked, kept and removed.
+
+    checkpoints/000050/state           a file, or a folder where every rank writes its own share
+    checkpoints/000050/manifest.json   written last: step, facts of the run, size and digest of the state
+
+A checkpoint is filled beside its place and renamed, so what stands there was finished. What is damaged later (cut
+short, emptied, without its manifest) is named and passed over for the one before.
+"""
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nla import files
+from nla.errors import CheckpointError
+
+SCHEMA = 1
+STATE, MANIFEST = "state", "manifest.json"
+Facts = Mapping[str, str | int | float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A checkpoint whose manifest and state agree."""
+
+    path: Path
+    step: int
+    facts: dict[str, Any]
+
+    @property
+    def state(self) -> Path:
+        return self.path / STATE
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each rank wrote its own share."""
+        return self.state.is_dir()
+
+
+class CheckpointFolder:
+    """All checkpoints of a stage. `keep` of them are kept, the newest ones."""
+
+    def __init__(self, path: Path, keep: int = 2) -> None:
+        self.path, self.keep = path, max(1, keep)
+
+    def scratch(self, step: int) -> Path:
+        """The folder in which a checkpoint is filled; nobody reads it."""
+        return files.scratch_of(self.path / f"{step:06d}")
+
+    def begin(self, step: int) -> Path:
+        """An empty scratch folder, and with it the place of the state. One rank calls it."""
+        scratch = self.scratch(step)
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        return scratch / STATE
+
+    def commit(self, step: int, facts: Facts) -> Saved:
+        """Write the manifest, let the checkpoint appear, remove what is no longer wanted. One rank calls it."""
+        scratch, place = self.scratch(step), self.path / f"{step:06d}"
+        state = scratch / STATE
+        manifest = {"schema": SCHEMA, "step": step, "bytes": size(state), "digest": files.digest(state)}
+        files.write_text(scratch / MANIFEST, json.dumps({**manifest, "facts": dict(facts)}, indent=2) + "\n")
+        shutil.rmtree(place, ignore_errors=True)  # a damaged one of this step, which was passed over
+        os.replace(scratch, place)
+        self._prune(step)
+        return Saved(place, step, dict(facts))
+
+    def abandon(self, step: int) -> None:
+        """Remove what a failed write has left, so that it takes no room."""
+        shutil.rmtree(self.scratch(step), ignore_errors=True)
+
+    def newest(self) -> Saved | None:
+        """The newest valid checkpoint; None where none was ever finished.
+
+        Damaged ones are named in a warning. Raises CheckpointError where checkpoints stand and none is valid, since a
+        fresh start would throw work away without a word; and for one of a newer schema.
+        """
+        problems = []
+        for path in sorted(self._standing(), key=step_of, reverse=True):
+            found = self._read(path)
+            if isinstance(found, Saved):
+                for problem in problems:
+                    warnings.warn(f"{problem}; going on from step {found.step}, {found.path}", stacklevel=2)
+                return found
+            problems.append(found)
+        if problems:
+            raise CheckpointError(
+                f"{self.path}: no checkpoint can be used ({'; '.join(problems)}): restore one, or remove "
+                f"{self.path.parent} to start the stage anew"
+            )
+        return None
+
+    def _standing(self) -> list[Path]:
+        return [path for path in self.path.glob("[0-9]*") if path.name.isdigit()]
+
+    def _read(self, path: Path) -> Saved | str:
+        """The checkpoint, or what is wrong with it."""
+        try:
+            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return f"{path} has no {MANIFEST}"
+        except (OSError, ValueError):
+            return f"{path / MANIFEST} cannot be read"
+        if manifest.get("schema", 0) > SCHEMA:
+            raise CheckpointError(
+                f"{path} was written by a newer version of nla (schema {manifest['schema']}, this one knows {SCHEMA}): "
+                "install that version, or choose name=<another>"
+            )
+        state = path / STATE
+        if not state.exists():
+            return f"{path} has no {STATE}"
+        if size(state) != manifest.get("bytes"):
+            return f"{state} has {size(state)} bytes of {manifest.get('bytes')}"
+        if files.digest(state) != manifest.get("digest"):
+            return f"{state} is not what was written"
+        return Saved(path, int(manifest["step"]), dict(manifest.get("facts", {})))
+
+    def _prune(self, step: int) -> None:
+        """Remove leftovers of killed writes, later ones that were passed over, and all but the newest `keep`."""
+        standing = sorted(self._standing(), key=step_of, reverse=True)
+        kept = [path for path in standing if step_of(path) <= step][: self.keep]
+        for path in self.path.iterdir():
+            if path.is_dir() and path not in kept:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def step_of(path: Path) -> int:
+    """The step in a checkpoint's name."""
+    return int(path.name)
+
+
+def size(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def check_facts(saved: Saved, wanted: Facts, free: tuple[str, ...] = ()) -> None:
+    """Raises CheckpointError with a table of what differs between the checkpoint's run and this one."""
+    keys = [key for key in dict.fromkeys([*saved.facts, *wanted]) if key not in free]
+    rows = [(key, str(saved.facts.get(key)), str(wanted.get(key))) for key in keys]
+    differing = [row for row in rows if row[1] != row[2]]
+    if not differing:
+        return
+    table = [("", "checkpoint", "this run"), *differing]
+    widths = [max(len(row[column]) for row in table) for column in range(2)]
+    lines = [f"  {row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}" for row in table]
+    names = ", ".join(row[0] for row in differing)
+    raise CheckpointError(
+        f"{saved.path} is of another run ({names}): restore the settings, or choose name=<another>", "\n".join(lines)
+    )

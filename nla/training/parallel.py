@@ -1,0 +1,151 @@
+"""FSDP2 around a pair and its target, applied from outside: the models know nothing of it.
+
+Each half and the target is one FSDP root, each of its blocks a group of its own. Under FSDP2 every pass through a block
+is a meeting of all ranks, and ranks do not sample or read equally often. `serving` keeps them together: it gathers the
+weights once, after which nobody waits for anybody, or, where they do not fit, lets ranks that are done take part in the
+gathering of the others.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed._composable.checkpoint_activation import checkpoint
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+
+from nla.config.trainer import Gather
+from nla.errors import ConfigError
+from nla.models.backbone import blocks, body
+from nla.models.lora import has_lora
+from nla.models.pair import NLA
+from nla.models.reconstructor import Reconstructor
+from nla.models.target import Target
+from nla.models.verbalizer import Verbalizer
+
+COMPUTE = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # by Lightning's precision; else the weights' own
+
+
+def shard(
+    nla: NLA, target: Target, device: torch.device, precision: str, readers: Sequence[Reconstructor] = ()
+) -> None:
+    """Spread the weights of both halves, the KL reference, the target and further `readers` over all ranks, in place.
+
+    Kept weights, gradients and the optimizer's state stay in the weights' own type (fp32 master weights); what is
+    gathered and computed with has that of `precision`. Gradients are reduced in fp32. Raises ConfigError for adapters:
+    their halves share the target's weights, which cannot belong to several groups.
+    """
+    if has_lora(nla):
+        raise ConfigError(
+            "adapter=lora shares one copy of the weights and cannot be sharded: use hardware.trainer.strategy=ddp"
+        )
+    mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
+    policy = MixedPrecisionPolicy(COMPUTE.get(precision), torch.float32, cast_forward_inputs=False)
+    for verbalizer in (nla.verbalizer, nla.verbalizer.anchor):
+        if verbalizer is not None:
+            _shard(verbalizer, verbalizer.model, mesh, policy)
+            register_fsdp_forward_method(verbalizer, "sample")
+    for reconstructor in (nla.reconstructor, *readers):
+        fully_shard(reconstructor.head, mesh=mesh)  # stays in fp32
+        _shard(reconstructor, reconstructor.body, mesh, policy)
+    _shard(target, target.model, mesh, policy)
+
+
+def _shard(root: nn.Module, model: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> None:
+    # resharded after every pass, the root too: weights left gathered would be stale after a step of the optimizer
+    for block in blocks(body(model)):
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+    fully_shard(root, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+
+
+@contextmanager
+def serving(module: Verbalizer | Reconstructor | Target, gather: Gather = "once") -> Iterator[None]:
+    """Inside, each rank may run the module as often as it needs. Without FSDP2 it does nothing.
+
+    `once`: all weights that are used are gathered at the start and released at the end. `blocks`: one block at a time,
+    at each pass anew; a rank that is done goes on gathering until all are. All ranks must enter.
+    """
+    if not isinstance(module, FSDPModule):
+        yield
+        return
+    parts = _parts(module)
+    if gather == "once":
+        for part in parts:
+            part.set_reshard_after_forward(False, recurse=False)
+            part.unshard()
+        try:
+            yield
+        finally:
+            for part in parts:
+                part.reshard()
+                part.set_reshard_after_forward(True, recurse=False)
+    else:
+        # a reconstructor's every pass goes through its root; verbalizer and target hold theirs for all their passes
+        with _in_step(parts if isinstance(module, Reconstructor) else parts[1:]):
+            yield
+
+
+def _parts(module: FSDPModule) -> list[FSDPModule]:
+    """The FSDP groups that a pass uses, in its order: the root, the blocks, a head of its own."""
+    parts: list[Any] = [part for part in cast(nn.Module, module).modules() if isinstance(part, FSDPModule)]
+    if isinstance(module, Target):  # blocks above its layer are never run
+        parts = [module, *list(blocks(body(module.model)))[: module.layer + 1]]
+    return parts
+
+
+@contextmanager
+def _in_step(parts: list[FSDPModule]) -> Iterator[None]:
+    """Before each pass, which begins with the first part, a rank says that it comes; one that is done gathers along,
+    until nobody comes."""
+    first = cast(nn.Module, parts[0])
+    device = next(first.parameters()).device
+
+    def somebody(comes: bool) -> bool:
+        flag = torch.tensor(float(comes), device=device)
+        distributed.all_reduce(flag, op=distributed.ReduceOp.MAX)
+        return bool(flag)
+
+    def announce(_part: nn.Module, _arguments: Any) -> None:
+        somebody(True)
+
+    handle = first.register_forward_pre_hook(announce, prepend=True)  # before FSDP's own, which gathers
+    try:
+        yield
+    finally:
+        handle.remove()
+    while somebody(False):
+        for part in parts:
+            part.unshard()
+            part.reshard()
+
+
+def checkpoint_activations(half: nn.Module) -> None:
+    """Blocks keep their input only and are run again in the backward pass; names and results stay as they are."""
+    model = half.model if isinstance(half, Verbalizer) else cast(Reconstructor, half).body
+    for block in blocks(body(cast(nn.Module, model))):
+        checkpoint(block)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor itself, put together where it is spread over ranks (all of them must call)."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def whole_pair(nla: NLA, make: Callable[[], NLA]) -> NLA:
+    """A plain pair with a sharded one's weights, on rank 0; the pair itself elsewhere and where nothing is sharded.
+
+    `make` gives a pair of the same shape to fill, one weight at a time. All ranks must call.
+    """
+    if not isinstance(nla.verbalizer, FSDPModule):
+        return nla
+    plain = make() if distributed.get_rank() == 0 else None
+    places = {} if plain is None else dict(plain.named_parameters())
+    for name, weight in nla.named_parameters():
+        full = whole(weight)
+        if plain is not None:
+            places[name].copy_(full)
+    return nla if plain is None else plain

@@ -1,0 +1,117 @@
+"""Joins the checks: the run's own config, data, parts and hardware, one step of each stage, one table."""
+
+import logging
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import rich
+from lightning.pytorch import seed_everything
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig
+from rich.table import Table
+from rich.text import Text
+
+from nla.config.check import check_train, model_depth, plain_config
+from nla.config.schema import TrainSettings
+from nla.config.trainer import with_strategy
+from nla.core.records import ActivationBatch
+from nla.data.build import build_data
+from nla.data.datamodule import NLADataModule
+from nla.errors import TrainingError
+from nla.planning.gather import resolve_gather
+from nla.training.build import CHATTY, EXPECTED_WARNINGS, build_stage
+from nla.training.parallel import serving
+from nla.training.preflight import checks
+from nla.training.preflight.checks import Check
+from nla.training.preflight.trial import trial
+from nla.training.stages import JointStage
+from nla.training.stages.base import Stage
+
+ROWS = 64  # activations that the pair is looked at with
+SAMPLES = 8
+STYLE = {"ok": "green", "warning": "yellow", "failed": "bold red"}
+
+
+def preflight(cfg: DictConfig) -> list[Check]:
+    """All checks of a training config; the run folder is left alone. Raises NLAError for a mistake in the config."""
+    cfg = cfg.copy()
+    settings = check_train(cfg)
+    if settings.nla is None:
+        cfg.layer.index = settings.layer.block(model_depth(settings.model))
+    resolve_gather(cfg, settings)
+    for logger in CHATTY:
+        logging.getLogger(logger).setLevel(logging.WARNING)
+    return list(_checks(settings, plain_config(cfg)))
+
+
+def require(cfg: DictConfig) -> None:
+    """Print the table. Raises TrainingError where a check failed."""
+    found = preflight(cfg)
+    show(found)
+    failed = [check for check in found if check.status == "failed"]
+    if failed:
+        raise TrainingError(f"preflight: {failed[0].name} failed ({len(failed)} in all): {failed[0].said}")
+
+
+def show(found: list[Check]) -> None:
+    """Print the table, of rank 0."""
+    if rank_zero_only.rank == 0:
+        rich.get_console().print(table(found))
+
+
+def table(found: list[Check]) -> Table:
+    """One row per check."""
+    shown = Table("check", "", "found", title="preflight", title_justify="left")
+    for check in found:
+        shown.add_row(check.name, Text(check.status, style=STYLE[check.status]), Text(check.said))
+    return shown
+
+
+def _checks(settings: TrainSettings, plain: dict[str, Any]) -> Iterator[Check]:
+    for number, name in enumerate(settings.stages):
+        seed_everything(settings.seed, workers=True, verbose=False)
+        start = settings.nla
+        stage = build_stage(settings, plain, name, start)
+        data = build_data(plain["data"], stage.target, seed=settings.seed, **plain["stage"][name]["data"])
+        data.setup("fit")
+        if number == 0:
+            yield Check("parts", "ok", f"{stage.nla.base_model}, layer {stage.nla.layer}, width {stage.nla.d_model}")
+            kept = int((plain["callbacks"].get("checkpoint") or {}).get("keep", 1))
+            needed = checks.disk_needed(stage.nla, len(settings.stages), kept)
+            yield from checks.run_folder(Path(settings.run_dir), needed)
+        hardware = with_strategy(plain["hardware"]["trainer"], settings.adapter.kind)
+        look = partial(_pair, data=data, plain=plain, trained=start is not None) if number == 0 else None
+        yield from trial(stage, data, hardware, EXPECTED_WARNINGS, look)
+
+
+def _pair(stage: Stage, data: NLADataModule, plain: dict[str, Any], trained: bool) -> list[Check]:
+    """What the pair does with activations of the first training documents."""
+    verbalizer, batch = stage.nla.verbalizer, _rows(stage, data)
+    found = [checks.injection(verbalizer, batch), checks.injection_scale(verbalizer, batch)]
+    if trained:
+        found.append(checks.reconstruction(stage.nla, batch))
+    few = next(batch.split(SAMPLES))
+    how = {key: value for key, value in plain["rollout"].items() if key not in ("_target_", "group_size", "graphs")}
+    with serving(verbalizer, stage.gather):
+        completions = verbalizer.sample(few.activation, **how)
+    found.append(checks.explanations(completions, trained or isinstance(stage, JointStage)))
+    limit = (plain["callbacks"].get("alarms") or {}).get("sampling_gap")
+    found.append(checks.sampling_gap(verbalizer, few, completions, float("inf") if limit is None else limit))
+    return found
+
+
+def _rows(stage: Stage, data: NLADataModule) -> ActivationBatch:
+    """One position of each of the first `ROWS` documents of the training split, others on each rank."""
+    each = data.plan.positions_per_document
+    batch_size, data.batch_size = data.batch_size, ROWS * each * stage.trainer.world_size
+    try:
+        tokens = data.batch(data.split, 0, 0).to(stage.device)
+    finally:
+        data.batch_size = batch_size
+    read: ActivationBatch = stage.on_after_batch_transfer(tokens, 0)
+    return ActivationBatch(
+        read.activation[::each], read.document[::each], read.position[::each], read.text[::each],
+        None if read.explanation is None else read.explanation[::each],
+    )  # fmt: skip

@@ -1,0 +1,140 @@
+"""One step of a stage by a real Trainer, with the run's own hardware config, and what it shows."""
+
+import resource
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.distributed.tensor import DTensor
+
+from nla.core.objectives import kl_to_reference
+from nla.data.datamodule import NLADataModule
+from nla.errors import NLAError
+from nla.training.parallel import serving, whole
+from nla.training.preflight.checks import GB, Check, divergence
+from nla.training.stages import JointStage
+from nla.training.stages.base import Stage, trainable
+
+NUDGE = 0.02  # of a weight's standard deviation: so far the policy is moved off its anchor
+
+
+@dataclass
+class Trial(Callback):
+    """Watches the steps: figures of the first, then, for the joint stage, one whose samples are as long as the cap.
+
+    The second step is there for its memory: what an untrained policy happens to write may be short.
+    """
+
+    look: Callable[[Stage], list[Check]] | None = None  # at the parts as the strategy has laid them out, before a step
+    seen: list[Check] = field(default_factory=list)
+    figures: dict[str, float] = field(default_factory=dict)
+    kl_gradient: float | None = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 0 and self.look is not None and isinstance(pl_module, Stage):
+            with trainer.precision_plugin.forward_context():
+                self.seen = self.look(pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx > 0 or not isinstance(pl_module, Stage):
+            return
+        names = {key: key.removeprefix(f"{pl_module.name}/") for key in trainer.callback_metrics}
+        self.figures = {name: float(trainer.callback_metrics[key]) for key, name in names.items()}
+        if isinstance(pl_module, JointStage):
+            if "kl" in self.figures:
+                with trainer.precision_plugin.forward_context():
+                    self.kl_gradient = kl_gradient(pl_module, next(batch.split(2)).activation)
+            pl_module.nla.verbalizer.stop_ids = frozenset()
+
+
+def kl_gradient(stage: JointStage, activation: torch.Tensor) -> float:
+    """Norm of the KL's gradient in the verbalizer, whose weights are nudged first, for good."""
+    verbalizer = stage.nla.verbalizer
+    weights = trainable(verbalizer)
+    with serving(verbalizer, stage.gather):
+        completions = verbalizer.sample(activation, max_new_tokens=stage.sampling.max_new_tokens, seed=stage.seed)
+    with torch.no_grad():
+        for weight in weights:
+            share = weight.to_local() if isinstance(weight, DTensor) else weight
+            if share.numel():  # a rank may have none of it
+                share.add_(torch.randn_like(share) * (NUDGE * share.float().std(correction=0).clamp_min(1e-3)))
+    with verbalizer.reference() as reference:
+        anchor = reference(activation, completions.tokens, completions.mask)
+    log_probs = verbalizer(activation, completions.tokens, completions.mask)
+    kl = kl_to_reference(log_probs, anchor, completions.mask, "k3", stage.kl.clamp)
+    stage.zero_grad()
+    kl.backward()
+    norm = whole(torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None]))
+    stage.zero_grad()
+    return float(norm)
+
+
+def trial(
+    stage: Stage,
+    data: NLADataModule,
+    hardware: Mapping[str, Any],
+    expected: tuple[str, ...],
+    look: Callable[[Stage], list[Check]] | None = None,
+) -> list[Check]:
+    """Step with one micro-batch per rank; the stage's weights are of no use afterwards. `look` goes before the step."""
+    name, configured = f"step of {stage.name}", stage.micro_batch_size
+    watch, started = Trial(look), time.perf_counter()
+    joint = isinstance(stage, JointStage)
+    stage.skips.allowed = 1
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+        for message in expected:
+            warnings.filterwarnings("ignore", message)
+        warnings.filterwarnings("ignore", ".*out of memory with micro-batches.*")  # said in the table
+        trainer = Trainer(
+            default_root_dir=scratch, max_steps=2 if joint else 1, max_epochs=-1, limit_val_batches=0, logger=False,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+            num_sanity_val_steps=0, use_distributed_sampler=False, callbacks=[watch], **hardware,
+        )  # fmt: skip
+        try:
+            data.batch_size = one_micro_batch(stage, data, trainer.world_size)
+            trainer.fit(stage, data)
+        except NLAError as error:
+            return [*watch.seen, Check(name, "failed", str(error))]
+    checks = [
+        *watch.seen,
+        _step(name, watch.figures, configured, stage.micro_batch_size, time.perf_counter() - started),
+    ]
+    if joint:
+        checks.append(divergence(watch.figures.get("kl"), watch.kl_gradient))
+    return checks
+
+
+def one_micro_batch(stage: Stage, data: NLADataModule, ranks: int) -> int:
+    """Positions that fill one micro-batch of each rank, no more than the run's own batch has."""
+    unit = data.plan.positions_per_document * ranks
+    group = stage.sampling.group_size if isinstance(stage, JointStage) else 1
+    rows = max(1, stage.micro_batch_size // group) * ranks
+    return min(data.batch_size, -(-rows // unit) * unit)
+
+
+def _step(name: str, figures: Mapping[str, float], configured: int, fitted: int, seconds: float) -> Check:
+    norms = {key.removeprefix("gradient_norm_"): value for key, value in figures.items() if "gradient_norm" in key}
+    gradients = ", ".join(f"{half} {norm:.3g}" for half, norm in norms.items())
+    said = f"gradient norm: {gradients}; micro-batch {fitted}; peak memory {peak_memory()}; {seconds:.1f} s"
+    if fitted < configured:
+        return Check(name, "warning", f"{said}; {configured} did not fit: hardware.micro_batch_size={fitted} does")
+    if not any(norms.values()):
+        return Check(name, "warning", f"{said}; no gradient at all: every sample earned the same")
+    return Check(name, "ok", said)
+
+
+def peak_memory() -> str:
+    """Of this process so far: on a GPU what torch allocated of it, else what the machine gave."""
+    if torch.cuda.is_available():
+        total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+        return f"{torch.cuda.max_memory_allocated() / GB:.2f} of {total / GB:.0f} GB"
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB:.2f} GB"  # Linux counts in KiB

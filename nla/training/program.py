@@ -1,0 +1,129 @@
+"""The program behind train.py: check the config, build the parts, run them, leave the run folder.
+
+    runs/<name>/config.yaml            resolved, without secrets
+    runs/<name>/stages/<stage>/        checkpoints and metrics; nla/ in it once the stage is done
+    runs/<name>/nla/                   the final pair
+
+A stage whose pair stands is not run again, so the same command continues where it stopped.
+"""
+
+import logging
+import warnings
+from contextlib import nullcontext
+from pathlib import Path
+
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig
+
+from nla.config.check import check_train, model_depth, plain_config
+from nla.config.run_folder import (
+    copy_pair,
+    finished,
+    is_pair,
+    pinned_revision,
+    record_config,
+)
+from nla.config.schema import TrainSettings
+from nla.config.trainer import check_ranks, with_strategy
+from nla.data.build import build_data
+from nla.data.datamodule import NLADataModule
+from nla.data.shards.datamodule import ShardDataModule
+from nla.errors import CheckpointError, TrainingError
+from nla.files import locked
+from nla.planning.gather import resolve_gather
+from nla.training.build import CHATTY, EXPECTED_WARNINGS, build_all, build_stage, stage_facts, starting_pair
+from nla.training.callbacks import Checkpointing, StateFile, Together, Tolerant
+from nla.training.parallel import whole_pair
+from nla.training.preflight import require
+from nla.training.stages.base import Stage
+
+
+def train(cfg: DictConfig) -> Path:
+    """Run the config's stages in order and return the folder of the final pair. Raises NLAError."""
+    settings = check_train(cfg)
+    run = Path(settings.run_dir)
+    if settings.nla is None:
+        settings.model.revision = cfg.model.revision = pinned_revision(settings.model, run)
+        cfg.layer.index = settings.layer.block(model_depth(settings.model))
+    check_ranks(settings.hardware.trainer)
+    resolve_gather(cfg, settings)
+    if settings.preflight:
+        require(cfg)
+    first = rank_zero_only.rank == 0  # as the launcher says, before there is a trainer
+    with locked(run) if first else nullcontext():
+        if first:
+            record_config(plain_config(cfg), run)
+        pair = settings.nla
+        for name in settings.stages:
+            exported = run / "stages" / name / "nla"
+            if not finished(exported, settings.stage[name].steps):
+                run_stage(cfg, settings, name, pair)
+            pair = str(exported)
+        return copy_pair(Path(str(pair)), run / "nla") if first else run / "nla"
+
+
+def run_stage(cfg: DictConfig, settings: TrainSettings, name: str, start: str | None) -> None:
+    """Train one stage from the pair that the stage before it left (`start`), or from the target, and export it."""
+    folder = Path(settings.run_dir) / "stages" / name
+    cfg.stage_dir = str(folder)
+    plain = plain_config(cfg)
+    seed_everything(settings.seed, workers=True, verbose=False)
+    stage = build_stage(settings, plain, name, start)
+    target, options = stage.target, plain["stage"][name]
+    for logger in CHATTY:
+        logging.getLogger(logger).setLevel(logging.WARNING)
+    together = Together()
+    trainer = Trainer(
+        default_root_dir=folder,
+        max_steps=options["steps"],
+        max_epochs=-1,
+        check_val_every_n_epoch=None,  # validation goes by steps: an epoch of the data has no meaning for the trainer
+        enable_model_summary=False,
+        use_distributed_sampler=False,  # the data module shards by itself
+        callbacks=[*build_all(plain["callbacks"]), together],
+        logger=[Tolerant(logger) for logger in build_all(plain["logger"])],
+        plugins=[StateFile()],
+        **with_strategy(plain["hardware"]["trainer"], settings.adapter.kind),
+        **options["trainer"],
+    )
+    data = build_data(plain["data"], target, seed=settings.seed, **options["data"])
+    if isinstance(data, ShardDataModule):
+        data.check_against(target)
+    with together.held():
+        fit(trainer, stage, data, start)
+        pair = whole_pair(stage.nla, lambda: starting_pair(settings, start, stage.target))
+        if trainer.is_global_zero:
+            pair.save_pretrained(folder / "nla", stage=name, training={"steps": options["steps"]})
+        trainer.strategy.barrier()
+
+
+def fit(trainer: Trainer, stage: Stage, data: NLADataModule, start: str | None) -> None:
+    """Train up to the last step, from the newest checkpoint on. Raises NLAError where it ended before."""
+    with warnings.catch_warnings():
+        for message in EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", message)
+        trainer.fit(stage, data, ckpt_path=resume_point(stage, trainer, start), weights_only=True)
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, Checkpointing):
+            callback.stop.check(stage.name)
+    if trainer.interrupted or (trainer.global_step < stage.steps and not trainer.fast_dev_run):  # pyright: ignore[reportAttributeAccessIssue]
+        raise TrainingError(
+            f"stage {stage.name} stopped at step {trainer.global_step} of {stage.steps}: nothing was exported; "
+            "the same command continues it"
+        )
+
+
+def resume_point(stage: Stage, trainer: Trainer, start: str | None) -> Path | None:
+    """The state that the stage goes on from. Raises CheckpointError where there should be one and is none that fits."""
+    folder = Path(trainer.default_root_dir)
+    sharded = isinstance(trainer.strategy, ModelParallelStrategy)
+    facts = stage_facts(stage.name, stage.nla, start, trainer.world_size)
+    found = None
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, Checkpointing):
+            found = callback.newest(facts, sharded=sharded)
+    if found is None and is_pair(folder / "nla"):
+        raise CheckpointError(f"{folder}: the stage has ended and cannot be made longer: it has no checkpoint")
+    return None if found is None else found.state

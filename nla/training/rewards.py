@@ -1,0 +1,169 @@
+"""What a sampled explanation earns, what it costs to leave the warm start, and what the reconstructor reads of it.
+
+A reward is minus the error (or its logarithm) less penalties on the text's own form. Every part is a pure function of
+a group's samples, so that micro-batches and ranks change nothing.
+
+Sources: length penalties, random prefixes and quotations: replications of the method (docs/method.md); the linear
+penalty before the cap: DAPO (Yu 2025), "overlong reward shaping"; k1, k2, k3: Schulman 2020.
+"""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from nla.core.objectives import AdvantageKind, KLKind, RewardKind, reward
+from nla.core.records import Completions
+from nla.errors import ConfigError
+from nla.models.explanations import prefixes, without_quotes
+from nla.models.prompts import token_ids
+
+Reads = Literal["whole", "random_prefix", "without_quotes"]
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """What a sample earns, and how it is compared within its group.
+
+    Args:
+        kind: `neg_error` or `neg_log_error` of the reconstruction.
+        advantage: the group's baseline, see `group_advantages`.
+        reads: what the reconstructor sees, for the reward and for its own training: the whole explanation, its first
+            tokens (a random number of them, the same for a whole group), or the explanation without its quotations.
+        per_token: penalty for each token of the answer, tags and stop token included.
+        near_cap: penalty of an answer as long as the cap, from where it falls linearly to 0 at `near_cap_tokens` less.
+        repetition: penalty times the share of runs of `repetition_tokens` tokens that stood in the answer before.
+    """
+
+    kind: RewardKind = "neg_error"
+    advantage: AdvantageKind = "standardized"
+    reads: Reads = "whole"
+    per_token: float = 0.0
+    near_cap: float = 0.0
+    near_cap_tokens: int = 16
+    repetition: float = 0.0
+    repetition_tokens: int = 4
+
+    def __post_init__(self) -> None:
+        for name, least in {"per_token": 0, "near_cap": 0, "repetition": 0}.items():
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= least):
+                raise ConfigError(f"reward.{name}={value}: a penalty is 0 or more; it is taken off the reward")
+        for name in ("near_cap_tokens", "repetition_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"reward.{name}={getattr(self, name)}: must be at least 1")
+
+    def __call__(
+        self,
+        error: Float[Tensor, " sample"],
+        orthogonal: Float[Tensor, " sample"],
+        completions: Completions,
+        cap: int,
+    ) -> Float[Tensor, " sample"]:
+        """The reward of each sample, without gradient; `cap` is the most tokens that an answer can have.
+
+        A malformed sample has the error of an orthogonal vector. Penalties fall on all samples alike: if malformed ones
+        went free of them, a large penalty would teach to be malformed.
+        """
+        earned = reward(error, completions.well_formed, orthogonal, self.kind)
+        lengths = completions.mask.sum(1).float()
+        if self.per_token:
+            earned = earned - self.per_token * lengths
+        if self.near_cap:
+            earned = earned - self.near_cap * hinge(lengths, cap, self.near_cap_tokens)
+        if self.repetition:
+            repeated, runs = repeated_runs(completions.tokens, completions.mask, self.repetition_tokens)
+            earned = earned - self.repetition * repeated / runs.clamp_min(1)
+        return earned
+
+    def read(
+        self, completions: Completions, group: int, tokenizer: PreTrainedTokenizerBase, key: int, first: int = 0
+    ) -> list[str] | None:
+        """What the reconstructor reads of each sample, nothing of a malformed one; None: the whole of it.
+
+        Random numbers are keyed by `key` and the activation's index among those of all ranks, counted from `first`.
+        """
+        if self.reads == "whole":
+            return None
+        texts = [text or "" for text in completions.explanation]
+        if self.reads == "without_quotes":
+            return [without_quotes(text) for text in texts]
+        ids = token_ids(tokenizer, texts, special=False)
+        return prefixes(tokenizer, texts, prefix_lengths([len(row) for row in ids], group, key, first))
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """KL to the warm-start verbalizer: in the loss (k3, k2), or as k1 in the reward. At coefficient 0 it is skipped.
+
+    `schedule`: the coefficient stays, or goes from `coefficient` to `final` over the stage, in a line or half a cosine.
+    """
+
+    coefficient: float
+    kind: KLKind | Literal["reward"] = "k3"
+    clamp: float = 12.0
+    schedule: Schedule = "constant"
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("coefficient", "final"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ConfigError(f"kl.{name}={getattr(self, name)}: must be 0 or more")
+
+    @property
+    def anchored(self) -> bool:
+        """Whether the warm-start verbalizer is ever needed."""
+        return self.coefficient > 0 or (self.schedule != "constant" and self.final > 0)
+
+    def at(self, progress: float) -> float:
+        """The coefficient after this share of the stage's steps."""
+        progress = min(1.0, max(0.0, progress))
+        if self.schedule == "constant":
+            return self.coefficient
+        gone = progress if self.schedule == "linear" else (1 - math.cos(math.pi * progress)) / 2
+        return self.coefficient + (self.final - self.coefficient) * gone
+
+
+def hinge(lengths: Float[Tensor, " sample"], cap: int, margin: int) -> Float[Tensor, " sample"]:
+    """0 up to `cap - margin` tokens, then a line to 1 at the cap."""
+    return ((lengths - (cap - margin)) / margin).clamp(0, 1)
+
+
+def repeated_runs(
+    tokens: Int[Tensor, "sample time"], mask: Bool[Tensor, "sample time"], width: int = 4
+) -> tuple[Int[Tensor, " sample"], Int[Tensor, " sample"]]:
+    """How many of each sample's runs of `width` tokens equal an earlier one of the same sample, and how many it has.
+
+    In ordinary text nearly none do; in that of a policy that has fallen into a loop nearly all.
+    """
+    if tokens.shape[1] < width:
+        none = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
+        return none, none
+    runs = tokens.unfold(1, width, 1)
+    inside = mask.unfold(1, width, 1).all(-1)
+    keys = torch.zeros_like(runs[..., 0])
+    for place in range(width):  # a hash that wraps around: two different runs meet with a chance of 2^-60
+        keys = keys * 6364136223846793005 + runs[..., place] + 1
+    fillers = -1 - torch.arange(keys.shape[1], device=keys.device).expand_as(keys)  # each once, for runs outside
+    ordered = torch.where(inside, keys, fillers).sort(1).values
+    return (ordered[:, 1:] == ordered[:, :-1]).sum(1), inside.sum(1)
+
+
+def prefix_lengths(lengths: Sequence[int], group: int, key: int, first: int = 0) -> list[int]:
+    """Tokens to be read of each sample: one number per group, uniform from 1 to the group's longest sample.
+
+    One number for all, so that within the group no sample is better off; an absolute one, since a verbalizer would show
+    more of a share of its text by writing more.
+    """
+    chosen: list[int] = []
+    for start in range(0, len(lengths), group):
+        rng = random.Random(f"prefix/{key}/{first + start // group}")
+        chosen += [rng.randint(1, max(1, *lengths[start : start + group]))] * group
+    return chosen

@@ -1,0 +1,284 @@
+"""What the stages share: the pair, the frozen target, the optimizer and the validation. It knows no loss.
+
+Logged by every stage's validation: ``<stage>/fve`` and ``<stage>/fve_normalized_mean`` (greedy explanations, malformed
+ones counted as orthogonal), ``cosine``, ``well_formed`` and ``explanation_tokens``.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import torch
+from jaxtyping import Float
+from lightning.pytorch import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from nla.config.trainer import Gather
+from nla.core.fve import FractionOfVarianceExplained
+from nla.core.objectives import cosine
+from nla.core.records import ActivationBatch, Completions, TokenBatch
+from nla.errors import TrainingError
+from nla.models.pair import NLA
+from nla.models.reconstructor import Reconstructor
+from nla.models.target import Target
+from nla.training.fitting import Fitting
+from nla.training.parallel import checkpoint_activations, serving, shard, whole
+from nla.training.skips import Skips
+
+OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
+
+
+REMEDIES = {  # where memory does not suffice for one row
+    "sampling": "lower rollout.group_size, rollout.max_new_tokens or the batch_size of its data, or take more GPUs",
+    "scoring": "lower rollout.max_new_tokens or the batch_size of its data, or take more GPUs",
+}
+
+
+class Stage(LightningModule):
+    """A thin shell around an `NLA` and its `Target`; subclasses add one training step.
+
+    Args:
+        steps: optimizer steps in all.
+        optimizer: makes the optimizer from parameter groups.
+        warmup_steps, final_fraction: linear warm-up of the learning rate, then a cosine down to this share of it at
+            the last step; 1 keeps it constant.
+        clip_norm: largest gradient norm of each model.
+        micro_batch_size: rows per forward and backward pass; never changes the result. Halved when memory runs out.
+        activation_checkpointing: run each block again in the backward pass instead of keeping what it computed.
+        gather: of sharded weights while sampling and reading: `once` per rollout, or `blocks`, at each pass.
+        max_new_tokens: length cap of the explanations that validation writes.
+        skipped_in_a_row: so many steps without a finite loss and gradient, one after the other, stop the run.
+        seed: of the sampled explanations.
+    """
+
+    name: ClassVar[str]
+    trains: ClassVar[tuple[str, ...]]
+
+    def __init__(
+        self,
+        nla: NLA,
+        target: Target,
+        *,
+        steps: int,
+        optimizer: OptimizerFactory,
+        warmup_steps: int,
+        final_fraction: float,
+        clip_norm: float,
+        micro_batch_size: int,
+        activation_checkpointing: bool = False,
+        gather: Gather = "once",
+        max_new_tokens: int,
+        skipped_in_a_row: int = 5,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.nla = nla
+        self._target = (target,)  # in a tuple: frozen, neither in the state dict nor among the parameters
+        self.steps, self.optimizer_factory = steps, optimizer
+        self.warmup_steps, self.final_fraction, self.clip_norm = warmup_steps, final_fraction, clip_norm
+        self.micro_batch_size, self.max_new_tokens, self.seed = micro_batch_size, max_new_tokens, seed
+        self.activation_checkpointing = activation_checkpointing
+        self.gather: Gather = gather
+        self.automatic_optimization, self._configured = False, False
+        self.fve = FractionOfVarianceExplained(target.d_model)
+        self._validated: dict[str, Tensor] = {}  # weighted sums and weights
+        self.skips = Skips(self.name, skipped_in_a_row)
+        self.fitting = {what: Fitting(what, remedy) for what, remedy in REMEDIES.items()}
+        for half in ("verbalizer", "reconstructor"):
+            if half not in self.trains:
+                getattr(nla, half).requires_grad_(False)
+
+    @property
+    def target(self) -> Target:
+        return self._target[0]
+
+    @property
+    def optimizer(self) -> LightningOptimizer:
+        """The one optimizer, as Lightning wraps it (its ``step`` counts ``global_step``)."""
+        return cast(LightningOptimizer, self.optimizers())
+
+    @property
+    def scheduler(self) -> LambdaLR:
+        return cast(LambdaLR, self.lr_schedulers())
+
+    def halves(self) -> dict[str, nn.Module]:
+        """The modules that this stage trains, by name."""
+        return {name: getattr(self.nla, name) for name in self.trains}
+
+    @property
+    def frozen_readers(self) -> tuple[Reconstructor, ...]:
+        """Reconstructors besides the pair's own, which are not trained."""
+        return ()
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """One group per trained half; a subclass may give them rates of their own."""
+        return [{"params": trainable(half), "name": name} for name, half in self.halves().items()]
+
+    def configure_model(self) -> None:
+        if self._configured:  # Lightning asks again at each entry point
+            return
+        self._configured = True
+        if self.activation_checkpointing:
+            for half in self.halves().values():
+                checkpoint_activations(half)
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            # GPUs may differ: the one with the least room decides
+            once = self.trainer.strategy.reduce_boolean_decision(self.gather == "once", all=True)
+            self.gather = "once" if once else "blocks"
+            device, precision = self.trainer.strategy.root_device, self.trainer.precision
+            shard(self.nla, self.target, device, precision, self.frozen_readers)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer_factory(self.parameter_groups())
+        # a plain function: of any other callable LambdaLR would put the attributes into each checkpoint
+        scheduler = LambdaLR(optimizer, lambda step: self._rate(step))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler}}
+
+    def _rate(self, step: int) -> float:
+        warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        cosine_part = 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, self.steps))))
+        return warm * (self.final_fraction + (1 - self.final_fraction) * cosine_part)
+
+    def on_fit_start(self) -> None:
+        self.target.to(self.device)
+
+    def on_validation_start(self) -> None:
+        self.target.to(self.device)
+
+    def on_after_batch_transfer(self, batch: TokenBatch | ActivationBatch, dataloader_idx: int) -> ActivationBatch:
+        """Read the activations where the target lives; batches that hold activations already pass through."""
+        if isinstance(batch, ActivationBatch):
+            return batch
+        with serving(self.target, self.gather):
+            activation = self.target(batch.tokens, batch.mask, batch.row, batch.position)
+        return ActivationBatch(activation, batch.document, batch.position, batch.text, batch.explanation, batch.spare)
+
+    def sample(self, activation: Tensor, samples: int = 1, *, first_row: int = 0, **how: Any) -> Completions:
+        """As `Verbalizer.sample`, in parts where memory runs out: rows have their own seeds, so tokens are the same."""
+
+        def part(rows: slice) -> Completions:
+            first = first_row + rows.start * samples
+            return self.nla.verbalizer.sample(activation[rows], samples, first_row=first, **how)
+
+        with serving(self.nla.verbalizer, self.gather):
+            parts = self.fitting["sampling"].run(self, part, len(activation))
+        return Completions.join(parts, self.nla.verbalizer.pad_id)
+
+    def mean_over_ranks(self, value: Tensor) -> Tensor:
+        """Of counts that gradients are divided by, since gradients are averaged over ranks."""
+        return self.trainer.strategy.reduce(value.float(), reduce_op="mean")
+
+    def micro_batches(self, batch: ActivationBatch, size: int) -> Iterator[ActivationBatch]:
+        """Parts of at most `size` rows. Under FSDP2, where ranks meet in each pass, all of them run equally many.
+
+        Their rows may differ: positions without an explanation are left out.
+        """
+        parts = -(-len(batch) // size)
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            parts = int(self.trainer.strategy.reduce(torch.tensor(float(parts), device=self.device), reduce_op="max"))
+            if parts > len(batch):
+                raise TrainingError(
+                    f"stage {self.name}, rank {self.global_rank}: {len(batch)} rows for {parts} micro-batches: raise "
+                    f"hardware.micro_batch_size={size} or stage.{self.name}.data.batch_size"
+                )
+        return batch.parts(parts)
+
+    def update(self, batch: ActivationBatch, loss: Float[Tensor, ""]) -> dict[str, Tensor]:
+        """Clip each half, then one optimizer step, unless loss or gradient is not finite on any rank: then skip it.
+
+        Skipped steps are counted and their rows recorded. Raises TrainingError after ``skipped_in_a_row`` of them.
+        """
+        optimizer = self.optimizer
+        norms = {
+            name: whole(nn.utils.clip_grad_norm_(trainable(half), self.clip_norm))
+            for name, half in self.halves().items()
+        }
+        finite = all(bool(value.isfinite()) for value in (loss.detach(), *norms.values()))
+        if self.trainer.strategy.reduce_boolean_decision(finite, all=True):
+            optimizer.step()
+            self.scheduler.step()  # with the optimizer, so that a skipped step leaves nothing behind
+            self.skips.passed()
+        else:
+            optimizer.zero_grad()
+            figures = {"loss": float(loss), **{f"gradient_norm_{name}": float(norm) for name, norm in norms.items()}}
+            self.skip(batch, figures)
+        return {f"gradient_norm_{name}": norm for name, norm in norms.items()}
+
+    def skip(self, batch: ActivationBatch, figures: dict[str, float], what: str = "steps") -> None:
+        """Count and record a step that was left out. Raises TrainingError after ``skipped_in_a_row`` of them."""
+        folder = Path(self.trainer.default_root_dir)
+        self.skips.skipped(batch, figures, step=self.global_step, rank=self.global_rank, folder=folder, what=what)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["skips"] = self.skips.state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.skips.restore(checkpoint.get("skips", {}))
+
+    def log_step(self, metrics: dict[str, Tensor | float], shown: Iterable[str] = ()) -> None:
+        """Log ``<stage>/<name>``, the mean over ranks, the ``shown`` ones in the progress bar too; skipped steps."""
+        bar = set(shown)
+        metrics = {**metrics, "skipped_steps": float(self.skips.total)}
+        values = torch.stack(
+            [torch.as_tensor(value, dtype=torch.float32, device=self.device) for value in metrics.values()]
+        )
+        for name, value in zip(metrics, self.mean_over_ranks(values), strict=True):
+            self.log(f"{self.name}/{name}", value, prog_bar=name in bar, on_step=True, on_epoch=False)
+
+    def validation_step(self, batch: ActivationBatch, batch_idx: int) -> dict[str, Any]:
+        """Greedy explanations of held-out activations, scored by the reconstructor; returns rows for a table."""
+        completions = self.sample(batch.activation, max_new_tokens=self.max_new_tokens, temperature=0.0)
+        texts = [text or "" for text in completions.explanation]
+        with serving(self.nla.reconstructor, self.gather):
+            reconstruct = self.nla.reconstructor.reconstruct
+            prediction = torch.cat(self.fitting["scoring"].run(self, lambda part: reconstruct(texts[part]), len(texts)))
+        well_formed = completions.well_formed
+        rows = 0 if batch.spare else len(batch)
+        self.fve.update(prediction[:rows], batch.activation[:rows], well_formed[:rows])
+        cosines = torch.where(well_formed, cosine(prediction, batch.activation), 0.0)
+        self.log_validation(
+            {
+                "cosine": cosines.mean(),
+                "well_formed": well_formed.float().mean(),
+                "explanation_tokens": completions.mask.sum(1).float().mean(),
+            },
+            rows,
+        )
+        return {"text": batch.text, "explanation": completions.explanation, "cosine": cosines}
+
+    def log_validation(self, metrics: dict[str, Float[Tensor, ""]], weight: int) -> None:
+        """Log means over all batches of all ranks, in which this batch has the weight of so many rows, or tokens."""
+        for name, value in metrics.items():
+            share = torch.tensor([float(value) * weight, weight], dtype=torch.float64)  # on the CPU: MPS has no float64
+            self._validated[name] = self._validated.get(name, torch.zeros_like(share)) + share
+
+    def on_validation_epoch_end(self) -> None:
+        if self._validated:  # each rank has run as many batches, spare ones among them
+            sums = torch.stack(list(self._validated.values())).float().to(self.device)
+            shares = self.trainer.strategy.reduce(sums, reduce_op="sum")
+            for name, (total, weight) in zip(self._validated, shares, strict=True):
+                self.log(f"{self.name}/validation/{name}", total / weight)
+            self._validated.clear()
+        if self.fve.update_called:
+            for name, value in self.fve.compute().items():
+                self.log(f"{self.name}/validation/{name}", value, prog_bar=name == "fve")
+            self.fve.reset()
+
+    def explanations_of(self, batch: ActivationBatch) -> list[str]:
+        """The batch's warm-start texts. Raises TrainingError where it has none."""
+        if batch.explanation is None:
+            raise TrainingError(
+                f"stage {self.name} learns from given explanations and the data carry none: "
+                "give data.explanation_column, or leave the warm start out with stages=[joint]"
+            )
+        return batch.explanation
+
+
+def trainable(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that receive gradients."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]

@@ -1,0 +1,50 @@
+"""Warm start of the verbalizer: cross-entropy of a given explanation, with the activation in its prompt."""
+
+from typing import Any
+
+import torch
+
+from nla.core.records import ActivationBatch
+from nla.training.micro_batches import in_micro_batches
+from nla.training.stages.base import Stage
+
+
+class VerbalizerStage(Stage):
+    """Teaches p(z | h) from texts by a teacher (method, section 5).
+
+    Logs ``loss`` (nats per token) and, in validation, ``reading_gap``: the loss with activations of other rows minus
+    the loss with the right ones. A gap of 0 says that the verbalizer writes without reading its activation.
+    """
+
+    name = "verbalizer"
+    trains = ("verbalizer",)
+
+    def training_step(self, batch: ActivationBatch, batch_idx: int) -> None:
+        tokens = self.mean_over_ranks(self.nla.verbalizer.respond(self.explanations_of(batch))[1].sum())
+
+        def backward(size: int) -> torch.Tensor:
+            losses = []
+            for part in self.micro_batches(batch, size):
+                loss = self._surprisal(part, part.activation)[0] / tokens
+                self.manual_backward(loss)
+                losses.append(loss.detach())
+            return torch.stack(losses).sum()
+
+        loss, self.micro_batch_size = in_micro_batches(self, backward, self.micro_batch_size)
+        self.log_step({"loss": loss, **self.update(batch, loss)}, shown=["loss"])
+
+    def validation_step(self, batch: ActivationBatch, batch_idx: int) -> dict[str, Any]:
+        right, tokens = self._surprisal(batch, batch.activation)
+        others, _ = self._surprisal(batch, batch.activation.roll(max(1, len(batch) // 2), dims=0))
+        losses = {"loss": right / tokens, "reading_gap": (others - right) / tokens}
+        self.log_validation(losses, 0 if batch.spare else int(tokens))
+        return super().validation_step(batch, batch_idx)
+
+    def _loss(self, batch: ActivationBatch, activation: torch.Tensor | None = None) -> torch.Tensor:
+        surprisal, tokens = self._surprisal(batch, batch.activation if activation is None else activation)
+        return surprisal / tokens
+
+    def _surprisal(self, batch: ActivationBatch, activation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the given explanations in all, in nats, and how many tokens they have."""
+        tokens, mask = self.nla.verbalizer.respond(self.explanations_of(batch))
+        return -self.nla.verbalizer(activation, tokens, mask).sum(), mask.sum()

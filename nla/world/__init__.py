@@ -1,5 +1,0 @@
-"""The embedded default: a small world whose generator knows the facts of every document."""
-
-from nla.world.source import WorldSource
-
-__all__ = ["WorldSource"]
