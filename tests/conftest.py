@@ -1,144 +1,33 @@
-"""Tiny random models of real architectures, a tokenizer trained here, shapes checked in every signature."""
+"""Fixtures: tiny models and pairs. Shapes are checked in every signature."""
 
 from jaxtyping import install_import_hook
 
 # before anything imports nla; an int passes for a float
 install_import_hook("nla", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
+import functools  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
+from support import parallel_workers  # noqa: E402
+from support.models import (  # noqa: E402
+    FAMILIES,
+    MARKER,
+    TEMPLATES,
+    make_model,
+    make_tokenizer,
+)
 from transformers import (  # noqa: E402
-    AutoModelForCausalLM,
     AutoTokenizer,
-    Gemma2Config,
-    Gemma3Config,
-    Gemma3TextConfig,
-    GPT2Config,
-    LlamaConfig,
-    MistralConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen3Config,
-    Qwen3MoeConfig,
-    SiglipVisionConfig,
 )
 
-from nla.models import backbone  # noqa: E402
 from nla.models.pair import NLA  # noqa: E402
 from nla.models.prompts import Templates  # noqa: E402
 from nla.models.target import Target  # noqa: E402
 
 torch.set_num_threads(1)
-
-MARKER = "\u320e"
-LAYERS, WIDTH, VOCAB = 3, 32, 320
-FAMILIES = ("qwen3", "qwen2", "llama", "mistral", "gemma2", "gemma3", "gemma3_images", "gpt2", "qwen3_moe")
-SIGHT = SiglipVisionConfig(
-    hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4
-)
-CHAT = (
-    "{% for m in messages %}<|turn|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}"
-)
-TEMPLATES = Templates(
-    verbalizer="What does this say? <concept>{injection_char}</concept>",
-    reconstructor="Summary of the following text: <text>{explanation}</text> <summary>",
-)
-CORPUS = [
-    "The quick brown fox jumps over the lazy dog. user assistant",
-    "What does this say? <concept></concept> <explanation>It rains in the town.</explanation>",
-    "Summary of the following text: <text>Tom walks to the harbour.</text> <summary>",
-] * 4
-
-
-def make_tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of 300-odd tokens with a chat template; `bos` puts one before every text, as Gemma does."""
-    raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    special = ["<|pad|>", "<|eos|>", "<|bos|>", "<|turn|>", "<|end|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    raw.train_from_iterator(
-        CORPUS,
-        trainers.BpeTrainer(
-            vocab_size=VOCAB - 1, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-        ),
-    )
-    raw.add_tokens([MARKER])
-    if bos:
-        from tokenizers.processors import TemplateProcessing
-
-        raw.post_processor = TemplateProcessing(
-            single="<|bos|> $A", pair="<|bos|> $A $B", special_tokens=[("<|bos|>", raw.token_to_id("<|bos|>"))]
-        )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=raw, pad_token="<|pad|>", eos_token="<|eos|>", bos_token="<|bos|>", chat_template=CHAT
-    )
-
-
-def make_config(family: str) -> Any:
-    shared: dict[str, Any] = {
-        "vocab_size": VOCAB,
-        "hidden_size": WIDTH,
-        "intermediate_size": 48,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "max_position_embeddings": 256,
-        "initializer_range": 0.2,
-        "pad_token_id": 0,
-        "eos_token_id": 1,
-        "bos_token_id": 2,
-    }
-    if family == "gpt2":
-        return GPT2Config(
-            vocab_size=VOCAB, n_embd=WIDTH, n_layer=LAYERS, n_head=4, n_positions=256, initializer_range=0.2,
-            bos_token_id=2, eos_token_id=1, pad_token_id=0,
-        )  # fmt: skip
-    if family == "qwen2":
-        shared.pop("head_dim")
-    windowed = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
-    return {
-        "qwen3": lambda: Qwen3Config(**shared, tie_word_embeddings=True),
-        "qwen2": lambda: Qwen2Config(**shared),
-        "llama": lambda: LlamaConfig(**shared),
-        "mistral": lambda: MistralConfig(**shared, sliding_window=8),
-        "gemma2": lambda: Gemma2Config(**shared, **windowed, query_pre_attn_scalar=8),
-        "gemma3": lambda: Gemma3TextConfig(**shared, **windowed, query_pre_attn_scalar=8),
-        "gemma3_images": lambda: Gemma3Config(
-            text_config=Gemma3TextConfig(**shared, **windowed, query_pre_attn_scalar=8).to_dict(),
-            vision_config=SIGHT.to_dict(),
-            mm_tokens_per_image=1,
-            eos_token_id=1,
-            tie_word_embeddings=True,
-        ),
-        "qwen3_moe": lambda: Qwen3MoeConfig(
-            **shared, moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2, norm_topk_prob=True
-        ),
-    }[family]()
-
-
-def make_model(family: str, seed: int = 0) -> PreTrainedModel:
-    torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(make_config(family)).eval()
-
-
-def seen_by_first_block(verbalizer: Any, activation: torch.Tensor, tokens, mask) -> torch.Tensor:
-    caught = []
-    block = backbone.blocks(backbone.body(verbalizer.model))[0]
-    handle = block.register_forward_pre_hook(
-        lambda _m, args, kwargs: caught.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
-    )
-    verbalizer(activation, tokens, mask)
-    handle.remove()
-    return caught[0]
 
 
 @pytest.fixture(scope="session")
@@ -202,10 +91,24 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def warm(tiny_folder: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A pair on the tiny model that writes well-formed explanations."""
-    from lives import train, warm_pair
+    from support.runs import train, warm_pair
 
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("warm")
         patch.chdir(folder)
         train(*warm_pair(tiny_folder))
         return str(folder / "runs/warm/nla")
+
+
+@pytest.fixture(scope="module")
+def work(tiny_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny pair that is warm enough to write well-formed explanations of different lengths."""
+    folder = tmp_path_factory.mktemp("parallel")
+    pair = NLA.from_target(tiny_folder, 1, TEMPLATES, MARKER)
+    target = Target.from_pretrained(tiny_folder, 1)
+    optimizer = functools.partial(torch.optim.AdamW, lr=1e-2)
+    stage = parallel_workers.stage_of("verbalizer", pair, target, steps=50, optimizer=optimizer)
+    trainer = parallel_workers.trainer_of(1, "one", folder, max_steps=50, limit_val_batches=0)
+    trainer.fit(stage, parallel_workers.data_of(target, "warm_start"))
+    pair.save_pretrained(folder / "pair")
+    return folder

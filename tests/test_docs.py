@@ -3,13 +3,13 @@
 import ast
 import re
 import shlex
-from pathlib import Path
+
+from support import ROOT
 
 from nla.config.check import check_train
 from nla.config.compose import compose
 
-ROOT = Path(__file__).resolve().parent.parent
-NAMED = re.compile(r"`((?:faults/)?test_\w+\.py)?(?:::(test_\w+))?`")
+NAMED = re.compile(r"`((?:\w+/)*test_\w+\.py)?(?:::(test_\w+))?`")
 
 
 def test_every_test_that_a_promise_names_exists() -> None:
@@ -22,7 +22,7 @@ def test_every_test_that_a_promise_names_exists() -> None:
             assert file is not None or not test, f"{page}: {test} is named without its file"
             if file is None:
                 continue
-            path = next((p for p in (ROOT / "tests" / file, ROOT / "tests/faults" / file) if p.is_file()), None)
+            path = next((ROOT / "tests").rglob(file), None)
             assert path is not None, f"{page} names {file}, which does not exist"
             if test:
                 tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from nbclient import NotebookClient
+from support import ROOT
 
-ROOT = Path(__file__).parents[1]
 SMOKE = ["experiment=world_smoke", "hardware=cpu"]
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import MARKER, TEMPLATES
-from preparing import write_corpus
-from test_autoencoder import LORA, numbers, shaken, vectors
+from support.models import MARKER, TEMPLATES
+from support.pairs import LORA, numbers, shaken, vectors
+from support.prepared import write_corpus
 
 from nla.commands.cli import main
 from nla.config.check import check_evaluate

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from test_config import ROOT
-from test_stages import fit, joint
+from support import ROOT
+from support.stages import fit, joint
 
 from nla.core.records import Completions
 from nla.errors import ConfigError, TrainingError

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from lives import overrides, stop, trace, train
+from support.runs import overrides, stop, trace, train
 
 from nla import files
 from nla.errors import CheckpointError, Interrupted, LockError, ReleaseError

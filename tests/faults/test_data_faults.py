@@ -17,8 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from preparing import OPTIONS, manifest, run, source, tables, text, write_corpus
-from services import GOOD, serving
+from support import ROOT
+from support.prepared import OPTIONS, manifest, run, source, tables, text, write_corpus
+from support.services import GOOD, serving
 
 from nla.commands.cli import main
 from nla.data.corpora import HubCorpus
@@ -30,7 +31,6 @@ from nla.data.teachers import AnthropicTeacher, OpenAITeacher, Passage
 from nla.errors import BudgetError, ConfigError, DataError, NLAError, TeacherError
 from nla.models.target import Target
 
-ROOT = Path(__file__).resolve().parents[2]
 ROWS = 108  # of the corpus in warm_start and validation; some share their text, which is asked about once
 KEY = "sk-secret-0123456789abcdefghijkl"
 
@@ -103,9 +103,7 @@ def foreign(folder: Path, values: Any, kind: pa.DataType | None = None, **meta: 
         }
     )  # fmt: skip
     pq.write_table(table, folder / "data.parquet", write_page_checksum=True)
-    format.write_facts(
-        folder / "data.parquet", format.Facts(**{"base_model": "m", "d_model": 32, "layer": 1} | meta)
-    )
+    format.write_facts(folder / "data.parquet", format.Facts(**{"base_model": "m", "d_model": 32, "layer": 1} | meta))
     return folder
 
 

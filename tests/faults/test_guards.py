@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_stages import batch, completions_of, fit, joint, options, same, weights
+from support.stages import batch, completions_of, fit, joint, options, same, weights
 
 from nla.core.records import ActivationBatch, Rollout
 from nla.errors import InjectionError, TrainingError

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from golden import golden_pair
-from hub_server import COMMIT, hub
+from support.hub import COMMIT, hub
+from support.released_pairs import golden_pair
 
 SCRIPT = """
 import json, sys

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from lightning.pytorch.loggers import Logger
-from lives import overrides, train
+from support.runs import overrides, train
 
 pytestmark = pytest.mark.usefixtures("here")
 

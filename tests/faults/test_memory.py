@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_parallel import exit_codes, start, work  # noqa: F401
+from support.ranks import exit_codes, start
 
 
 def halves(folder: Path) -> dict[str, torch.Tensor]:
@@ -14,7 +14,7 @@ def halves(folder: Path) -> dict[str, torch.Tensor]:
             for key, weight in load_file(file).items()}  # fmt: skip
 
 
-def test_under_ddp_a_rank_halves_alone_and_the_step_is_the_same(work: Path) -> None:  # noqa: F811
+def test_under_ddp_a_rank_halves_alone_and_the_step_is_the_same(work: Path) -> None:
     """35: rank 1 fails at its third micro-batch of 8 samples and does the step again with 4, before the reduction.
 
     Or it fails in sampling, and samples the same tokens two activations at a time.
@@ -36,7 +36,7 @@ def test_under_ddp_a_rank_halves_alone_and_the_step_is_the_same(work: Path) -> N
 
 
 @pytest.mark.parametrize("others", ["", "-told"])
-def test_under_fsdp2_all_ranks_end_with_the_message_of_the_one(work: Path, others: str) -> None:  # noqa: F811
+def test_under_fsdp2_all_ranks_end_with_the_message_of_the_one(work: Path, others: str) -> None:
     """35: rank 1 runs out; rank 0, inside a collective, says the same on one line and has the same status.
 
     Its own thread sees what rank 1 has said while it waits in the collective, as it would with NCCL; with `-told` gloo

@@ -1,7 +1,7 @@
 """Cases 31, 33, 34, 36 and 37 of the fault list: groups without a signal, hacked rewards, shared prefixes, seeds.
 
 Elsewhere: advantages of NaN and equal rewards by hand in test_objectives; KL 0 at step 0 and its coefficient in
-test_stages; loader workers on resume in test_data; sharing of prefixes in every architecture in test_sampling.
+test_stages; loader workers on resume in test_datamodule; sharing of prefixes in every architecture in test_sampling.
 """
 
 import copy
@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from lives import overrides, trace, train
-from test_data import loader, take
-from test_stages import batch, fit, joint, same, weights
+from support.loaders import loader, take
+from support.runs import overrides, trace, train
+from support.stages import batch, fit, joint, same, weights
 from transformers import PreTrainedTokenizerBase
 
 from nla.core.records import Completions, Rollout

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_stages import batch, fit, joint, options
+from support.stages import batch, fit, joint, options
 
 from nla.commands.cli import main
 from nla.config.compose import compose

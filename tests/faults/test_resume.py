@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lives import overrides, stop, trace, train
+from support.runs import overrides, stop, trace, train
 
 from nla.errors import CheckpointError, ConfigError, Interrupted, TrainingError
 
@@ -49,7 +49,7 @@ def test_the_last_good_checkpoint_goes_on_after_a_guard_has_stopped_the_run(tiny
     """Case 30: nothing of the steps that were left out is in it; without their cause the run ends as if undisturbed."""
     settings = overrides(tiny_folder, "guarded", "reconstructor", 12, callbacks__checkpoint__every=5)
     with pytest.raises(TrainingError, match="5 steps in a row"):
-        train(*settings, "+callbacks.poison={_target_: lives.Poison, step: 8}")
+        train(*settings, "+callbacks.poison={_target_: support.runs.Poison, step: 8}")
     saved = sorted(path.name for path in Path("runs/guarded/stages/reconstructor/checkpoints").glob("[0-9]*"))
     assert saved[-1] == "000005"
     train(*settings)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from lives import overrides, stop
+from support import ROOT
+from support.runs import overrides, stop
 
 pytestmark = pytest.mark.usefixtures("here")
-ROOT = Path(__file__).parents[2]
 
 
 def start(*arguments: str, rank: int | None = None, port: int = 0) -> subprocess.Popen[str]:

@@ -1,7 +1,7 @@
 """The words of the embedded world: every kind of fact, its values, and the words that give each value away.
 
-A *value* (stormy) is named by its own word and hinted at by *evidence* words (thunder, gale, ...). Every evidence
-word belongs to exactly one value of one kind, so a single occurrence reveals the fact; ``tests/test_world.py`` holds
+A *value* (stormy) is named by its own word and hinted at by *evidence* words (thunder, gale, ...). Every evidence word
+belongs to exactly one value of one kind, so a single occurrence reveals the fact; ``tests/data/test_world.py`` holds
 this. Verbs are (present, past) pairs, which reveal the tense of the document as well.
 """
 

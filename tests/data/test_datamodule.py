@@ -1,0 +1,197 @@
+"""Positions, batches and the loader: exact contexts, an order that restarts find again, shards, exact resume."""
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from support.loaders import Corpus, loader, take
+from support.models import make_tokenizer
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from nla.core.records import TokenBatch
+from nla.data import Document
+from nla.data.datamodule import NLADataModule
+from nla.data.positions import draw_positions, eligible_positions, keyed_fraction, keyed_seed
+from nla.errors import ConfigError, DataError
+from nla.models.target import Target
+
+
+def on_rank(data: NLADataModule, rank: int, ranks: int) -> NLADataModule:
+    progress = SimpleNamespace(total=SimpleNamespace(processed=0))
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
+    data.trainer = SimpleNamespace(world_size=ranks, global_rank=rank, fit_loop=loop)  # pyright: ignore
+    return data
+
+
+def test_choices_hang_on_names_alone():
+    assert keyed_seed("a", 1) == keyed_seed("a", 1) != keyed_seed("a", 2)
+    assert keyed_seed("ab", "c") != keyed_seed("a", "bc")
+    fractions = [keyed_fraction("key", number) for number in range(2000)]
+    assert min(fractions) >= 0 and max(fractions) < 1 and abs(sum(fractions) / 2000 - 0.5) < 0.03
+    chosen = draw_positions(range(5, 50), 8, seed=3, document_id="x")
+    assert chosen == sorted(set(chosen)) == draw_positions(range(5, 50), 8, seed=3, document_id="x")
+    assert chosen != draw_positions(range(5, 50), 8, seed=3, document_id="y")
+
+
+def test_positions_leave_out_specials_short_context_and_split_characters():
+    offsets = [(0, 0), (0, 2), (2, 4), (4, 5), (4, 5), (5, 7), (0, 0)]
+    special = [True, False, False, False, False, False, True]
+    assert eligible_positions(offsets, special, min_context=1) == [2, 4, 5]
+    assert eligible_positions(offsets, special, min_context=3) == [4, 5]
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_a_batch_holds_exact_contexts(bos: bool):
+    tokenizer = make_tokenizer(bos)
+    batch = take(loader(tokenizer), 1)[0]
+    assert len(batch) == 8 and batch.tokens.shape[0] == 2
+    for row, position, document, text in zip(batch.row, batch.position, batch.document, batch.text):
+        ids = batch.tokens[row, : position + 1].tolist()
+        assert tokenizer.decode(ids, skip_special_tokens=True) == text
+        assert batch.mask[row, position] and position >= 5 + bos
+        assert text.startswith(document.replace("-", " "))
+        assert int(batch.tokens[row, position]) not in tokenizer.all_special_ids
+    assert batch.explanation is None
+    padded = ~batch.mask
+    assert (batch.tokens[padded] == tokenizer.pad_token_id).all()
+    assert (batch.mask.int().diff(dim=1) <= 0).all()  # padding on the right only
+
+
+def test_the_target_reads_a_batch(tokenizer: PreTrainedTokenizerBase, target: Target):
+    batch = take(loader(tokenizer), 1)[0]
+    found = target(batch.tokens, batch.mask, batch.row, batch.position)
+    alone = target.read([batch.text[3]])
+    if alone.position[0] == int(batch.position[3]):
+        torch.testing.assert_close(found[3], alone.activation[0], atol=1e-5, rtol=1e-4)
+    assert found.shape == (8, target.d_model)
+
+
+def test_an_epoch_holds_every_document_once(tokenizer: PreTrainedTokenizerBase):
+    data = loader(tokenizer, batch_size=12)  # three documents a step: epochs of ten end inside a batch
+    seen = [document for batch in take(data, 10) for document in batch.document[::4]]
+    for epoch in range(3):
+        assert sorted(seen[10 * epoch : 10 * epoch + 10]) == sorted(f"joint-{n}" for n in range(10))
+    assert seen[:10] != seen[10:20]
+
+
+def test_ranks_share_the_batches_of_one_process(tokenizer: PreTrainedTokenizerBase):
+    whole = take(loader(tokenizer, batch_size=16), 6)
+    parts = [take(on_rank(loader(tokenizer, batch_size=16), rank, 2), 6) for rank in (0, 1)]
+    for step, batch in enumerate(whole):
+        assert batch.document == parts[0][step].document + parts[1][step].document
+        assert batch.text == parts[0][step].text + parts[1][step].text
+
+
+@pytest.mark.parametrize("workers", [2])
+def test_loader_workers_change_nothing(tokenizer: PreTrainedTokenizerBase, workers: int):
+    alone, many = take(loader(tokenizer), 7), take(loader(tokenizer, num_workers=workers), 7)
+    assert [batch.text for batch in alone] == [batch.text for batch in many]
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_validation_is_the_same_on_any_number_of_ranks(tokenizer: PreTrainedTokenizerBase, ranks: int):
+    corpus = Corpus(37)  # three batches of sixteen documents at most
+    whole = list(loader(tokenizer, corpus).val_dataloader())
+    parts = [list(on_rank(loader(tokenizer, corpus), rank, ranks).val_dataloader()) for rank in range(ranks)]
+    assert len({len(part) for part in parts}) == 1
+    turns = [batch for turn in zip(*parts, strict=True) for batch in turn]
+    assert [batch.text for batch in turns if not batch.spare] == [batch.text for batch in whole]
+    assert sum(batch.spare for batch in turns) == len(turns) - 3
+    assert len({document for batch in whole for document in batch.document}) == 37
+
+
+def test_some_documents_are_chosen_for_validation(tokenizer: PreTrainedTokenizerBase):
+    corpus = Corpus(11)
+    few = loader(tokenizer, corpus, validation_documents=3)
+    assert len({document for batch in few.val_dataloader() for document in batch.document}) == 3
+
+
+def test_explanations_go_with_their_rows(tokenizer: PreTrainedTokenizerBase):
+    data = loader(tokenizer, split="warm_start", explanations=True)
+    for batch in (take(data, 1)[0], next(iter(data.val_dataloader()))):
+        assert batch.explanation == [f"{d} to {len(t)}" for d, t in zip(batch.document, batch.text)]
+    assert next(iter(data.test_dataloader())).explanation is None
+
+
+def test_given_explanations_are_read_at_the_last_token(tokenizer: PreTrainedTokenizerBase):
+    corpus = Corpus(10, given=True)
+    batch = take(loader(tokenizer, corpus, split="warm_start", explanations=True), 1)[0]
+    assert len(batch) == batch.tokens.shape[0] == 8
+    assert batch.explanation == [f"all of {document.split('-')[1]}" for document in batch.document]
+    assert len(take(loader(tokenizer, corpus), 1)[0].row.unique()) == 2  # joint training reads them anywhere
+
+
+def test_rows_without_an_explanation_are_left_out(tokenizer: PreTrainedTokenizerBase):
+    class Sparse(Corpus):
+        def explanation(self, document: Document, end: int, seed: int) -> str | None:
+            return None if end < 60 else "late"
+
+    batch = take(loader(tokenizer, Sparse(10), explanations=True), 1)[0]
+    assert 0 < len(batch) < 8 and min(map(len, batch.text)) >= 60
+
+
+def test_mistakes_name_the_fix(tokenizer: PreTrainedTokenizerBase):
+    with pytest.raises(DataError, match=r"Corpus: split 'joint' has no document .*needs 304 tokens.*data.min_context"):
+        loader(tokenizer, min_context=300).setup("fit")
+    with pytest.raises(DataError, match="nothing there"):
+        loader(tokenizer, Corpus(0)).setup("fit")
+    with pytest.raises(ConfigError, match="batch_size=10 .* multiple of 4 .*try 8"):
+        take(loader(tokenizer, batch_size=10), 1)
+    data = loader(tokenizer)
+    with pytest.raises(DataError, match="other joint data"):
+        data.load_state_dict({**loader(tokenizer, seed=1).state_dict()})
+
+
+class Recorder(LightningModule):
+    """Trains one number and notes which documents its steps saw."""
+
+    def __init__(self, fail_at: int | None = None) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.seen: list[list[str]] = []
+        self.fail_at = fail_at
+
+    def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
+        if self.fail_at == len(self.seen):
+            raise RuntimeError("killed")
+        self.seen.append(batch.document)
+        return self.weight.sum() ** 2
+
+    def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
+        pass
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(tokenizer: PreTrainedTokenizerBase, folder: Any, steps: int, workers: int = 0, **options: Any) -> Recorder:
+    module = Recorder(options.pop("fail_at", None))
+    trainer = Trainer(
+        max_steps=steps, max_epochs=-1, accelerator="cpu", devices=1, logger=False, enable_progress_bar=False,
+        enable_model_summary=False, val_check_interval=3, check_val_every_n_epoch=None, num_sanity_val_steps=0,
+        callbacks=[ModelCheckpoint(folder, every_n_train_steps=2, save_last=True)],
+    )  # fmt: skip
+    last = folder / "last.ckpt"
+    data = loader(tokenizer, num_workers=workers)
+    with nullcontext() if module.fail_at is None else pytest.raises(RuntimeError, match="killed"):
+        trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None)
+    return module
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_run_goes_on_with_the_next_document(tokenizer: PreTrainedTokenizerBase, tmp_path: Any, workers: int):
+    straight = fit(tokenizer, tmp_path / "straight", 12).seen
+    assert len(straight) == 12
+    first = fit(tokenizer, tmp_path / "parts", 4, workers).seen
+    second = fit(tokenizer, tmp_path / "parts", 12, workers, fail_at=5).seen  # dies in its sixth step, saved after 4
+    third = fit(tokenizer, tmp_path / "parts", 12, workers).seen
+    assert first == straight[:4]
+    assert second == straight[4:9]
+    assert third == straight[8:]
+    state = torch.load(tmp_path / "parts" / "last.ckpt", weights_only=True)
+    assert state["NLADataModule"]["consumed_documents"] == 24
