@@ -11,6 +11,7 @@ decoding, operations over the matrix units' rate elsewhere, both rates measured 
 """
 
 import argparse
+import dataclasses
 import statistics
 import sys
 import time
@@ -31,6 +32,7 @@ from nla.models.backbone import body, truncated, twin
 from nla.models.lora import add_lora
 from nla.models.prompts import MARKERS, VerbalizerPrompt
 from nla.models.reconstructor import Reconstructor
+from nla.models.sampling import SamplingParams
 from nla.models.verbalizer import Verbalizer
 from nla.training.parallel import checkpoint_activations
 
@@ -173,14 +175,11 @@ class Step:
             seconds[part] += time.perf_counter() - started
             return found
 
+        graphs = False if self.arguments.no_graphs else None
+        params = dataclasses.replace(SamplingParams.policy(self.cap, samples), graphs=graphs)
         completions = timed(
             "rollout",
-            lambda: self.verbalizer.sample(
-                self.activation,
-                samples,
-                max_new_tokens=self.cap,
-                graphs=False if self.arguments.no_graphs else None,
-            ),
+            lambda: self.verbalizer.sample(self.activation, params),
         )
         self.mask = mask = completions.mask
         self.optimizer.zero_grad()

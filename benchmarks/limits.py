@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from nla.models.backbone import body
+from nla.models.backbone import DTYPES, body
 
 PRODUCTS = ("mm", "addmm")  # with weights; those of activations with each other (attention) are batched
 ALL_PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_scaled_dot_product")
@@ -41,11 +41,11 @@ def product_rate(rows: int, d_model: int, outputs: int, dtype: torch.dtype, seco
     return statistics.median(rates[1:])
 
 
-def decode_limit(model: torch.nn.Module, rows: int, dtype: torch.dtype | None = None) -> float:
+def decode_limit(model: torch.nn.Module, rows: int, dtype: str | None = None) -> float:
     """Operations per second of the model's largest inner product with all rows: what decoding could reach at most."""
     config = body(model).config
     own = next(model.parameters()).dtype
-    return product_rate(rows, config.hidden_size, config.intermediate_size, own if dtype is None else dtype)
+    return product_rate(rows, config.hidden_size, config.intermediate_size, own if dtype is None else DTYPES[dtype])
 
 
 def bound(row: Row, run: Callable[[], Any]) -> Row:

@@ -51,13 +51,13 @@ def main() -> int:
     return 0
 
 
-QUICK = ["rollout.group_size=2", "stage.joint.data.batch_size=4", "stage.verbalizer.data.batch_size=8"]
+QUICK = ["sampling.group_size=2", "stage.joint.data.batch_size=4", "stage.verbalizer.data.batch_size=8"]
 
 
 def recipe(texts: Path) -> list[str]:
     """The world's target and optimizers on these texts."""
     data = ["data=text", f"data.path={texts}", "data.source.max_characters=1000", "data.validation_documents=8"]
-    return ["experiment=text", "model=world", "layer.index=2", *data, "rollout.max_new_tokens=40"]
+    return ["experiment=text", "model=world", "layer.index=2", *data, "sampling.max_new_tokens=40"]
 
 
 def write_texts(folder: Path, count: int) -> Path:

@@ -47,7 +47,7 @@ def main() -> int:
         large = stopping(random_task(SIXTY_MILLION, arguments.activations, 8, 100), arguments.mean_length)
     rows, figures = [], {}
     own = large
-    large = replace(large, dtype=torch.float32)
+    large = replace(large, dtype="float32")
     for task, others in ((world, {BATCH: same_batch}), (large, {BATCH: same_batch, SINGLY: per_activation})):
         found, figures[task.name] = measure(task, others, arguments.repeats)
         rows += found

@@ -25,7 +25,7 @@ SETTINGS = [
     "experiment=world_smoke", "hardware=cpu", "callbacks.checkpoint.every=1", "callbacks.samples=null",
     "stage.verbalizer.steps=15", "stage.reconstructor.steps=15", "stage.joint.steps=70",
     "stage.verbalizer.trainer.val_check_interval=8", "stage.reconstructor.trainer.val_check_interval=8",
-    "stage.joint.trainer.val_check_interval=20", "rollout.group_size=2", "rollout.max_new_tokens=24",
+    "stage.joint.trainer.val_check_interval=20", "sampling.group_size=2", "sampling.max_new_tokens=24",
     "callbacks.progress.line_every=1", "logger.tensorboard=null",
 ]  # fmt: skip
 

@@ -3,7 +3,7 @@
 import bisect
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from nla.core.objectives import normalize
 from nla.models.backbone import body, embed
-from nla.models.sampling import engine
+from nla.models.sampling import SamplingParams, engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Task:
     max_new_tokens: int
     pad_id: int = 0
     stop_ids: frozenset[int] = frozenset({-1})  # no token has this id: nothing stops
-    dtype: torch.dtype | None = None  # what the engine computes in; None: the weights' own type
+    dtype: Literal["float32"] | None = None  # what the engine computes in; None: the weights' own type
 
     @property
     def rows(self) -> int:
@@ -38,13 +38,11 @@ class Task:
         tokens, mask, _ = engine.sample(
             self.model,
             self.prompts,
-            self.samples,
+            replace(SamplingParams.policy(self.max_new_tokens, self.samples), dtype=self.dtype),
             shared=self.shared,
             stop_ids=self.stop_ids,
             pad_id=self.pad_id,
-            max_new_tokens=self.max_new_tokens,
             seed=seed,
-            dtype=self.dtype,
         )
         return tokens, mask
 

@@ -57,7 +57,7 @@ def test_the_same_command_again_trains_nothing(folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", ["stage.joint.steps=2", "reward.kind=neg_log_error", "rollout.group_size=2"])
+@pytest.mark.parametrize("change", ["stage.joint.steps=2", "reward.kind=neg_log_error", "sampling.group_size=2"])
 def test_settings_of_a_stage_that_stands_cannot_change_unnoticed(folder: Path, change: str) -> None:
     shown = run("train.py", *SMOKE, change, cwd=folder, status=2)
     assert "holds a run with another stage.joint" in shown

@@ -42,7 +42,7 @@ def check_train(cfg: DictConfig) -> TrainSettings:
             del arguments["gather"]  # the planner puts one of the stage's own in its place
         check_components(arguments, f"stage.{name}", STAGE_INJECTED)
         check_trainer(stage["trainer"], f"stage.{name}.trainer")
-    for group in ("callbacks", "logger", "rollout", "reward", "evaluation"):
+    for group in ("callbacks", "logger", "sampling", "reward", "evaluation"):
         check_components(plain[group], group)
     check_trainer(plain["hardware"]["trainer"], "hardware.trainer")
     with_strategy(plain["hardware"]["trainer"], settings.adapter.kind)

@@ -122,7 +122,7 @@ class TrainSettings(Settings):
     layer: LayerSettings
     adapter: Annotated[FullAdapter | LoraAdapter, Field(discriminator="kind")]
     data: DataSettings
-    rollout: dict[str, Any]
+    sampling: dict[str, Any]
     reward: dict[str, Any]
     stage: dict[str, StageSettings]
     evaluation: dict[str, Any]

@@ -24,6 +24,7 @@ from nla.models.pretrained.loading import HALVES
 from nla.models.pretrained.metadata import Metadata, write_metadata
 from nla.models.prompts import Templates, build_verbalizer_prompt, find_marker
 from nla.models.reconstructor import Reconstructor
+from nla.models.sampling.params import Backend, SamplingParams
 from nla.models.verbalizer import Verbalizer
 
 
@@ -125,7 +126,7 @@ class NLA(nn.Module):
         top_p: float = 1.0,
         top_k: int = 0,
         batch_size: int = 32,
-        backend: str = "engine",
+        backend: Backend = "engine",
         best_of: int = 1,
     ) -> list[list[str | None]]:
         """`samples` explanations of each activation, `[batch][samples]`; None where malformed or cut off.
@@ -141,19 +142,11 @@ class NLA(nn.Module):
             return [self._best(row, texts, best_of) for row, texts in zip(activation, found, strict=True)]
         for remark in unusual(activation, self.summary, self.injection_scale):
             warnings.warn(remark, stacklevel=3)
+        params = SamplingParams(samples, max_new_tokens, temperature, top_p, top_k, backend, dtype=None, graphs=None)
         explanations: list[list[str | None]] = []
         for start in range(0, len(activation), batch_size):
-            texts = self.verbalizer.sample(
-                activation[start : start + batch_size].to(self.device),
-                samples,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                top_p=top_p,
-                top_k=top_k,
-                seed=seed,
-                first_row=start * samples,
-                backend=backend,
-            ).explanation
+            rows = activation[start : start + batch_size].to(self.device)
+            texts = self.verbalizer.sample(rows, params, seed, first_row=start * samples).explanation
             explanations += [texts[i : i + samples] for i in range(0, len(texts), samples)]
         return explanations
 

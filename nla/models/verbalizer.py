@@ -15,12 +15,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nla.core.objectives import Scale, normalize
 from nla.core.records import Completions
 from nla.errors import InjectionError, NLAError
-from nla.models.backbone import DTYPES, body, embed, head_logits, input_gain, stop_ids, width
+from nla.models.backbone import body, embed, head_logits, input_gain, stop_ids, width
 from nla.models.explanations import forbidden_in_explanations, format_response, parse_explanation
 from nla.models.lora import has_lora
 from nla.models.packing import pack, samples_per_row
 from nla.models.prompts import VerbalizerPrompt, pad_id, token_ids
-from nla.models.sampling import sampler
+from nla.models.sampling import SamplingParams, sampler
 from nla.models.sampling.engine import misfit
 
 ROUNDING = 0.02  # by which an injected row may differ from its activation, as a share of its norm; bfloat16 needs 0.004
@@ -48,11 +48,11 @@ class Verbalizer(nn.Module):
         self.forbidden = forbidden_in_explanations(tokenizer, prompt.marker, reconstructor_template)
         self._gain = input_gain(body(model))
         self._scale_checked = False
-        self._engine_fits: bool | None = None  # unknown until the first sample
         self._prompt_tokens: Tensor
         self.register_buffer("_prompt_tokens", torch.tensor(prompt.tokens), persistent=False)
         self._reference: tuple[Any, ...] = ()  # in a tuple, so that neither state_dict nor parameters() sees it
         self.eval()
+        self.engine_fits = self._fits_engine()
 
     @property
     def d_model(self) -> int:
@@ -180,67 +180,46 @@ class Verbalizer(nn.Module):
     def sample(
         self,
         activation: Float[Tensor, "batch d_model"],
-        samples: int = 1,
-        *,
-        max_new_tokens: int = 150,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
+        params: SamplingParams,
         seed: int = 0,
         first_row: int = 0,
-        backend: str = "engine",
-        dtype: str | None = None,
-        graphs: bool | None = None,
     ) -> Completions:
-        """`samples` explanations per activation, contiguous. Dropout is off while sampling.
+        """`params.group_size` explanations per activation, contiguous. Dropout is off while sampling.
 
-        The engine computes in `dtype` (None: that of the weights; float32 is faster for bfloat16 weights on a CPU
-        without matrix units for them). `graphs`: its decode step as a CUDA graph; None: on a GPU.
-
-        An explanation is None when it is malformed or when the length cap came before the stop token.
+        A sample depends on `seed` and its row, counted from `first_row`. Where the engine does not fit the model,
+        Hugging Face's `generate` takes its place. An explanation is None when it is malformed or when the length cap
+        came before the stop token. Raises InjectionError.
         """
         was_training = self.training
         self.eval()
         try:
             prompts = self.prompt_embeddings(activation)
             self.require_injected(prompts[:, self.prompt.position], activation)
-            backend = self._backend(backend, prompts)
-            extra: dict[str, Any] = {}
-            if backend == "engine":
-                extra = {"dtype": DTYPES[dtype] if dtype else None, "graphs": graphs}
-            tokens, mask, log_probs = sampler(backend)(
+            tokens, mask, log_probs = sampler(params.backend if self.engine_fits else "hf")(
                 self.model,
                 prompts,
-                samples,
+                params,
                 shared=self.prompt.position,
                 stop_ids=self.stop_ids,
                 pad_id=self.pad_id,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                top_p=top_p,
-                top_k=top_k,
                 seed=seed,
                 first_row=first_row,
-                **extra,
             )
         finally:
             self.train(was_training)
         return Completions(tokens, mask, self.parse(tokens, mask), log_probs)
 
-    def _backend(self, wanted: str, prompts: Tensor) -> str:
-        """`wanted`, or the reference where the engine does not fit this model, which is said once."""
-        if wanted != "engine" or not len(prompts):
-            return wanted
-        if self._engine_fits is None:
-            reason = misfit(self.model, prompts[:1], self.prompt.position)
-            self._engine_fits = reason is None
-            if reason is not None:
-                warnings.warn(
-                    f"{type(self.model).__name__} cannot be sampled by the engine ({reason}); Hugging Face's generate "
-                    "does it instead, which is slower",
-                    stacklevel=3,
-                )
-        return "engine" if self._engine_fits else "hf"
+    def _fits_engine(self) -> bool:
+        """Whether the engine can sample this model; if not, a person is warned."""
+        prompt = embed(body(self.model), self._prompt_tokens).unsqueeze(0)
+        reason = misfit(self.model, prompt, self.prompt.position)
+        if reason is not None:
+            warnings.warn(
+                f"{type(self.model).__name__} cannot be sampled by the engine ({reason}); Hugging Face's generate "
+                "does it instead, which is slower",
+                stacklevel=4,
+            )
+        return reason is None
 
     def parse(self, tokens: Int[Tensor, "sample time"], mask: Bool[Tensor, "sample time"]) -> list[str | None]:
         """The explanation of each completion, None when malformed or cut off."""

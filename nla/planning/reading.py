@@ -98,18 +98,18 @@ def prompt_tokens(settings: TrainSettings, facts: Facts) -> tuple[int, int, list
 def _task(name: str, settings: TrainSettings, plain: Mapping[str, Any], facts: Facts, numbers: dict[str, Any]) -> Task:
     stage, tokens = plain["stage"][name], facts.tokens
     data, joint = stage["data"], name == "joint"
-    rollout = stage.get("rollout") or plain["rollout"]
-    cap = int(rollout["max_new_tokens"])
+    sampling = stage.get("sampling") or plain["sampling"]
+    cap = int(sampling["max_new_tokens"])
     response = (tokens.response or cap) if joint else (tokens.warm_start or cap)
     adapter = settings.adapter
-    dtype, layout = rollout.get("dtype"), numbers["layout"]
+    dtype, layout = sampling.get("dtype"), numbers["layout"]
     documents = -(-int(data["batch_size"]) // int(data["positions_per_document"]))
     return Task(
         stage=name,
         trains=("verbalizer", "reconstructor") if joint else (name,),
         steps=int(stage["steps"]),
         rows=int(data["batch_size"]),
-        group=int(rollout["group_size"]) if joint else 1,
+        group=int(sampling["group_size"]) if joint else 1,
         micro_batch=int(stage.get("micro_batch_size") or plain["hardware"]["micro_batch_size"]),
         response=response,
         cap=cap,
@@ -119,7 +119,7 @@ def _task(name: str, settings: TrainSettings, plain: Mapping[str, Any], facts: F
         reference=joint and float(stage["kl"]["coefficient"]) > 0,
         muon=_muon(stage),
         rank=adapter.rank if isinstance(adapter, LoraAdapter) else None,
-        recorded=layout.fused and layout.strategy != "fsdp" and rollout.get("graphs") is not False,
+        recorded=layout.fused and layout.strategy != "fsdp" and sampling.get("graphs") is not False,
         engine=BYTES[dtype] if dtype else layout.compute,
         **numbers,
     )

@@ -42,7 +42,7 @@ def in_micro_batches(stage: LightningModule, run: Callable[[int], R], size: int,
         where = f"stage {stage.name}, rank {stage.global_rank}: out of memory with micro-batches of {size} samples"
         if smaller == 0:
             raise TrainingError(
-                f"{where} ({said}), and none is smaller: lower rollout.group_size or rollout.max_new_tokens, switch "
+                f"{where} ({said}), and none is smaller: lower sampling.group_size or sampling.max_new_tokens, switch "
                 "activation checkpointing on, or use adapter=lora or more GPUs"
             )
         if meets_in_each_pass(stage):

@@ -449,5 +449,5 @@ def train_overrides(model: list[str]) -> list[str]:
     for stage, rows in (("verbalizer", 8), ("reconstructor", 8), ("joint", 4)):
         short += [f"stage.{stage}.steps=2", f"stage.{stage}.data.batch_size={rows}"]
         short += [f"stage.{stage}.trainer.val_check_interval=2", f"stage.{stage}.trainer.log_every_n_steps=1"]
-    sizes = ["data.validation_documents=4", "rollout.group_size=2", "rollout.max_new_tokens=8"]
+    sizes = ["data.validation_documents=4", "sampling.group_size=2", "sampling.max_new_tokens=8"]
     return ["experiment=text", *model, "data=shards", "data.path=prepared/text", *sizes, *short]

@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from support.models import sampling_params
 from support.stages import batch, completions_of, fit, joint, options, same, weights
 
 from nla.core.records import ActivationBatch, Rollout
 from nla.errors import InjectionError, TrainingError
 from nla.models.pair import NLA
+from nla.models.sampling import SamplingParams
 from nla.models.target import Target
 from nla.models.verbalizer import Verbalizer
 from nla.training.stages import JointStage, ReconstructorStage, VerbalizerStage
-from nla.training.stages.joint import Sampling
 
 TEXTS: list[str | None] = ["It rains.", None, "Tom walks.", "A fox jumps.", "dog", "The town.", None, "fox"]
 
@@ -46,7 +47,7 @@ def test_an_injection_that_fails_stops(nla: NLA, monkeypatch: pytest.MonkeyPatch
 
     def run() -> None:
         if path in ("engine", "hf"):
-            verbalizer.sample(activation, 2, max_new_tokens=3, backend=path)
+            verbalizer.sample(activation, sampling_params(2, max_new_tokens=3, backend=path))
         else:
             rows = 4 if path == "alone" else 8
             verbalizer(activation, tokens[:rows], mask[:rows])
@@ -193,7 +194,7 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_gradient(
 
 def test_out_of_memory_at_one_group_says_what_to_do(nla: NLA, target: Target) -> None:
     """35: the third micro-batch fails and none is smaller; nothing was stepped."""
-    with pytest.raises(TrainingError, match=r"micro-batches of 4 samples .*none is smaller.*rollout.group_size"):
+    with pytest.raises(TrainingError, match=r"micro-batches of 4 samples .*none is smaller.*sampling.group_size"):
         gradients_of(nla, target, 4, fails=3)
 
 
@@ -255,7 +256,7 @@ class Tight(JointStage):
 
 
 def tight(nla: NLA, target: Target, most: int) -> Tight:
-    made: Any = joint(copy.deepcopy(nla), target, rollout=Sampling(group_size=4, max_new_tokens=12))
+    made: Any = joint(copy.deepcopy(nla), target, sampling=SamplingParams.policy(12, group_size=4))
     made.__class__, made.most = Tight, most
     return made
 
@@ -301,7 +302,7 @@ def test_out_of_memory_with_one_row_says_what_to_do(nla: NLA, target: Target) ->
     """35: nothing smaller can be sampled."""
     stage = tight(nla, target, 0)
     stage.run_short()
-    with pytest.raises(TrainingError, match=r"out of memory while sampling 1 rows .*rollout.group_size"):
+    with pytest.raises(TrainingError, match=r"out of memory while sampling 1 rows .*sampling.group_size"):
         fit(stage, 1)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.models import sampling_params
 from support.stages import batch, fit, joint, options
 
 from nla.commands.cli import main
@@ -71,7 +72,7 @@ def test_a_scale_500_times_off_warns_with_both_norms(nla: NLA, factor: float, st
 
 def test_another_policy_in_the_sampler_fails(nla: NLA) -> None:
     """32: the gap between sampled and teacher-forced log-probs."""
-    completions = nla.verbalizer.sample(batch(4).activation, max_new_tokens=8)
+    completions = nla.verbalizer.sample(batch(4).activation, sampling_params(max_new_tokens=8))
     assert checks.sampling_gap(nla.verbalizer, batch(4), completions, 0.1).status == "ok"
     with torch.no_grad():
         for weight in nla.verbalizer.parameters():

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.models import FAMILIES, MARKER, TEMPLATES, seen_by_first_block
+from support.models import FAMILIES, MARKER, TEMPLATES, sampling_params, seen_by_first_block
 
 from nla.core.objectives import normalize
 from nla.models import backbone
@@ -117,8 +117,8 @@ def test_the_engine_equals_generate_and_teacher_forcing(pair: NLA):
     verbalizer = pair.verbalizer
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*cannot be sampled by the engine.*")
-        ours = verbalizer.sample(vectors(), 2, max_new_tokens=16, temperature=0)
-    reference = verbalizer.sample(vectors(), 2, max_new_tokens=16, temperature=0, backend="hf")
+        ours = verbalizer.sample(vectors(), sampling_params(2, max_new_tokens=16, temperature=0))
+    reference = verbalizer.sample(vectors(), sampling_params(2, max_new_tokens=16, temperature=0, backend="hf"))
     assert torch.equal(ours.tokens, reference.tokens)
     assert torch.equal(ours.mask, reference.mask)
     forced = verbalizer(vectors().repeat_interleave(2, 0), ours.tokens, ours.mask)
@@ -154,7 +154,7 @@ def test_adapters_on_one_shared_base_are_trained_saved_merged_and_continued(fold
     before = target.read(TEXTS, "all").activation
     alone = shaken(NLA.from_target(folder, 1, TEMPLATES, MARKER, adapter=LORA))
     nla.load_state_dict(alone.state_dict())
-    nla.verbalizer.sample(vectors(), max_new_tokens=4)
+    nla.verbalizer.sample(vectors(), sampling_params(max_new_tokens=4))
     assert torch.equal(target.read(TEXTS, "all").activation, before)
     for one, other in zip(numbers(nla), numbers(alone), strict=True):
         assert torch.equal(one, other)

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from support.models import MARKER, TEMPLATES
+from support.models import MARKER, TEMPLATES, sampling_params
 
 from nla.errors import NLAError, ReleaseError
 from nla.models.pair import NLA
@@ -53,7 +53,8 @@ def test_a_folder_that_we_wrote_gives_the_same_numbers_in_a_fresh_process(nla: N
     code = (
         "import json; from safetensors.torch import load_file; from nla.models.pair import NLA\n"
         "nla = NLA.from_pretrained('nla'); vectors = load_file('vectors.safetensors')['vectors']\n"
-        "said = nla.verbalizer.sample(vectors, 2, max_new_tokens=8, seed=3).tokens.tolist()\n"
+        "from nla.models.sampling import SamplingParams\n"
+        "said = nla.verbalizer.sample(vectors, SamplingParams.policy(8, group_size=2), seed=3).tokens.tolist()\n"
         "print(json.dumps([said, nla.reconstruct(['It rains.', 'A dog']).tolist()]))\n"
     )
     environment = os.environ | {"PYTHONPATH": str(Path.cwd())}
@@ -62,7 +63,7 @@ def test_a_folder_that_we_wrote_gives_the_same_numbers_in_a_fresh_process(nla: N
     )
     assert done.returncode == 0, done.stderr
     tokens, reconstructions = json.loads(done.stdout)
-    assert tokens == nla.verbalizer.sample(vectors, 2, max_new_tokens=8, seed=3).tokens.tolist()
+    assert tokens == nla.verbalizer.sample(vectors, sampling_params(2, max_new_tokens=8), seed=3).tokens.tolist()
     assert torch.equal(torch.tensor(reconstructions), nla.reconstruct(["It rains.", "A dog"]))
 
 

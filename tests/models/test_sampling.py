@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support.models import FAMILIES
+from support.models import FAMILIES, sampling_params
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from nla.errors import ConfigError
@@ -16,6 +16,7 @@ from nla.models.sampling.attention import FilledCache
 from nla.models.sampling.graphs import Replayed
 
 STOPS = {1, 4}
+CALL = ("stop_ids", "pad_id", "shared", "seed", "first_row")  # the rest are sampling parameters
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -34,8 +35,9 @@ def prompts(model, batch: int = 3, time: int = 11) -> torch.Tensor:
 
 
 def run(module, model, inputs, samples=2, **options):
-    settings = {"stop_ids": STOPS, "pad_id": 0, "max_new_tokens": 16} | options
-    return module.sample(model, inputs, samples, **settings)
+    settings = {"stop_ids": STOPS, "pad_id": 0} | {key: value for key, value in options.items() if key in CALL}
+    params = {key: value for key, value in options.items() if key not in CALL}
+    return module.sample(model, inputs, sampling_params(samples, **params), **settings)
 
 
 def test_the_engine_samples_the_distribution_of_generate():
@@ -49,7 +51,7 @@ def test_the_engine_samples_the_distribution_of_generate():
     inputs = 3 * torch.randn(1, 4, 16)
     counts = []
     for module in (engine, hf):
-        tokens, mask, _ = module.sample(tiny, inputs, 6000, stop_ids={5}, pad_id=0, max_new_tokens=2, seed=4)
+        tokens, mask, _ = module.sample(tiny, inputs, sampling_params(6000, 2), stop_ids={5}, pad_id=0, seed=4)
         second = torch.where(mask[:, 1], tokens[:, 1], 6)  # 6: it stopped
         counts.append(torch.bincount(tokens[:, 0] * 7 + second, minlength=42).double())
     table = torch.stack(counts)[:, sum(counts) >= 10]
@@ -226,7 +228,7 @@ def test_weights_are_cast_and_laid_out_for_sampling_alone(model):
     kept = {name: (p.data_ptr(), p.dtype, p.stride()) for name, p in half.named_parameters()}
     inputs = prompts(model).to(torch.bfloat16)
     expected = run(engine, whole, inputs.float(), temperature=0)
-    found = run(engine, half, inputs, temperature=0, dtype=torch.float32)
+    found = run(engine, half, inputs, temperature=0, dtype="float32")
     assert torch.equal(found[0], expected[0])
     assert torch.allclose(found[2], expected[2], atol=1e-5)
     assert kept == {name: (p.data_ptr(), p.dtype, p.stride()) for name, p in half.named_parameters()}
@@ -283,17 +285,19 @@ def test_uniforms_are_uniform_and_keyed():
 def test_choice_follows_the_distribution():
     logits = torch.tensor([0.5, 0.3, 0.2]).log().expand(3000, 3)
     points = (torch.arange(3000) + 0.5) / 3000
-    tokens, log_probs = engine.choose(logits, points, 1.0, 1.0, 0)
+    tokens, log_probs = engine.choose(logits, points, sampling_params())
     assert torch.allclose(log_probs, logits.gather(1, tokens.unsqueeze(1)).squeeze(1), atol=1e-6)
     assert torch.bincount(tokens, minlength=3).tolist() == [1500, 900, 600]
-    assert torch.bincount(engine.choose(logits, points, 0.5, 1.0, 0)[0], minlength=3)[0] == round(3000 * 25 / 38)
-    assert engine.choose(logits, points, 0.0, 1.0, 0)[0].unique().tolist() == [0]
+    assert torch.bincount(engine.choose(logits, points, sampling_params(temperature=0.5))[0], minlength=3)[0] == round(
+        3000 * 25 / 38
+    )
+    assert engine.choose(logits, points, sampling_params(temperature=0.0))[0].unique().tolist() == [0]
 
 
 def test_choice_never_takes_the_impossible():
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf]]).expand(3, 3)
     points = torch.tensor([0.0, 0.5, 1 - 2**-24])
-    assert engine.choose(logits, points, 1.0, 1.0, 0)[0].tolist() == [1, 1, 1]
+    assert engine.choose(logits, points, sampling_params())[0].tolist() == [1, 1, 1]
 
 
 def test_top_k_and_top_p():

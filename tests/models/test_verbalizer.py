@@ -4,7 +4,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from support.models import FAMILIES, MARKER, TEMPLATES, seen_by_first_block
+from support.models import FAMILIES, MARKER, TEMPLATES, sampling_params, seen_by_first_block
 
 from nla.core.objectives import kl_to_reference, normalize
 from nla.errors import InjectionError, NLAError
@@ -56,7 +56,7 @@ def test_injection_where_the_body_scales_its_input(tiny_folder: str):
 @pytest.mark.parametrize("backend", ["engine", "hf"])
 def test_teacher_forcing_gives_the_sampling_log_probs(verbalizer: Verbalizer, backend: str):
     activation = vectors()
-    sampled = verbalizer.sample(activation, 3, max_new_tokens=20, seed=1, backend=backend)
+    sampled = verbalizer.sample(activation, sampling_params(3, max_new_tokens=20, backend=backend), seed=1)
     assert sampled.log_probs is not None
     forced = verbalizer(activation.repeat_interleave(3, 0), sampled.tokens, sampled.mask)
     assert torch.allclose(forced, sampled.log_probs, atol=1e-4)
@@ -130,12 +130,17 @@ def test_an_activation_lost_between_answers_stops(qwen: Verbalizer, monkeypatch:
 def test_a_model_the_engine_does_not_fit_is_sampled_by_the_reference_and_said_once(
     qwen: Verbalizer, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder, broken: str, reason: str
 ):
-    expected = qwen.sample(vectors(), max_new_tokens=8, temperature=0, backend="hf")
     step = engine.advance
     stand_in = {"prefill": Mock(side_effect=TypeError("no such cache")), "advance": lambda *a: step(*a) * 1.01}[broken]
     monkeypatch.setattr(engine, broken, stand_in)
+    unfit = Verbalizer(qwen.model, qwen.tokenizer, qwen.prompt, qwen.injection_scale)
+    monkeypatch.undo()
+    expected = qwen.sample(vectors(), sampling_params(max_new_tokens=8, temperature=0, backend="hf"))
+    monkeypatch.setattr(engine, "sample", Mock(side_effect=AssertionError("the engine was asked")))
     for _ in range(2):
-        assert torch.equal(qwen.sample(vectors(), max_new_tokens=8, temperature=0).tokens, expected.tokens)
+        assert torch.equal(
+            unfit.sample(vectors(), sampling_params(max_new_tokens=8, temperature=0)).tokens, expected.tokens
+        )
     said = [str(w.message) for w in recwarn if "cannot be sampled by the engine" in str(w.message)]
     assert len(said) == 1
     assert reason in said[0]
@@ -234,10 +239,10 @@ def test_cut_off_is_malformed(qwen: Verbalizer):
 def test_sampling_keeps_the_mode_and_turns_dropout_off(model_folders: dict[str, str]):
     verbalizer = make(model_folders["gpt2"])
     verbalizer.train()  # GPT-2 has dropout 0.1
-    first = verbalizer.sample(vectors(), 2, max_new_tokens=8, seed=3)
+    first = verbalizer.sample(vectors(), sampling_params(2, max_new_tokens=8), seed=3)
     assert verbalizer.training
     assert verbalizer.model.training
-    second = verbalizer.eval().sample(vectors(), 2, max_new_tokens=8, seed=3)
+    second = verbalizer.eval().sample(vectors(), sampling_params(2, max_new_tokens=8), seed=3)
     assert torch.equal(first.tokens, second.tokens)
 
 

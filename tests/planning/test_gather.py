@@ -15,7 +15,7 @@ from nla.planning import advice, gather
 from nla.planning.gather import resolve_gather
 from nla.training import program as app
 
-BIG = ["model=local", "model.path=null", "model.id=m", "rollout.max_new_tokens=150", "stage.joint.data.batch_size=128"]
+BIG = ["model=local", "model.path=null", "model.id=m", "sampling.max_new_tokens=150", "stage.joint.data.batch_size=128"]
 
 
 def resolved(*overrides: str) -> str:
@@ -36,7 +36,7 @@ def test_weights_that_fit_are_gathered_once_others_block_by_block(capsys: pytest
     assert resolved(*seven) == plan_of(seven)["gather"] == "once"
     said = capsys.readouterr().out
     assert said.startswith("hardware.gather=auto is once: the gathered weights fit") and said.count("\n") == 1
-    large = [*BIG, f"model.shape={GEMMA_27B}", "layer.index=41", "hardware=h100_x16", "rollout.group_size=8"]
+    large = [*BIG, f"model.shape={GEMMA_27B}", "layer.index=41", "hardware=h100_x16", "sampling.group_size=8"]
     assert resolved(*large) == advice.runnable(plan_of(large)["gather"]) == "blocks"
     assert "hardware.gather=auto is blocks: gathered weights do not fit" in capsys.readouterr().out
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.models import MARKER, TEMPLATES, VOCAB, make_config, make_tokenizer
+from support.models import MARKER, TEMPLATES, VOCAB, make_config, make_tokenizer, sampling_params
 from support.shapes import GEMMA_27B, QWEN
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -185,8 +185,7 @@ def test_flops_of_sampling(folders: dict[str, str]) -> None:
     verbalizer, shape = pair(folders["qwen3"]).verbalizer, plain_shape("qwen3")
     verbalizer.stop_ids = frozenset()  # every sample runs to the cap
     activation = torch.randn(2, WIDTH)
-    verbalizer.sample(activation, 1, max_new_tokens=1)  # tries the engine out
-    measured = counted(lambda: verbalizer.sample(activation, 4, max_new_tokens=12))
+    measured = counted(lambda: verbalizer.sample(activation, sampling_params(4, max_new_tokens=12)))
     prompt, shared = len(verbalizer.prompt.tokens), verbalizer.prompt.position
     planned = flops.forward(shape, work.prefill(2, prompt, shared)) + flops.forward(shape, work.decode(8, prompt, 12))
     assert planned == pytest.approx(measured, rel=0.05)
@@ -319,13 +318,13 @@ def plan_task(*overrides: str) -> Any:
 # published points (docs/planning.md explains each)
 
 QWEN_RUN = ["model=local", "model.path=null", "model.id=q", f"model.shape={QWEN}", "layer.index=20"]
-WARM = [*QWEN_RUN, "hardware=h100_x8", "hardware.trainer.devices=2", "rollout.max_new_tokens=150",
+WARM = [*QWEN_RUN, "hardware=h100_x8", "hardware.trainer.devices=2", "sampling.max_new_tokens=150",
         "planning.tokens.prompt=100", "stage.verbalizer.data.batch_size=256",
         "stage.reconstructor.data.batch_size=256"]  # fmt: skip
-JOINT = [*QWEN_RUN, "hardware=h100_x8", "rollout.max_new_tokens=150", "rollout.group_size=1",
+JOINT = [*QWEN_RUN, "hardware=h100_x8", "sampling.max_new_tokens=150", "sampling.group_size=1",
          "planning.tokens.prompt=100", "stage.joint.data.batch_size=512"]  # fmt: skip
 BIG = ["model=local", "model.path=null", "model.id=g", f"model.shape={GEMMA_27B}", "layer.index=41",
-       "hardware=h100_x16", "rollout.max_new_tokens=150", "rollout.group_size=8", "planning.tokens.prompt=100",
+       "hardware=h100_x16", "sampling.max_new_tokens=150", "sampling.group_size=8", "planning.tokens.prompt=100",
        "stage.joint.data.batch_size=128", "stage.joint.steps=4200", "stage.verbalizer.data.batch_size=256",
        "stage.reconstructor.data.batch_size=256", "stage.verbalizer.steps=1000",
        "stage.reconstructor.steps=1000"]  # fmt: skip

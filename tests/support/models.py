@@ -1,5 +1,6 @@
 """Tiny random models of real architectures, and a tokenizer trained here."""
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from transformers import (
 
 from nla.models import backbone
 from nla.models.prompts import Templates
+from nla.models.sampling import SamplingParams
 
 MARKER = "\u320e"
 LAYERS, WIDTH, VOCAB = 3, 32, 320
@@ -126,3 +128,8 @@ def seen_by_first_block(verbalizer: Any, activation: torch.Tensor, tokens, mask)
     verbalizer(activation, tokens, mask)
     handle.remove()
     return caught[0]
+
+
+def sampling_params(group_size: int = 1, max_new_tokens: int = 16, **changes: Any) -> SamplingParams:
+    """Samples of the policy, by the engine, unless `changes` say otherwise."""
+    return dataclasses.replace(SamplingParams.policy(max_new_tokens, group_size), **changes)

@@ -1,17 +1,22 @@
-"""Two samplers of one signature: `engine`, our own decode loop, and `hf`, the reference through `model.generate`."""
+"""Sampling of explanations: `SamplingParams` and two samplers of one signature.
+
+`engine` is our decode loop, `hf` the reference through `model.generate`.
+May import `nla.core` and `nla.models.backbone`. Public: `SamplingParams`, `sampler`.
+"""
 
 from collections.abc import Callable
 
 from nla.errors import ConfigError
 from nla.models.sampling import engine, hf
+from nla.models.sampling.params import SamplingParams
 
-__all__ = ["engine", "hf", "sampler"]
+__all__ = ["SamplingParams", "sampler"]
 
 
 def sampler(backend: str) -> Callable:
-    """`engine` or `hf` -> its `sample` function."""
+    """`engine` or `hf` -> its `sample` function. Raises ConfigError."""
     if backend == "engine":
         return engine.sample
     if backend == "hf":
         return hf.sample
-    raise ConfigError(f"sampling backend {backend!r}: expected 'engine' or 'hf'")
+    raise ConfigError(f"sampling.backend={backend}: expected engine or hf")

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from nla.models.backbone import body, depth, embed, head_logits
+from nla.models.backbone import DTYPES, body, depth, embed, head_logits, truncated
 from nla.models.sampling.attention import FilledCache, Prefix, shared_attention
 from nla.models.sampling.graphs import Replayed, Step
+from nla.models.sampling.params import SamplingParams
 
 COMPACT_BELOW = 0.75  # gather the cache anew once fewer rows than this share are alive: the copy costs about one step
 BUCKET, ROWS = 32, 16  # tokens by which the buffers of a recorded step grow, and multiples that its rows come in
@@ -56,20 +57,19 @@ def restrict(logits: Float[Tensor, "sample vocab"], top_p: float, top_k: int) ->
 def choose(
     logits: Float[Tensor, "sample vocab"],
     uniform: Float[Tensor, " sample"],
-    temperature: float,
-    top_p: float,
-    top_k: int,
+    params: SamplingParams,
 ) -> tuple[Int[Tensor, " sample"], Float[Tensor, " sample"]]:
     """Next tokens and their log-probs under the raw logits.
 
     Greedy at temperature 0, else the inverse of the cumulative distribution at `uniform`.
     """
     log_sum = logits.logsumexp(-1, keepdim=True)
-    if temperature == 0:
+    if params.temperature == 0:
         token = logits.argmax(-1)
     else:
-        plain = temperature == 1 and top_p == 1 and top_k == 0
-        chosen = (logits - log_sum).exp() if plain else restrict(logits / temperature, top_p, top_k).softmax(-1)
+        plain = params.temperature == 1 and params.top_p == 1 and params.top_k == 0
+        warm = logits / params.temperature
+        chosen = (logits - log_sum).exp() if plain else restrict(warm, params.top_p, params.top_k).softmax(-1)
         cumulative = chosen.cumsum(-1)
         point = uniform.unsqueeze(1) * cumulative[:, -1:]  # the sum is 1 only up to rounding
         token = torch.searchsorted(cumulative, point, right=True).squeeze(1).clamp_max(logits.shape[-1] - 1)
@@ -80,30 +80,25 @@ def choose(
 def sample(
     model: PreTrainedModel,
     prompt_embeddings: Float[Tensor, "batch prompt d_model"],
-    samples: int,
+    params: SamplingParams,
     *,
     shared: int = 0,
     stop_ids: Collection[int],
     pad_id: int,
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
     seed: int = 0,
     first_row: int = 0,
-    dtype: torch.dtype | None = None,
-    graphs: bool | None = None,
 ) -> tuple[Int[Tensor, "sample time"], Bool[Tensor, "sample time"], Float[Tensor, "sample time"]]:
-    """`samples` answers to each prompt, contiguous: tokens, mask (through the first stop token), log-probs.
+    """`params.group_size` answers to each prompt, contiguous: tokens, mask (through the first stop token), log-probs.
 
-    Log-probs are those of the sampled tokens under the raw logits, whatever the temperature. `shared`: so many leading
-    tokens are the same in all prompts. `first_row` continues the numbering of rows when a large request is cut into
-    chunks. `dtype`: what is computed in, if not in the weights' own type. `graphs`: buffers and batch
-    change their shapes by buckets only, and on a GPU the decode step is recorded and replayed (`graphs.py`); None: on a
-    GPU whose model is whole. Set the model to evaluation mode before.
+    Log-probs are those of the sampled tokens under the raw logits, whatever the temperature. The first `shared` tokens
+    are the same in all prompts. `first_row` continues the numbering of rows when a large request is cut into chunks.
+    With `params.graphs` buffers and batch change their shapes by buckets only, and on a GPU the decode step is recorded
+    and replayed (`graphs.py`). Set the model to evaluation mode before.
     """
     decoder, device = body(model), prompt_embeddings.device
     batch, length = prompt_embeddings.shape[:2]
+    samples, max_new_tokens, graphs = params.group_size, params.max_new_tokens, params.graphs
+    dtype = DTYPES[params.dtype] if params.dtype else None
     rows = batch * samples
     random = uniforms(seed, rows, max_new_tokens, first_row).to(device)
     stops = torch.tensor(sorted(stop_ids), device=device)
@@ -121,7 +116,7 @@ def sample(
         going = Rows(decoder, rows, length, max_new_tokens, prefixes, static=graphs)
         for number in range(max_new_tokens):
             row, alive = going.row, going.alive
-            token, log_prob = choose(logits, random[number, row], temperature, top_p, top_k)
+            token, log_prob = choose(logits, random[number, row], params)
             tokens[row, number] = torch.where(alive, token, pad_id)
             log_probs[row, number] = torch.where(alive, log_prob, 0.0)
             mask[row, number] = alive
@@ -234,12 +229,13 @@ def misfit(model: PreTrainedModel, prompt: Float[Tensor, "1 prompt d_model"], sh
     """Why this model cannot be sampled here, or None: one prompt through both paths, its last token as a decode step.
 
     What the shared attention does not know (attention sinks, latent or linear attention, other caches) shows as a
-    difference or an exception.
+    difference or an exception. Only the first blocks run, one of each kind at least, so that it costs next to nothing.
     """
-    decoder, length = body(model), prompt.shape[1]
+    whole, length = body(model), prompt.shape[1]
+    decoder = first_of_each_kind(whole)
     usual = decoder(inputs_embeds=prompt, use_cache=False).last_hidden_state[:, -1].float()
     try:
-        with shared_attention(decoder):
+        with shared_attention(whole), shared_attention(decoder):  # the view has a config of its own
             _, prefixes = prefill(decoder, prompt[:, :-1], 1, min(shared, length - 1))
             last = torch.full((1, 1), length - 1, device=prompt.device)
             ours = advance(decoder, prompt[:, -1:], FilledCache(depth(decoder), 1, length - 1), prefixes, last)
@@ -248,6 +244,13 @@ def misfit(model: PreTrainedModel, prompt: Float[Tensor, "1 prompt d_model"], sh
     apart = float((ours.float() - usual).norm() / usual.norm())
     allowed = 1e-3 if prompt.dtype == torch.float32 and not torch.is_autocast_enabled(prompt.device.type) else 0.1
     return None if apart < allowed else f"its hidden state differs by {apart:.2g} of its norm, allowed is {allowed}"
+
+
+def first_of_each_kind(decoder: PreTrainedModel) -> PreTrainedModel:
+    """A view of the first blocks, up to the first of the last kind of attention; two where the config names none."""
+    kinds = list(getattr(decoder.config, "layer_types", None) or ())
+    last = max((kinds.index(kind) for kind in set(kinds)), default=1)
+    return truncated(decoder, min(max(last, 1), depth(decoder) - 1))
 
 
 def advance(

@@ -32,17 +32,17 @@ ALARMS = (
     Alarm(
         "well_formed", True,
         "most explanations have no valid pair of tags or were cut off, and earn what an orthogonal vector earns",
-        "train the verbalizer's warm start longer, raise rollout.max_new_tokens, lower stage.joint.optimizer.lr",
+        "train the verbalizer's warm start longer, raise sampling.max_new_tokens, lower stage.joint.optimizer.lr",
     ),
     Alarm(
         "at_cap", False,
         "explanations are as long as the cap and many are cut off",
-        "raise rollout.max_new_tokens, or raise stage.joint.kl.coefficient if they grow without end",
+        "raise sampling.max_new_tokens, or raise stage.joint.kl.coefficient if they grow without end",
     ),
     Alarm(
         "equal_groups", False,
         "the samples of most activations earn the same, so these activations teach nothing",
-        "raise rollout.group_size, keep rollout.temperature at 1, look at well_formed",
+        "raise sampling.group_size, keep sampling.temperature at 1, look at well_formed",
     ),
     Alarm(
         "kl", False,
@@ -52,12 +52,12 @@ ALARMS = (
     Alarm(
         "repetition", False,
         "explanations go in circles or list the same tags again and again",
-        "raise stage.joint.kl.coefficient, lower rollout.max_new_tokens, go back to an earlier checkpoint",
+        "raise stage.joint.kl.coefficient, lower sampling.max_new_tokens, go back to an earlier checkpoint",
     ),
     Alarm(
         "sampling_gap", False,
         "what was sampled is not what is trained: sampler and trained forward pass differ in weights or arithmetic",
-        "set adapter.dropout=0, rollout.dtype=null and rollout.graphs=false, or take rollout=hf, the reference",
+        "set adapter.dropout=0, sampling.dtype=null and sampling.graphs=false, or take sampling=hf, the reference",
         at_once=True,
     ),
 )  # fmt: skip
@@ -74,7 +74,7 @@ class Alarms(Callback):
         stop_on: alarms that end the run with TrainingError instead of a warning.
         surprisal: nats per token, at least.
         well_formed: share of the samples, at least.
-        at_cap: share of samples as long as `rollout.max_new_tokens`, at most.
+        at_cap: share of samples as long as `sampling.max_new_tokens`, at most.
         equal_groups: share of groups whose advantages are all 0, at most.
         kl: nats per token, at most.
         repetition: share of runs of four tokens that repeat an earlier one of their sample, at most.

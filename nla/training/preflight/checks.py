@@ -101,7 +101,7 @@ def explanations(completions: Completions, trained: bool) -> Check:
         return Check("explanations", "ok", said if trained else f"{said} (untrained)")
     return Check(
         "explanations", "failed", f"{said}: nothing could be rewarded; train the verbalizer's warm start, or raise "
-        "rollout.max_new_tokens"
+        "sampling.max_new_tokens"
     )  # fmt: skip
 
 
@@ -116,7 +116,7 @@ def sampling_gap(verbalizer: Verbalizer, batch: ActivationBatch, completions: Co
         "sampling gap",
         gap <= limit,
         f"{gap:.2g} nats between sampled and teacher-forced log-probs, allowed are {limit:g}",
-        "set adapter.dropout=0, rollout.dtype=null and rollout.graphs=false, or take rollout=hf",
+        "set adapter.dropout=0, sampling.dtype=null and sampling.graphs=false, or take sampling=hf",
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import rich
+from hydra.utils import instantiate
 from lightning.pytorch import seed_everything
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
@@ -93,9 +94,10 @@ def _pair(stage: Stage, data: NLADataModule, plain: dict[str, Any], trained: boo
     if trained:
         found.append(checks.reconstruction(stage.nla, batch))
     few = next(batch.split(SAMPLES))
-    how = {key: value for key, value in plain["rollout"].items() if key not in ("_target_", "group_size", "graphs")}
+    node = {**plain["sampling"], "group_size": 1, "graphs": None}
+    params = instantiate(node, _convert_="all")
     with serving(verbalizer, stage.gather):
-        completions = verbalizer.sample(few.activation, **how)
+        completions = verbalizer.sample(few.activation, params)
     found.append(checks.explanations(completions, trained or isinstance(stage, JointStage)))
     limit = (plain["callbacks"].get("alarms") or {}).get("sampling_gap")
     found.append(checks.sampling_gap(verbalizer, few, completions, float("inf") if limit is None else limit))
