@@ -17,17 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from limits import bound
 from models import world_activations, world_pair
+from omegaconf import OmegaConf
 from plain_step import Activations, Predictions, Setting, Step, plain, texts_of, total
-from timing import ROOT, alternate, options, pin, record
+from timing import alternate, options, pin, record
 from torch import Tensor, nn
 
+from nla.config.compose import compose
 from nla.core.records import Completions
 from nla.models.pair import HALVES, NLA
+from nla.models.parameters import trainable
 from nla.models.sampling import SamplingParams
-from nla.training.optim import MuonAdamW
+from nla.training.optim import MuonAdamW, parameter_groups
 
 PARTS = ("rollout", "scoring", "update")
 
@@ -71,22 +73,20 @@ def setting_of(samples: int, max_new_tokens: int) -> Setting:
 
 
 def joint_config() -> dict[str, Any]:
-    return yaml.safe_load((ROOT / "conf/stage/joint.yaml").read_text(encoding="utf-8"))
+    """The world's."""
+    node: Any = OmegaConf.to_container(compose("train").stage.joint, resolve=True)
+    return node
 
 
 def optimizer_of(nla: NLA) -> MuonAdamW:
     """As the joint stage makes it, except that its rates are then set to 0."""
     about = joint_config()
     defaults = {key: value for key, value in about["optimizer"].items() if not key.startswith("_")}
-    groups = [{"params": trainable(getattr(nla, half)), **about["groups"].get(half, {})} for half in HALVES]
+    groups = parameter_groups({half: getattr(nla, half) for half in HALVES}, about["groups"])
     optimizer = MuonAdamW(groups, **defaults)
     for group in optimizer.param_groups:
         group["lr"] = 0.0
     return optimizer
-
-
-def trainable(module: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
 def shared(nla: NLA) -> Step:

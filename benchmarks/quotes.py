@@ -2,8 +2,9 @@
 
     python benchmarks/quotes.py
 
-`experiment=text` on the world's documents, as if they were somebody's own: the fallback says `It ends with "...". It is
-about ...`. One warm start, then joint training with and without the reward, and FVE of the explanations whole, without
+`experiment=text recipe=small` on the world's documents, as if they were somebody's own: the fallback says
+`It ends with "...". It is about ...`. One warm start, then joint training with and without the reward, and FVE of the
+explanations whole, without
 their quotations, and as the warm start's reconstructor, which has not trained along, reads them. The statements of the
 world itself quote nothing, so that `benchmarks/rewards.py` cannot show it. Four minutes on one core.
 """
@@ -57,7 +58,7 @@ QUICK = ["sampling.group_size=2", "stage.joint.data.batch_size=4", "stage.verbal
 def recipe(texts: Path) -> list[str]:
     """The world's target and optimizers on these texts."""
     data = ["data=text", f"data.path={texts}", "data.source.max_characters=1000", "data.validation_documents=8"]
-    return ["experiment=text", "model=world", "layer.index=2", *data, "sampling.max_new_tokens=40"]
+    return ["experiment=text", "recipe=small", "model=world", "layer.index=2", *data, "sampling.max_new_tokens=40"]
 
 
 def write_texts(folder: Path, count: int) -> Path:

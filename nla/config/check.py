@@ -39,7 +39,7 @@ def check_train(cfg: DictConfig) -> TrainSettings:
     for name, stage in plain["stage"].items():
         arguments = {key: value for key, value in stage.items() if key not in STAGE_OWN}
         if arguments.get("gather") == plain["hardware"]["gather"] == "auto":
-            del arguments["gather"]  # the planner puts one of the stage's own in its place
+            arguments["gather"] = "once"  # the planner puts one of the stage's own in its place
         check_components(arguments, f"stage.{name}", STAGE_INJECTED)
         check_trainer(stage["trainer"], f"stage.{name}.trainer")
     for group in ("callbacks", "logger", "sampling", "reward", "evaluation"):

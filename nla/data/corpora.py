@@ -128,7 +128,7 @@ class HubCorpus:
 class SourceCorpus:
     """The documents of any training source, in that source's own splits: the embedded world, for example."""
 
-    def __init__(self, source: Source, splits: Sequence[str] = SPLITS) -> None:
+    def __init__(self, source: Source, splits: Sequence[str] = SPLITS[1:]) -> None:
         self.source, self.splits = source, tuple(splits)
         self.name = type(source).__name__
         self.skipped: Counter[str] = Counter()

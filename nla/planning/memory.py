@@ -77,10 +77,9 @@ def matrices(block: Block) -> int:
     return count(size for size in block.tensors if len(size) > 1)
 
 
-def optimizer_bytes(tensors: Iterable[Size], weight: int, muon: bool, embeddings: int = 1024) -> float:
-    """AdamW: two states of the weight's type; Muon: one, for matrices with fewer rows than an embedding table."""
-    matrix = [muon and len(size) == 2 and size[0] < embeddings for size in tensors]
-    return sum((1 if one else 2) * weight * math.prod(size) for one, size in zip(matrix, tensors))
+def optimizer_bytes(tensors: Iterable[Size], inner: Iterable[Size], weight: int, muon: bool) -> float:
+    """AdamW: two states of the weight's type; Muon: one, for the `inner` matrices among the tensors."""
+    return weight * (2 * count(tensors) - (count(inner) if muon else 0))
 
 
 def saved_per_token(block: Block, layout: Layout, work: Pass, adapter: bool = False) -> float:
@@ -103,7 +102,7 @@ def saved_per_token(block: Block, layout: Layout, work: Pass, adapter: bool = Fa
     elif masked:
         attention += c * work.length
     products = 4 if block.gated else 5  # gelu in steps
-    mlp = c * products * block.inner
+    mlp = c * products * block.mlp
     mlp += c * 3 * d * block.chosen  # each expert gets a copy of its tokens
     return norms + heads + inputs + attention + mlp
 

@@ -83,7 +83,9 @@ def disk(tasks: Sequence[Task]) -> dict[str, float]:
     checkpoint = max(
         (base + sum(halves)) * layout.weight
         + sum(
-            optimizer_bytes(task.tensors(half), task.trained_bytes, task.muon[half == "reconstructor"])
+            optimizer_bytes(
+                task.tensors(half), task.inner(half), task.trained_bytes, task.muon[half == "reconstructor"]
+            )
             for half in task.trains
         )
         for task in tasks

@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from nla.errors import ConfigError, ModelError, first_line
 from nla.models.backbone import blocks, body, quiet, resolve
+from nla.models.parameters import inner_matrices
 
 Size = tuple[int, ...]
 
@@ -27,6 +28,7 @@ class Block:
 
     width: int  # d_model
     tensors: tuple[Size, ...]  # of all parameters
+    inner: tuple[Size, ...]  # of its linear layers' weights, those that Muon takes
     linear: tuple[tuple[int, int], ...]  # (in, out) of the layers that adapters go on
     stacks: tuple[
         tuple[int, int, int, int], ...
@@ -38,7 +40,7 @@ class Block:
     query: int  # heads * head width
     key: int  # kv heads * head width
     heads: int
-    inner: int  # of the MLP, of all experts that a token uses
+    mlp: int  # inner width of the MLP, of all experts that a token uses
     stream_norms: int  # norms of the residual stream: 2, or 4 with norms behind attention and MLP
     head_norms: bool  # of queries and keys
     rms: bool
@@ -163,11 +165,12 @@ def _block(module: nn.Module, config: Any, index: int) -> Block:
     stacked = [p for p in module.parameters() if p.ndim == 3]
     routers = [p for n, p in module.named_parameters() if p.ndim == 2 and n.removesuffix(".weight") not in linear]
     experts = sum(chosen / p.shape[0] * p.numel() for p in stacked)
-    inner, gated = _mlp(linear, stacked, chosen)
+    mlp, gated = _mlp(linear, stacked, chosen)
     readers = [n for n in linear if n.rpartition(".")[2] not in ("o_proj", "down_proj", "c_proj", "out_proj", "dense")]
     return Block(
         width=d_model,
         tensors=tuple(tuple(p.shape) for p in module.parameters()),
+        inner=tuple(tuple(p.shape) for p in inner_matrices(module)),
         linear=(*(_sides(m) for m in linear.values()), *((p.shape[1], p.shape[0]) for p in routers)),
         stacks=tuple(
             (p.shape[0], p.shape[2], p.shape[1], 2 if "gate_up" in n else 1)
@@ -181,7 +184,7 @@ def _block(module: nn.Module, config: Any, index: int) -> Block:
         query=heads * head,
         key=kv_heads * head,
         heads=heads,
-        inner=inner,
+        mlp=mlp,
         stream_norms=len(stream),
         head_norms=len(norms) > len(stream),
         rms=not any(isinstance(m, nn.LayerNorm) for _, m in norms),

@@ -89,6 +89,12 @@ class Task:
         lower = self.lower
         return [*(lower.tensors() if self.rank is None else lower.adapter_tensors(self.rank)), *head]
 
+    def inner(self, half: str) -> list[Size]:
+        """Those of them that Muon takes: with adapters only the reconstructor's head."""
+        shape = self.shape if half == "verbalizer" else self.lower
+        matrices = [] if self.rank is not None else [size for block in shape.blocks for size in block.inner]
+        return matrices if half == "verbalizer" else [*matrices, (self.shape.d_model, self.shape.d_model)]
+
     def trainable(self) -> list[Size]:
         return [size for half in self.trains for size in self.tensors(half)]
 
@@ -117,7 +123,8 @@ class Task:
         gradients = count(trained) * self.trained_bytes / shards * (2 if layout.strategy == "ddp" else 1)
         muon: dict[str, bool] = dict(zip(("verbalizer", "reconstructor"), self.muon))
         states = sum(
-            memory.optimizer_bytes(self.tensors(half), self.trained_bytes, muon[half]) / shards for half in self.trains
+            memory.optimizer_bytes(self.tensors(half), self.inner(half), self.trained_bytes, muon[half]) / shards
+            for half in self.trains
         )
         weights = self.weight_bytes()
         found = {}

@@ -29,15 +29,15 @@ from nla.pretraining.tokenizer import END
 class Architecture:
     """Size of the target (Qwen3 classes: RMSNorm, QK-norm, grouped-query attention, tied embeddings)."""
 
-    d_model: int = 192
-    layers: int = 5
-    heads: int = 6
-    kv_heads: int = 2
-    head_dim: int = 32
-    d_ff: int = 512
-    vocab: int = 1792
-    context: int = 512
-    initializer_range: float = 0.06
+    d_model: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    d_ff: int
+    vocab: int
+    context: int
+    initializer_range: float
 
     def build(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         config = Qwen3Config(
@@ -62,28 +62,28 @@ class Architecture:
 class Recipe:
     """How it is trained. ``gist_weight`` 0 gives the plain language model that the shipped one is compared with."""
 
-    steps: int = 3000
-    batch_size: int = 48
+    steps: int
+    batch_size: int
     """lessons per step"""
-    muon_lr: float = 0.01
+    muon_lr: float
     """matrices of the blocks (``torch.optim.Muon``)"""
-    adamw_lr: float = 2e-3
+    adamw_lr: float
     """embeddings and norms"""
-    weight_decay: float = 0.01
-    warmup_steps: int = 100
-    final_fraction: float = 0.05
+    weight_decay: float
+    warmup_steps: int
+    final_fraction: float
     """of both rates at the last step, reached by a cosine"""
-    gist_weight: float = 1.0
-    gist_layer: int = 2
-    gist_horizon: int = 40
-    gist_rare: float = 1e-3
-    gist_share: float = 0.25
-    validate_every: int = 100
-    bf16: bool = False
+    gist_weight: float
+    gist_layer: int
+    gist_horizon: int
+    gist_rare: float
+    gist_share: float
+    validate_every: int
+    bf16: bool
     """autocast of the forward pass (slower than fp32 on CPUs without AMX)"""
-    compile: bool = False
+    compile: bool
     """fuse each block with ``torch.compile`` (needs a C++ compiler)"""
-    seed: int = 0
+    seed: int
 
 
 def batches(

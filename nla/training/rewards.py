@@ -42,14 +42,14 @@ class Reward:
         repetition: penalty times the share of runs of `repetition_tokens` tokens that stood in the answer before.
     """
 
-    kind: RewardKind = "neg_error"
-    advantage: AdvantageKind = "standardized"
-    reads: Reads = "whole"
-    per_token: float = 0.0
-    near_cap: float = 0.0
-    near_cap_tokens: int = 16
-    repetition: float = 0.0
-    repetition_tokens: int = 4
+    kind: RewardKind
+    advantage: AdvantageKind
+    reads: Reads
+    per_token: float
+    near_cap: float
+    near_cap_tokens: int
+    repetition: float
+    repetition_tokens: int
 
     def __post_init__(self) -> None:
         for name, least in {"per_token": 0, "near_cap": 0, "repetition": 0}.items():
@@ -107,10 +107,10 @@ class Divergence:
     """
 
     coefficient: float
-    kind: KLKind | Literal["reward"] = "k3"
-    clamp: float = 12.0
-    schedule: Schedule = "constant"
-    final: float = 0.0
+    kind: KLKind | Literal["reward"]
+    clamp: float
+    schedule: Schedule
+    final: float
 
     def __post_init__(self) -> None:
         for name in ("coefficient", "final"):

@@ -1,11 +1,16 @@
 """Every config composes and passes its checks; every mistake ends with one line, a suggestion and status 2."""
 
+import inspect
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from hydra.utils import get_object
 from omegaconf import open_dict
 from support import ROOT
 
@@ -42,7 +47,7 @@ def test_every_config_composes(file: Path, local: list[str]):
         assert cfg.name == name
         text = file.read_text()
         assert text.splitlines()[1].startswith("# python train.py")
-        if "published" in text:
+        if "- published" in text or name == "published":
             checked = check_train(compose("train", [f"experiment={name}", local[2], *OFFLINE.get(name, ())]))
             assert checked.model.shape is None or checked.layer.block(checked.model.shape.num_hidden_layers) > 0
     elif group in ("model", "data"):
@@ -224,3 +229,40 @@ def test_four_bits_need_adapters_and_bitsandbytes(local: list[str], monkeypatch:
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     with pytest.raises(ConfigError, match="pip install 'nla\\[quantized\\]'"):
         load_model(local[1].partition("=")[2], "nf4")
+
+
+def test_no_default_is_in_both_yaml_and_code():
+    """A value has one home: what conf/ sets, the constructor requires.
+
+    Sources and teachers are also made by hand, in notebooks: their defaults must be those of conf/. None means off.
+    """
+    doubled = []
+    for file in sorted((ROOT / "conf").rglob("*.yaml")):
+        for node in nodes_of(yaml.safe_load(file.read_text()) or {}):
+            for name, default in defaults_of(node["_target_"]).items():
+                by_hand = node["_target_"].startswith("nla.data.") and same(node.get(name), default)
+                if name in node and default is not None and not by_hand:
+                    doubled.append(f"{file.relative_to(ROOT)}: {node['_target_']}.{name}={default}")
+    assert not doubled
+
+
+def same(value: Any, default: Any) -> bool:
+    """Interpolations hand on a value of another key."""
+    plain = tuple(value) if isinstance(value, list) else value
+    return plain == default or (isinstance(value, str) and value.startswith("${"))
+
+
+def nodes_of(node: Any) -> Iterator[dict[str, Any]]:
+    """Every mapping with a `_target_` of this package."""
+    if isinstance(node, dict) and str(node.get("_target_", "")).startswith("nla."):
+        yield node
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from nodes_of(child)
+
+
+def defaults_of(target: str) -> dict[str, Any]:
+    """Parameters with a default, the base classes' included."""
+    constructor = get_object(target)
+    chain = [c for c in reversed(constructor.__mro__) if c.__module__.startswith("nla.")]
+    parameters = [p for c in chain if "__init__" in vars(c) for p in inspect.signature(c).parameters.values()]
+    return {p.name: p.default for p in parameters if p.default is not p.empty}

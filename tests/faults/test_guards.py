@@ -240,11 +240,11 @@ class Tight(JointStage):
     def run_short(self) -> None:
         usual, reconstruct = self.nla.verbalizer.sample, self.nla.reconstructor.reconstruct
 
-        def sample(activation: torch.Tensor, *args: Any, first_row: int = 0, **how: Any) -> Any:
+        def sample(activation: torch.Tensor, params: SamplingParams, seed: int, first_row: int) -> Any:
             self.starts = [*self.starts, first_row]
             if len(activation) > self.most:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            return usual(activation, *args, first_row=first_row, **how)
+            return usual(activation, params, seed, first_row)
 
         def read(texts: Any, *args: Any) -> Any:
             self.read += len(texts) <= self.most

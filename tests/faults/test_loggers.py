@@ -3,30 +3,11 @@
 import csv
 import warnings
 from pathlib import Path
-from typing import Any
 
 import pytest
-from lightning.pytorch.loggers import Logger
 from support.runs import overrides, train
 
 pytestmark = pytest.mark.usefixtures("here")
-
-
-class Down(Logger):
-    """A service that answers `until` times."""
-
-    name, version = "down", 0
-
-    def __init__(self, until: int) -> None:
-        super().__init__()
-        self.until, self.calls = until, 0
-
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        self.calls += 1
-        if self.calls > self.until:
-            raise ConnectionError("no route to host")
-
-    def log_hyperparams(self, *_: Any, **__: Any) -> None: ...
 
 
 def rows(name: str) -> list[dict[str, str]]:
@@ -36,7 +17,7 @@ def rows(name: str) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize(
     "logger",
-    ["{_target_: test_loggers.Down, until: 2}",
+    ["{_target_: support.loggers.Down, until: 2}",
      "{_target_: lightning.pytorch.loggers.TensorBoardLogger, save_dir: /sys/nla, name: '', version: ''}"],
 )  # fmt: skip
 def test_a_logger_that_fails_is_left_out_with_one_warning(logger: str, tiny_folder: str) -> None:

@@ -13,7 +13,7 @@ import torch
 from support.loaders import loader, take
 from support.models import sampling_params
 from support.runs import overrides, trace, train
-from support.stages import batch, fit, joint, same, weights
+from support.stages import batch, fit, joint, make_reward, same, weights
 from transformers import PreTrainedTokenizerBase
 
 from nla.core.records import Completions, Rollout
@@ -63,7 +63,7 @@ def test_a_group_without_a_signal_adds_nothing_and_breaks_nothing(
     gradients, counts = [], {"samples": torch.tensor(8.0), "tokens": whole.mask.sum(), "well_formed": torch.tensor(8.0)}
     for rows, completions in ((2, whole), (1, whole.cut(slice(0, 4)))):
         pair = copy.deepcopy(nla)
-        stage = joint(pair, target, reward=Reward(advantage=advantage))
+        stage = joint(pair, target, reward=make_reward(advantage=advantage))
         loss, _ = stage.losses(Rollout(batch(2).activation[:rows], 4, completions), counts)
         loss.backward()
         gradients.append([p.grad for p in pair.verbalizer.parameters() if p.grad is not None])
@@ -99,7 +99,7 @@ def test_a_hacked_answer_is_malformed_and_gains_nothing(nla: NLA, hack: str) -> 
     """34: even where the reconstructor would have predicted perfectly, it earns what an orthogonal vector earns."""
     completions = answers(nla, [format_response("It rains."), HACKS[hack]])
     assert completions.explanation == ["It rains.", None]
-    earned = Reward()(torch.zeros(2), torch.full((2,), 2.0), completions, 4000)
+    earned = make_reward()(torch.zeros(2), torch.full((2,), 2.0), completions, 4000)
     assert earned.tolist() == [0.0, -2.0]
 
 
@@ -139,7 +139,7 @@ def test_two_activations_behind_the_same_tokens_keep_apart(nla: NLA) -> None:
 
 def test_the_same_seed_is_the_same_run_and_another_is_not(nla: NLA, target: Target) -> None:
     """37: weights after three joint steps, bitwise; the reward is a price on length, which a random policy varies."""
-    ends, how = [], {"sampling": SamplingParams.policy(40, group_size=4), "reward": Reward(per_token=0.1)}
+    ends, how = [], {"sampling": SamplingParams.policy(40, group_size=4), "reward": make_reward(per_token=0.1)}
     for seed in (1, 1, 2):
         pair = copy.deepcopy(nla)
         fit(joint(pair, target, steps=3, seed=seed, **how), 3)

@@ -25,7 +25,7 @@ from nla.models.target import Target
 from nla.planning import flops, memory, work
 from nla.planning.memory import Layout, count
 from nla.planning.shapes import load_config, shape_of
-from nla.training.optim import MuonAdamW
+from nla.training.optim import MuonAdamW, parameter_groups
 
 WIDTH, RANK = 128, 4
 # sizes as in their config.json, and the parameters that their cards or files state
@@ -256,7 +256,9 @@ def test_memory_of_weights_gradients_and_states(folders: dict[str, str]) -> None
     task = plan_task(f"model.path={folders['qwen3']}", "layer.index=1")
     own = [list(half.parameters()) for half in (nla.verbalizer, nla.reconstructor)]
     assert task.phases()["step"].gradients == 4 * sum(p.numel() for half in own for p in half)
-    optimizer = MuonAdamW([{"params": own[0], "muon_lr": 0.0}, {"params": own[1], "muon_lr": 0.01}])
+    rates = {"verbalizer": {"muon_lr": 0.0}, "reconstructor": {"muon_lr": 0.01}}
+    groups = parameter_groups({"verbalizer": nla.verbalizer, "reconstructor": nla.reconstructor}, rates)
+    optimizer = MuonAdamW(groups, lr=1e-3, muon_lr=0.0, weight_decay=0.0, betas=(0.9, 0.98))
     for half in own:
         for parameter in half:
             parameter.grad = torch.zeros_like(parameter)

@@ -26,8 +26,14 @@ from nla.pretraining.tokenizer import END, MARKER, PAD, TAGS, train_tokenizer
 
 VERBALIZER = "Describe this text: <concept>{injection_char}</concept>"
 RECONSTRUCTOR = "<text>{explanation}</text><summary>"
-TINY = Architecture(d_model=16, layers=2, heads=2, kv_heads=1, head_dim=8, d_ff=16)
-RECIPE = Recipe(steps=6, batch_size=2, warmup_steps=2, gist_layer=0, validate_every=2)
+TINY = Architecture(
+    d_model=16, layers=2, heads=2, kv_heads=1, head_dim=8, d_ff=16, vocab=1792, context=512, initializer_range=0.06
+)
+RECIPE = Recipe(
+    steps=6, batch_size=2, muon_lr=0.01, adamw_lr=2e-3, weight_decay=0.01, warmup_steps=2, final_fraction=0.05,
+    gist_weight=1.0, gist_layer=0, gist_horizon=40, gist_rare=1e-3, gist_share=0.25, validate_every=2, bf16=False,
+    compile=False, seed=0,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +206,7 @@ def test_frequencies(small_tokenizer: PreTrainedTokenizerBase, source: WorldSour
 
 
 def test_rate_warms_up_and_falls_to_its_last_fraction():
-    recipe = Recipe(steps=1000, warmup_steps=100, final_fraction=0.05)
+    recipe = replace(RECIPE, steps=1000, warmup_steps=100, final_fraction=0.05)
     assert rate(0, recipe) == pytest.approx(0.01)
     assert rate(100, recipe) == pytest.approx(0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * 0.1)))
     assert rate(1000, recipe) == pytest.approx(0.05)

@@ -29,9 +29,9 @@ from nla.training.callbacks.together import Together
 from nla.training.optim import MuonAdamW
 from nla.training.parallel import whole_pair
 from nla.training.program import resume_point
-from nla.training.rewards import Divergence, Reward
 from nla.training.stages import JointStage, ReconstructorStage, VerbalizerStage
 from support.evaluation import ToySource, toy_corpus
+from support.stages import make_kl, make_reward
 
 SPLITS = ("warm_start", "joint", "validation", "test")
 STEPS = 3
@@ -94,11 +94,12 @@ def stage_of(name: str, nla: NLA, target: Target, **more: Any) -> Any:
     options: dict[str, Any] = {
         "steps": STEPS, "optimizer": functools.partial(torch.optim.AdamW, lr=1e-3, eps=1e-4, weight_decay=0.0),
         "warmup_steps": 0, "final_fraction": 1.0, "clip_norm": 1.0, "micro_batch_size": 12 if name == "joint" else 3,
+        "activation_checkpointing": False, "gather": "once", "skipped_in_a_row": 5, "seed": 0,
     }  # fmt: skip
     if name == "joint":
         options |= {
-            "sampling": SamplingParams.policy(24, group_size=4), "reward": Reward(), "kl": Divergence(0.05),
-            "reconstructor_updates": 2, "frozen_reconstructor": True,
+            "sampling": SamplingParams.policy(24, group_size=4), "reward": make_reward(), "kl": make_kl(0.05),
+            "reconstructor_updates": 2, "frozen_reconstructor": True, "length": "sample_mean",
         }  # fmt: skip
     else:
         options |= {"max_new_tokens": 24}
@@ -244,10 +245,11 @@ def muon(rank: int, ranks: int, strategy: str, work: Path, out: Path) -> None:
     """Three steps of the default optimizer: Muon on the matrices, AdamW on the rest."""
     pair = NLA.from_pretrained(work / "pair")
     target = Target.from_pretrained(pair.base_model, pair.layer)
-    optimizer = functools.partial(MuonAdamW, lr=1e-3, muon_lr=5e-3, embeddings=100)
+    optimizer = functools.partial(MuonAdamW, lr=1e-3, muon_lr=5e-3, weight_decay=0.0, betas=(0.9, 0.98))
     stage = Given(
         pair, target, steps=STEPS, optimizer=optimizer, warmup_steps=0, final_fraction=1.0, clip_norm=1e9,
-        micro_batch_size=16, max_new_tokens=8,
+        micro_batch_size=16, max_new_tokens=8, activation_checkpointing=False, gather="once",
+        skipped_in_a_row=5, seed=0,
     )  # fmt: skip
     trainer_of(ranks, strategy, out, limit_val_batches=0).fit(stage, data_of(target, "warm_start"))
     plain = whole_pair(pair, lambda: NLA.from_pretrained(work / "pair"))

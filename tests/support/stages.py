@@ -1,5 +1,6 @@
 """Stages on a tiny random model, driven by a real Lightning Trainer."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -11,8 +12,8 @@ from nla.core.records import ActivationBatch, Completions
 from nla.models.pair import NLA
 from nla.models.sampling import SamplingParams
 from nla.models.target import Target
+from nla.training.rewards import Divergence, Reward
 from nla.training.stages import JointStage
-from nla.training.stages.joint import Divergence, Reward
 
 TEXTS = ["It rains.", "Tom walks to the town.", "The dog jumps.", "A lazy fox."]
 
@@ -36,15 +37,33 @@ def fit(stage: Any, steps: int, batches: list[ActivationBatch] | None = None, **
 
 def options(steps: int, lr: float = 1e-2, **more: Any) -> dict[str, Any]:
     optimizer = functools.partial(torch.optim.AdamW, lr=lr, weight_decay=0.0)
-    defaults = {"warmup_steps": 0, "final_fraction": 1.0, "clip_norm": 1.0, "micro_batch_size": 16}
+    defaults = {
+        "warmup_steps": 0, "final_fraction": 1.0, "clip_norm": 1.0, "micro_batch_size": 16,
+        "activation_checkpointing": False, "gather": "once", "skipped_in_a_row": 5, "seed": 0,
+    }  # fmt: skip
     return {"steps": steps, "optimizer": optimizer, **defaults, **more}
+
+
+def make_reward(kind: Any = "neg_error", **changes: Any) -> Reward:
+    """Minus the error, without penalties, unless `changes` say otherwise."""
+    plain = Reward(
+        kind, "standardized", "whole", 0.0, near_cap=0.0, near_cap_tokens=16, repetition=0.0, repetition_tokens=4
+    )
+    return dataclasses.replace(plain, **changes)
+
+
+def make_kl(coefficient: float, **changes: Any) -> Divergence:
+    return dataclasses.replace(Divergence(coefficient, "k3", clamp=12.0, schedule="constant", final=0.0), **changes)
 
 
 def joint(nla: NLA, target: Target, steps: int = 1, **more: Any) -> JointStage:
     settings: dict[str, Any] = {
         "sampling": SamplingParams.policy(12, group_size=4),
-        "reward": Reward(),
-        "kl": Divergence(0.05),
+        "reward": make_reward(),
+        "kl": make_kl(0.05),
+        "length": "sample_mean",
+        "reconstructor_updates": 1,
+        "frozen_reconstructor": False,
     }
     return JointStage(nla, target, **options(steps, **{**settings, **more}))
 

@@ -10,7 +10,7 @@ import torch
 from hydra.utils import instantiate
 from support.evaluation import SETTINGS, remembering, toy_corpus
 from support.models import MARKER, TEMPLATES
-from support.stages import ALL, TEXTS, batch, completions_of, fit, joint, same, weights
+from support.stages import ALL, TEXTS, batch, completions_of, fit, joint, make_kl, make_reward, same, weights
 from transformers import PreTrainedTokenizerBase
 
 from nla.config.check import check_train
@@ -35,7 +35,7 @@ from nla.models.explanations import prefixes, without_quotes
 from nla.models.pair import NLA
 from nla.models.reconstructor import frozen_copy
 from nla.models.target import Target
-from nla.training.rewards import Divergence, Reward, hinge, prefix_lengths, repeated_runs
+from nla.training.rewards import hinge, prefix_lengths, repeated_runs
 
 
 def made(lengths: list[int], explanation: list[str | None], tokens: torch.Tensor | None = None) -> Completions:
@@ -49,20 +49,20 @@ THREE = made([10, 20, 4], ["a b", "a b", None])
 
 
 def test_without_penalties_the_reward_is_that_of_the_error_alone() -> None:
-    assert torch.equal(Reward()(ERROR, ORTHOGONAL, THREE, 20), torch.tensor([-0.5, -0.25, -2.0]))
-    logs = Reward("neg_log_error")(ERROR, ORTHOGONAL, THREE, 20)
+    assert torch.equal(make_reward()(ERROR, ORTHOGONAL, THREE, 20), torch.tensor([-0.5, -0.25, -2.0]))
+    logs = make_reward("neg_log_error")(ERROR, ORTHOGONAL, THREE, 20)
     assert torch.allclose(logs, -torch.tensor([0.5, 0.25, 2.0]).log())
 
 
 def test_length_penalty_falls_on_every_token_of_every_sample() -> None:
-    earned = Reward(per_token=0.01)(ERROR, ORTHOGONAL, THREE, 20)
+    earned = make_reward(per_token=0.01)(ERROR, ORTHOGONAL, THREE, 20)
     assert torch.allclose(earned, torch.tensor([-0.5 - 0.1, -0.25 - 0.2, -2.0 - 0.04]))
 
 
 def test_near_the_cap_the_penalty_rises_in_a_line() -> None:
     found = hinge(torch.tensor([3.0, 12.0, 14.0, 19.0, 20.0]), cap=20, margin=8)
     assert torch.allclose(found, torch.tensor([0.0, 0.0, 0.25, 0.875, 1.0]))
-    earned = Reward(near_cap=0.8, near_cap_tokens=20)(ERROR, ORTHOGONAL, THREE, 20)
+    earned = make_reward(near_cap=0.8, near_cap_tokens=20)(ERROR, ORTHOGONAL, THREE, 20)
     assert torch.allclose(earned, torch.tensor([-0.5 - 0.4, -0.25 - 0.8, -2.0 - 0.16]))
 
 
@@ -74,7 +74,7 @@ def test_repeated_runs_by_hand() -> None:
     assert (repeated.tolist(), runs.tolist()) == ([3, 0, 1, 0], [5, 5, 2, 0])
     assert repeated_runs(tokens, mask, 7)[1].tolist() == [0] * 4
     completions = Completions(tokens[:3], mask[:3], ["a", "b", None])
-    earned = Reward(repetition=0.5, repetition_tokens=2)(ERROR, ORTHOGONAL, completions, 20)
+    earned = make_reward(repetition=0.5, repetition_tokens=2)(ERROR, ORTHOGONAL, completions, 20)
     assert torch.allclose(earned, torch.tensor([-0.5 - 0.3, -0.25, -2.0 - 0.25]))
 
 
@@ -82,9 +82,9 @@ def test_being_malformed_never_pays() -> None:
     """Of two samples alike in form, with any penalties, the one that cannot be parsed earns less."""
     tokens = torch.ones(2, 30, dtype=torch.long)
     pair = made([30, 30], ["a b", None], tokens)
-    penalties = Reward(per_token=0.2, near_cap=3.0, repetition=5.0)
+    penalties = make_reward(per_token=0.2, near_cap=3.0, repetition=5.0)
     for kind in ("neg_error", "neg_log_error"):
-        earned = Reward(kind, per_token=0.2, near_cap=3.0, repetition=5.0)(
+        earned = make_reward(kind, per_token=0.2, near_cap=3.0, repetition=5.0)(
             torch.tensor([1.9, 1.9]), torch.full((2,), 2.0), pair, 30
         )
         assert earned[0] > earned[1]
@@ -94,7 +94,7 @@ def test_being_malformed_never_pays() -> None:
 @pytest.mark.parametrize("name", ["per_token", "near_cap", "repetition", "near_cap_tokens", "repetition_tokens"])
 def test_penalties_that_reward_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=f"reward.{name}=-1"):
-        Reward(**{name: -1})
+        make_reward(**{name: -1})
 
 
 @pytest.mark.parametrize(
@@ -145,17 +145,17 @@ def test_what_the_reconstructor_reads(nla: NLA) -> None:
     tokenizer = nla.reconstructor.tokenizer
     texts: list[str | None] = ['Tom "walks" to the town.', None, "The dog jumps.", "fox"]
     completions = completions_of(nla, texts)
-    assert Reward().read(completions, 2, tokenizer, 0) is None
-    stripped = Reward(reads="without_quotes").read(completions, 2, tokenizer, 0)
+    assert make_reward().read(completions, 2, tokenizer, 0) is None
+    stripped = make_reward(reads="without_quotes").read(completions, 2, tokenizer, 0)
     assert stripped == ["Tom to the town.", "", "The dog jumps.", "fox"]
-    parts = [Reward(reads="random_prefix").read(completions, 2, tokenizer, key) for key in range(20)]
+    parts = [make_reward(reads="random_prefix").read(completions, 2, tokenizer, key) for key in range(20)]
     for row in parts:
         assert row is not None and all((whole or "").startswith(part) for whole, part in zip(texts, row, strict=True))
     assert len({row[0] for row in parts if row}) > 3
 
 
 def test_the_reward_is_of_what_was_read(nla: NLA, target: Target) -> None:
-    stage = joint(nla, target, kl=Divergence(0.0))
+    stage = joint(nla, target, kl=make_kl(0.0))
     texts: list[str | None] = ["It rains.", "Tom walks.", "dog", None]
     read = ["It", "Tom", "d", ""]
     rollout = Rollout(batch(1).activation, 4, completions_of(nla, texts), read)
@@ -203,23 +203,23 @@ def test_the_default_path_is_bit_by_bit_the_plain_formula(nla: NLA, target: Targ
     ],
 )
 def test_kl_schedules_by_hand(schedule: Any, expected: list[float]) -> None:
-    kl = Divergence(0.4, schedule=schedule, final=0.1)
+    kl = make_kl(0.4, schedule=schedule, final=0.1)
     assert [kl.at(step / 4) for step in range(5)] == pytest.approx(expected, abs=1e-5)
     assert kl.at(1.5) == pytest.approx(expected[-1], abs=1e-5)
 
 
 def test_an_anchor_is_kept_where_a_schedule_begins_at_zero(nla: NLA, target: Target) -> None:
-    assert not Divergence(0.0).anchored and not Divergence(0.0, final=0.5).anchored
-    rising = Divergence(0.0, schedule="linear", final=0.5)
+    assert not make_kl(0.0).anchored and not make_kl(0.0, final=0.5).anchored
+    rising = make_kl(0.0, schedule="linear", final=0.5)
     trainer = fit(joint(nla, target, steps=2, kl=rising), 2)
     assert float(trainer.callback_metrics["joint/kl"]) >= 0
     with pytest.raises(ConfigError, match="kl.final=-1"):
-        Divergence(0.1, final=-1)
+        make_kl(0.1, final=-1)
 
 
 def test_the_schedule_reaches_the_loss(nla: NLA, target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     rollout = Rollout(batch(1).activation, 4, completions_of(nla, list(TEXTS)))
-    stage = joint(nla, target, steps=10, kl=Divergence(0.4, schedule="linear", final=0.0))
+    stage = joint(nla, target, steps=10, kl=make_kl(0.4, schedule="linear", final=0.0))
     for parameter in nla.verbalizer.parameters():
         parameter.data *= 1.02
     losses = []
@@ -260,7 +260,7 @@ def test_further_updates_are_the_steps_of_an_optimizer_on_the_same_texts(
     """Against a loop by hand: AdamW on the mean error of the well-formed samples, in micro-batches or not."""
     texts: list[str | None] = [*TEXTS, None, *TEXTS[1:], *TEXTS, *TEXTS]
     by_hand = copy.deepcopy(nla)
-    stage = joint(nla, target, reconstructor_updates=3, clip_norm=1e9, micro_batch_size=4, kl=Divergence(0.0))
+    stage = joint(nla, target, reconstructor_updates=3, clip_norm=1e9, micro_batch_size=4, kl=make_kl(0.0))
     fit(with_sampled(stage, monkeypatch, texts), 1)
     many = batch().activation.repeat_interleave(4, 0)
     formed = torch.tensor([text is not None for text in texts])
@@ -324,7 +324,7 @@ def test_each_file_of_the_group_is_one_variant() -> None:
     files = {path.stem for path in (config_folder() / "reward").glob("*.yaml")}
     assert files == set(VARIANTS)
     for name, fields in VARIANTS.items():
-        assert instantiate(compose("train", [f"reward={name}"]).stage.joint.reward) == Reward(**fields)
+        assert instantiate(compose("train", [f"reward={name}"]).stage.joint.reward) == make_reward(**fields)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from support.stages import ALL, TEXTS, batch, completions_of, fit, joint, options, same, weights
+from support.stages import ALL, TEXTS, batch, completions_of, fit, joint, make_kl, make_reward, options, same, weights
 from torchmetrics import R2Score
 
 from nla.core.fve import FractionOfVarianceExplained
@@ -13,9 +13,8 @@ from nla.core.records import ActivationBatch, Rollout
 from nla.errors import TrainingError
 from nla.models.pair import NLA
 from nla.models.target import Target
-from nla.training.optim import MuonAdamW
+from nla.training.optim import MuonAdamW, parameter_groups
 from nla.training.stages import ReconstructorStage, VerbalizerStage
-from nla.training.stages.joint import Divergence, Reward
 
 
 def test_verbalizer_stage_learns_and_touches_nothing_else(nla: NLA, target: Target) -> None:
@@ -81,7 +80,7 @@ def test_micro_batches_never_change_the_gradient(nla: NLA, target: Target, lengt
 def test_policy_gradient_is_that_of_reinforce_with_the_groups_baseline(nla: NLA, target: Target) -> None:
     """Against sum_t A log p by hand, with the rewards recomputed from the definition."""
     texts: list[str | None] = ["It rains.", "Tom walks.", "dog", None]
-    stage = joint(nla, target, kl=Divergence(0.0), reward=Reward(advantage="centered"))
+    stage = joint(nla, target, kl=make_kl(0.0), reward=make_reward(advantage="centered"))
     rollout = Rollout(batch(1).activation, 4, completions_of(nla, texts))
     counts = {"samples": torch.tensor(4.0), "tokens": torch.tensor(40.0), "well_formed": torch.tensor(3.0)}
     stage.losses(rollout, counts)[0].backward()
@@ -103,7 +102,7 @@ def test_training_raises_the_probability_of_the_better_explanation(nla: NLA, tar
     rollout = Rollout(batch(1).activation, 4, completions_of(nla, texts))
     many = batch(1).activation.expand(4, -1)
     best = int(nla.score(many, texts).error.argmin())
-    stage = joint(nla, target, kl=Divergence(0.0))
+    stage = joint(nla, target, kl=make_kl(0.0))
     optimizer = torch.optim.SGD(nla.verbalizer.parameters(), lr=0.05)
     before = nla.verbalizer(many, rollout.completions.tokens, rollout.completions.mask).sum(1)[best].item()
     stage.losses(rollout, ALL)[0].backward()
@@ -115,7 +114,7 @@ def test_kl_coefficient_changes_the_gradient_once_the_policy_has_moved(nla: NLA,
     gradients = []
     for coefficient in (0.01, 1.0):
         pair = copy.deepcopy(nla)
-        stage = joint(pair, target, kl=Divergence(coefficient))
+        stage = joint(pair, target, kl=make_kl(coefficient))
         for parameter in pair.verbalizer.parameters():
             parameter.data *= 1.02
         rollout = Rollout(batch(1).activation, 4, completions_of(pair, list(TEXTS)))
@@ -127,7 +126,7 @@ def test_kl_coefficient_changes_the_gradient_once_the_policy_has_moved(nla: NLA,
 
 
 def test_malformed_samples_train_the_verbalizer_and_not_the_reconstructor(nla: NLA, target: Target) -> None:
-    stage = joint(nla, target, kl=Divergence(0.0))
+    stage = joint(nla, target, kl=make_kl(0.0))
     none: list[str | None] = [None, None, None, None]
     counts = {"samples": torch.tensor(4.0), "tokens": torch.tensor(40.0), "well_formed": torch.tensor(1.0)}
     stage.losses(Rollout(batch(1).activation, 4, completions_of(nla, none)), counts)[0].backward()
@@ -160,7 +159,8 @@ def test_muon_and_adamw_as_one_optimizer_do_what_each_does_alone() -> None:
         return torch.nn.Sequential(torch.nn.Embedding(2000, 8), torch.nn.Linear(8, 8))
 
     one, other = model(), model()
-    both = MuonAdamW([{"params": list(one.parameters()), "name": "all"}], lr=1e-2, muon_lr=1e-2)
+    rates: Any = {"lr": 1e-2, "muon_lr": 1e-2, "weight_decay": 0.0, "betas": (0.9, 0.98)}
+    both = MuonAdamW(parameter_groups({"all": one}, {}), **rates)
     muon = torch.optim.Muon([other[1].weight], lr=1e-2, weight_decay=0.0)
     adamw = torch.optim.AdamW([other[0].weight, other[1].bias], lr=1e-2, weight_decay=0.0, betas=(0.9, 0.98))
     assert [len(group["params"]) for group in both.param_groups] == [1, 2]
@@ -172,6 +172,8 @@ def test_muon_and_adamw_as_one_optimizer_do_what_each_does_alone() -> None:
                 optimizer.zero_grad()
         if step == 0:  # a checkpoint in between changes nothing
             state = copy.deepcopy(both.state_dict())
-            both = MuonAdamW([{"params": list(one.parameters()), "name": "all"}], lr=1e-2, muon_lr=1e-2)
+            both = MuonAdamW(
+                parameter_groups({"all": one}, {}), lr=1e-2, muon_lr=1e-2, weight_decay=0.0, betas=(0.9, 0.98)
+            )
             both.load_state_dict(state)
     assert same(weights(one), weights(other))

@@ -33,7 +33,7 @@ class WorldSource:
         sizes: dict[str, int],
         seed: int = 0,
         statements: float | tuple[int, int] = 0.28,
-        thorough: float = 0.0,
+        thorough: float = 0.1,
         shuffled: bool = False,
     ) -> None:
         self.sizes, self.seed, self.shuffled = dict(sizes), seed, shuffled

@@ -15,11 +15,12 @@ from torch.distributed.tensor import DTensor
 from nla.core.objectives import kl_to_reference
 from nla.data.datamodule import NLADataModule
 from nla.errors import NLAError
+from nla.models.parameters import trainable
 from nla.models.sampling import SamplingParams
 from nla.training.parallel import serving, whole
 from nla.training.preflight.checks import GB, Check, divergence
 from nla.training.stages import JointStage
-from nla.training.stages.base import Stage, trainable
+from nla.training.stages.base import Stage
 
 NUDGE = 0.02  # of a weight's standard deviation: so far the policy is moved off its anchor
 

@@ -24,10 +24,12 @@ from nla.core.objectives import cosine
 from nla.core.records import ActivationBatch, Completions, TokenBatch
 from nla.errors import TrainingError
 from nla.models.pair import NLA
+from nla.models.parameters import trainable
 from nla.models.reconstructor import Reconstructor
 from nla.models.sampling import SamplingParams
 from nla.models.target import Target
 from nla.training.fitting import Fitting
+from nla.training.optim import parameter_groups
 from nla.training.parallel import checkpoint_activations, serving, shard, whole
 from nla.training.skips import Skips
 
@@ -55,6 +57,7 @@ class Stage(LightningModule):
         max_new_tokens: length cap of the explanations that validation writes.
         skipped_in_a_row: so many steps without a finite loss and gradient, one after the other, stop the run.
         seed: of the sampled explanations.
+        groups: settings of the optimizer that one half has to itself: ``{"reconstructor": {"lr": 1e-3}}``.
     """
 
     name: ClassVar[str]
@@ -71,11 +74,12 @@ class Stage(LightningModule):
         final_fraction: float,
         clip_norm: float,
         micro_batch_size: int,
-        activation_checkpointing: bool = False,
-        gather: Gather = "once",
+        activation_checkpointing: bool,
+        gather: Gather,
         max_new_tokens: int,
-        skipped_in_a_row: int = 5,
-        seed: int = 0,
+        skipped_in_a_row: int,
+        seed: int,
+        groups: dict[str, dict[str, float]] | None = None,
     ) -> None:
         super().__init__()
         self.nla = nla
@@ -85,6 +89,7 @@ class Stage(LightningModule):
         self.micro_batch_size, self.max_new_tokens, self.seed = micro_batch_size, max_new_tokens, seed
         self.activation_checkpointing = activation_checkpointing
         self.gather: Gather = gather
+        self.groups = groups or {}
         self.automatic_optimization, self._configured = False, False
         self.fve = FractionOfVarianceExplained(target.d_model)
         self._validated: dict[str, Tensor] = {}  # weighted sums and weights
@@ -116,10 +121,6 @@ class Stage(LightningModule):
         """Reconstructors besides the pair's own, which are not trained."""
         return ()
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """One group per trained half; a subclass may give them rates of their own."""
-        return [{"params": trainable(half), "name": name} for name, half in self.halves().items()]
-
     def configure_model(self) -> None:
         if self._configured:  # Lightning asks again at each entry point
             return
@@ -135,7 +136,7 @@ class Stage(LightningModule):
             shard(self.nla, self.target, device, precision, self.frozen_readers)
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer_factory(self.parameter_groups())
+        optimizer = self.optimizer_factory(parameter_groups(self.halves(), self.groups))
         # a plain function: of any other callable LambdaLR would put the attributes into each checkpoint
         scheduler = LambdaLR(optimizer, lambda step: self._rate(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler}}
@@ -278,8 +279,3 @@ class Stage(LightningModule):
                 "give data.explanation_column, or leave the warm start out with stages=[joint]"
             )
         return batch.explanation
-
-
-def trainable(module: nn.Module) -> list[nn.Parameter]:
-    """The parameters that receive gradients."""
-    return [parameter for parameter in module.parameters() if parameter.requires_grad]

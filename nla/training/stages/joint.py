@@ -32,12 +32,13 @@ from nla.core.objectives import (
 )
 from nla.core.records import ActivationBatch, Rollout
 from nla.errors import ConfigError
+from nla.models.parameters import trainable
 from nla.models.reconstructor import Reconstructor, frozen_copy
 from nla.models.sampling import SamplingParams
 from nla.training.micro_batches import in_micro_batches
 from nla.training.parallel import serving, whole
 from nla.training.rewards import Divergence, Reward
-from nla.training.stages.base import Stage, trainable
+from nla.training.stages.base import Stage
 from nla.training.stages.texts import text_metrics
 
 
@@ -47,7 +48,6 @@ class JointStage(Stage):
     Args:
         sampling: how explanations are sampled. reward: what they earn. kl: the anchor to the warm start.
         length: what a loss is averaged over: a sample's tokens and then samples (as released), or all tokens.
-        groups: settings of the optimizer that one half has to itself: ``{"reconstructor": {"lr": 1e-3}}``.
         reconstructor_updates: optimizer steps of the reconstructor per step, all on the same explanations; the
             verbalizer takes one.
         frozen_reconstructor: whether validation also has the explanations read by the reconstructor as it is at the
@@ -63,17 +63,15 @@ class JointStage(Stage):
         sampling: SamplingParams,
         reward: Reward,
         kl: Divergence,
-        length: LengthKind = "sample_mean",
-        groups: dict[str, dict[str, float]] | None = None,
-        reconstructor_updates: int = 1,
-        frozen_reconstructor: bool = False,
+        length: LengthKind,
+        reconstructor_updates: int,
+        frozen_reconstructor: bool,
         **kwargs: Any,
     ) -> None:
         if reconstructor_updates < 1:
             raise ConfigError(f"stage.joint.reconstructor_updates={reconstructor_updates}: must be at least 1")
         super().__init__(*args, max_new_tokens=sampling.max_new_tokens, **kwargs)
         self.sampling, self.reward, self.kl = sampling, reward, kl
-        self.groups = groups or {}
         self.length: LengthKind = length
         self.reconstructor_updates = reconstructor_updates
         self.fve_batch = FractionOfVarianceExplained(self.nla.d_model)
@@ -86,9 +84,6 @@ class JointStage(Stage):
     @property
     def frozen_readers(self) -> tuple[Reconstructor, ...]:
         return self._frozen
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        return [{**group, **self.groups.get(group["name"], {})} for group in super().parameter_groups()]
 
     def training_step(self, batch: ActivationBatch, batch_idx: int) -> None:
         started = time.perf_counter()

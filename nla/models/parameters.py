@@ -1,0 +1,37 @@
+"""Which parameters of a model train, and which of them are the inner matrices that Muon is made for."""
+
+from typing import cast
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+
+def trainable(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that receive gradients."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def inner_matrices(module: nn.Module) -> list[nn.Parameter]:
+    """Weights of linear layers, each once, without tables, output heads, adapters and stacked experts.
+
+    The choice goes by module and not by shape: in a large model a threshold on rows would split one block.
+    """
+    heads = {id(model.get_output_embeddings()) for model in module.modules() if isinstance(model, PreTrainedModel)}
+    tables = {id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Embedding)}
+    weights: dict[int, nn.Parameter] = {}
+    for name, layer in module.named_modules():
+        linear = isinstance(layer, (nn.Linear, Conv1D)) and id(layer) not in heads and "lora_" not in name
+        if linear and id(layer.weight) not in tables:
+            weight = cast(nn.Parameter, layer.weight)
+            weights[id(weight)] = weight
+    return list(weights.values())
+
+
+def split_trainable(module: nn.Module) -> dict[bool, list[nn.Parameter]]:
+    """The trainable parameters in the module's order: inner matrices under True, all others under False."""
+    inner = {id(weight) for weight in inner_matrices(module)}
+    every = trainable(module)
+    split = {kind: [parameter for parameter in every if (id(parameter) in inner) == kind] for kind in (True, False)}
+    assert sum(map(len, split.values())) == len({id(parameter) for parameter in every})
+    return split
