@@ -3,8 +3,8 @@
 import sys
 
 from nla.config.check import check_evaluate
-from nla.config.compose import launch
-from nla.evaluation import program as evaluating
+from nla.config.launch import launch
+from nla.evaluation.program import evaluate
 
 if __name__ == "__main__":
-    sys.exit(launch(evaluating.evaluate, "evaluate", check_evaluate))
+    sys.exit(launch(evaluate, "evaluate", check_evaluate))

@@ -3,8 +3,8 @@
 import sys
 
 from nla.config.check import check_train
-from nla.config.compose import launch
-from nla.training import program as app
+from nla.config.launch import launch
+from nla.training.program import train
 
 if __name__ == "__main__":
-    sys.exit(launch(app.train, "train", check_train))
+    sys.exit(launch(train, "train", check_train))

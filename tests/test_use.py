@@ -108,8 +108,8 @@ def test_evaluation_in_sixteen_bits(how: str, tiny_folder: str, tmp_path: Path, 
     original = module.evaluate
     monkeypatch.setattr(module, "evaluate", watched)
     cfg = compose("evaluate", ["nla=runs/a/nla", "data=text", "data.path=texts.jsonl", "dtype=bfloat16", *SMALL])
-    check_evaluate(cfg)
-    metrics = json.loads((evaluating.evaluate(cfg) / "metrics.json").read_text())
+    settings = check_evaluate(cfg)
+    metrics = json.loads((evaluating.evaluate(settings) / "metrics.json").read_text())
     assert metrics["dtype"] == "bfloat16" and metrics["n"] == 4 and metrics["fve_warm_start"] is not None
     assert {p.dtype for p in seen["target"].parameters()} == {torch.bfloat16}
     for pair in (seen["nla"], seen["warm_start"]):

@@ -141,10 +141,11 @@ def _explain(options: argparse.Namespace) -> int:
 
 
 def _preflight(overrides: Sequence[str]) -> int:
+    from nla.config.check import check_train
     from nla.config.compose import compose
     from nla.training.preflight import preflight, show
 
-    found = preflight(compose("train", overrides))
+    found = preflight(check_train(compose("train", overrides)))
     show(found)
     return 2 if any(check.status == "failed" for check in found) else 0
 

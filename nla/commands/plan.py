@@ -4,18 +4,18 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from omegaconf import DictConfig, OmegaConf, open_dict
-from pydantic import ValidationError
-
 from nla.config.check import parse, plain_config
 from nla.config.compose import compose
 from nla.config.schema import TrainSettings
-from nla.errors import ConfigError
 from nla.planning.facts import Facts
 from nla.planning.plan import make_plan
 
 GROUP = "planning="
 WIDTH = 132  # characters of a table that goes into a file
+
+
+class PlanSettings(TrainSettings):
+    planning: Facts
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -41,26 +41,11 @@ def plan_of(overrides: Sequence[str]) -> dict:
     """The plan of these overrides. Raises NLAError."""
     chosen = [override for override in overrides if override.startswith(GROUP)]
     rest = [override for override in overrides if not override.startswith(GROUP)]
-    if chosen:
-        cfg = compose("train", [f"+{chosen[-1]}", *rest])
-    else:
-        cfg = compose("train", ["+planning=h100", *rest])
-        if cfg.hardware.trainer.accelerator == "cpu":
-            cfg = compose("train", ["+planning=cpu", *rest])
-    return plan_config(cfg)
+    settings = _load([f"+{chosen[-1]}" if chosen else "+planning=h100", *rest])
+    if not chosen and settings.hardware.trainer.get("accelerator") == "cpu":
+        settings = _load(["+planning=cpu", *rest])
+    return make_plan(settings, settings.planning)
 
 
-def plan_config(cfg: DictConfig) -> dict:
-    """The plan of a composed training config with a `planning` section. Raises ConfigError, ModelError."""
-    with open_dict(cfg):
-        assumed = cfg.pop("planning")
-        if OmegaConf.is_missing(cfg.data, "path"):
-            cfg.data.path = None  # texts are not needed to plan
-    plain = plain_config(cfg)
-    try:
-        facts = Facts.model_validate(plain_config(assumed))
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"planning.{key}={first['input']!r}: {first['msg']}") from error
-    return make_plan(parse(TrainSettings, plain), plain, facts)
+def _load(overrides: Sequence[str]) -> PlanSettings:
+    return parse(PlanSettings, plain_config(compose("train", overrides), unneeded=("data.path",)))

@@ -89,25 +89,20 @@ def main(overrides: Sequence[str]) -> int:
         print(__doc__)
         return 0
     try:
-        prepare(check_prepare(compose_prepare(overrides)))
+        prepare(check_prepare(compose("prepare", overrides)))
     except KeyboardInterrupt:
         print("interrupted; the same command continues")
         return 130
     return 0
 
 
-def compose_prepare(overrides: Sequence[str]) -> dict[str, Any]:
-    """The config as plain containers; what only training reads is left out, set or not."""
-    cfg = compose("prepare", overrides)
-    found: dict[str, Any] = {}
-    for key in PrepareSettings.model_fields:
-        node = cfg[key]
-        found[key] = plain_config(node) if isinstance(node, DictConfig) else node
-    return found
+def check_prepare(cfg: DictConfig) -> PrepareSettings:
+    """Everything that can be known without loading weights. Raises ConfigError, ModelError.
 
-
-def check_prepare(plain: dict[str, Any]) -> PrepareSettings:
-    """Everything that can be known without loading weights. Raises ConfigError, ModelError."""
+    What only training reads is left out, set or not.
+    """
+    nodes = {key: cfg[key] for key in PrepareSettings.model_fields}
+    plain = {key: plain_config(node) if isinstance(node, DictConfig) else node for key, node in nodes.items()}
     settings = parse(PrepareSettings, {**plain, "teacher": plain["teacher"] or None})
     for group in ("corpus", "teacher"):
         node = getattr(settings, group)

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
-from hydra.utils import instantiate
 from pydantic import Field
 
-from nla.config.check import parse_data, plain_config
+from nla.config.check import check_data, parse, plain_config
 from nla.config.compose import compose
 from nla.config.schema import DataSettings, ModelSettings, Settings
+from nla.data.build import build_source
 from nla.errors import ConfigError
 from nla.pretraining.lessons import Lessons
 from nla.pretraining.loop import Architecture, Recipe, pretrain
@@ -37,14 +37,12 @@ def main(overrides: Sequence[str]) -> int:
     if any(flag in overrides for flag in ("-h", "--help")):
         print(__doc__)
         return 0
-    config = plain_config(compose("pretrain", overrides))
-    config.pop("hydra", None)
-    settings = PretrainSettings.model_validate(config)
-    parse_data(config["data"])
+    settings = parse(PretrainSettings, plain_config(compose("pretrain", overrides)))
+    check_data(settings.data)
     folder = Path(settings.out)
     if (folder / "config.json").exists():
         raise ConfigError(f"out={folder}: a model stands there already; choose another folder or remove it")
-    source = instantiate(config["data"]["source"], _convert_="all")
+    source = build_source(settings.data.source)
     sample = list(islice(source.documents("pretrain"), settings.tokenizer_documents))
     described = [source.explanation(document, PAST_THE_END, 1) for document in sample[: len(sample) // 4]]
     texts = [document.text for document in sample] + [text for text in described if text]

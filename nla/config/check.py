@@ -5,7 +5,7 @@ Nothing is loaded here but a model's config.json. Parts with a `_target_` are ch
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,30 +22,28 @@ from nla.models.pretrained.hub import remedy
 from nla.models.pretrained.loading import HALVES
 from nla.models.pretrained.metadata import METADATA
 
-STAGE_INJECTED = ("nla", "target")
-STAGE_OWN = ("data", "trainer")  # keys of a stage that the app uses itself
+STAGE_INJECTED, LOGGER_INJECTED = ("nla", "target"), ("save_dir",)  # what code passes beside the config
 S = TypeVar("S", bound=Settings)
 
 
 def check_train(cfg: DictConfig) -> TrainSettings:
     """Everything about a training config that can be known without loading weights. Raises ConfigError, ModelError."""
-    plain = plain_config(cfg)
-    settings = parse(TrainSettings, plain)
+    settings = parse(TrainSettings, plain_config(cfg))
     for number, stage in enumerate(settings.stages):
         if stage not in settings.stage:
             known = f"known are {', '.join(settings.stage)}"
             raise ConfigError(f"stages[{number}]={stage}: no such stage, {known}{suggestion(stage, settings.stage)}")
-    _check_data(plain["data"])
-    for name, stage in plain["stage"].items():
-        arguments = {key: value for key, value in stage.items() if key not in STAGE_OWN}
-        if arguments.get("gather") == plain["hardware"]["gather"] == "auto":
-            arguments["gather"] = "once"  # the planner puts one of the stage's own in its place
-        check_components(arguments, f"stage.{name}", STAGE_INJECTED)
-        check_trainer(stage["trainer"], f"stage.{name}.trainer")
-    for group in ("callbacks", "logger", "sampling", "reward", "evaluation"):
-        check_components(plain[group], group)
-    check_trainer(plain["hardware"]["trainer"], "hardware.trainer")
-    with_strategy(plain["hardware"]["trainer"], settings.adapter.kind)
+    check_data(settings.data)
+    for name, stage in settings.stage.items():
+        undecided = {"gather": "once"} if stage.arguments.get("gather") == "auto" == settings.hardware.gather else {}
+        check_components(stage.arguments | undecided, f"stage.{name}", STAGE_INJECTED)
+        check_trainer(stage.trainer, f"stage.{name}.trainer")
+    for group in ("callbacks", "sampling", "reward"):
+        check_components(getattr(settings, group), group)
+    for name, logger in settings.logger.items():
+        check_components(logger, f"logger.{name}", LOGGER_INJECTED)
+    check_trainer(settings.hardware.trainer, "hardware.trainer")
+    with_strategy(settings.hardware.trainer, settings.adapter.kind)
     if settings.nla is None:
         settings.layer.block(model_depth(settings.model))
     else:
@@ -57,18 +55,24 @@ def check_train(cfg: DictConfig) -> TrainSettings:
 
 def check_evaluate(cfg: DictConfig) -> EvaluateSettings:
     """The same for an evaluation. Raises ConfigError."""
-    plain = plain_config(cfg)
-    settings = parse(EvaluateSettings, plain)
-    if plain.get("data") is not None:
-        _check_data(plain["data"])
-    check_components(plain["evaluation"], "evaluation")
-    check_trainer(plain["hardware"]["trainer"], "hardware.trainer")
+    settings = parse(EvaluateSettings, plain_config(cfg))
+    if settings.data is not None:
+        check_data(settings.data)
+    check_components(settings.evaluation, "evaluation")
+    check_trainer(settings.hardware.trainer, "hardware.trainer")
     check_pair(settings.nla)
     return settings
 
 
-def plain_config(cfg: DictConfig) -> dict[str, Any]:
-    """Resolved, as plain containers. Raises ConfigError for what is not set or cannot be resolved."""
+def plain_config(cfg: DictConfig, unneeded: Sequence[str] = ()) -> dict[str, Any]:
+    """Resolved, as plain containers. Raises ConfigError for what is not set or cannot be resolved.
+
+    An `unneeded` key that is not set becomes null.
+    """
+    for key in unneeded:
+        parent, _, name = key.rpartition(".")
+        if OmegaConf.is_missing(OmegaConf.select(cfg, parent), name):
+            OmegaConf.update(cfg, key, None)
     try:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -125,19 +129,13 @@ def check_pair(pair: str) -> None:
         raise ConfigError(f"nla={pair}: holds no folders verbalizer and reconstructor; did you mean {pair}/nla?")
 
 
-def _check_data(data: Mapping[str, Any]) -> None:
-    if data["path"] is not None and not Path(data["path"]).exists():
-        raise ConfigError(f"data.path={data['path']}: no such file or folder; give UTF-8 files, Parquet or JSONL")
-    if "_target_" not in data["source"]:
+def check_data(data: DataSettings, trusted: bool = True) -> None:
+    """Raises ConfigError for a path that is not there and a source whose class does not take its keys."""
+    if data.path is not None and not Path(data.path).exists():
+        raise ConfigError(f"data.path={data.path}: no such file or folder; give UTF-8 files, Parquet or JSONL")
+    if "_target_" not in data.source:
         raise ConfigError("data.source._target_ is not set: name the class of a source, e.g. nla.data.text.TextSource")
-    check_components(data["source"], "data.source")
-
-
-def parse_data(data: dict[str, Any]) -> DataSettings:
-    """A data section by itself, as recorded in a run. Raises ConfigError."""
-    settings = parse(DataSettings, data)
-    _check_data(data)
-    return settings
+    check_components(data.source, "data.source", trusted=trusted)
 
 
 def parse(schema: type[S], plain: dict[str, Any]) -> S:

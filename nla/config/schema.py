@@ -1,7 +1,7 @@
 """The shape of a composed config: every key with its type and bounds, and nothing besides."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
@@ -9,11 +9,22 @@ from nla.errors import ConfigError
 
 Scale = Annotated[float, Field(gt=0)] | Literal["sqrt_d_model"] | None
 Dtype = Literal["float32", "bfloat16", "float16", "nf4"]
+S = TypeVar("S", bound="Settings")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+-]{0,99}")
 
 
 class Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True, protected_namespaces=())
+    """Frozen: a step that decides something returns changed settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True, protected_namespaces=())
+
+    def changed(self: S, **updates: Any) -> S:
+        """A copy with other values; `model__revision` is the key `model.revision`."""
+        values: dict[str, Any] = {}
+        for path, value in updates.items():
+            key, _, rest = path.partition("__")
+            values[key] = values.get(key, getattr(self, key)).changed(**{rest: value}) if rest else value
+        return self.model_copy(update=values)
 
 
 class TemplateSettings(Settings):
@@ -95,12 +106,17 @@ class StageData(Settings):
 
 
 class StageSettings(Settings):
-    """The parts common to all stages; the rest is checked against the stage's constructor."""
+    """A stage: what its constructor takes (`arguments`), and beside it the data and the Trainer that it runs with."""
 
     model_config = ConfigDict(extra="allow")
-    steps: PositiveInt
     data: StageData
     trainer: dict[str, Any]
+    steps: PositiveInt
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Of the stage's constructor, `_target_` among them."""
+        return {"steps": self.steps, **(self.model_extra or {})}
 
 
 class HardwareSettings(Settings):
@@ -117,7 +133,6 @@ class TrainSettings(Settings):
     nla: str | None
     preflight: bool
     run_dir: str
-    stage_dir: str
     model: ModelSettings
     layer: LayerSettings
     adapter: Annotated[FullAdapter | LoraAdapter, Field(discriminator="kind")]
@@ -125,7 +140,6 @@ class TrainSettings(Settings):
     sampling: dict[str, Any]
     reward: dict[str, Any]
     stage: dict[str, StageSettings]
-    evaluation: dict[str, Any]
     hardware: HardwareSettings
     callbacks: dict[str, dict[str, Any] | None]
     logger: dict[str, dict[str, Any] | None]

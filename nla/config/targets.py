@@ -82,6 +82,11 @@ def _check_record(constructor: Any, arguments: dict[str, Any]) -> None:
         constructor(**arguments)
 
 
+def takes(node: Mapping[str, Any], name: str) -> bool:
+    """Whether the constructor that a checked node names has such a parameter."""
+    return name in _parameters(get_object(node["_target_"]))[0]
+
+
 def check_type(value: Any, hint: Any, key: str) -> None:
     """Raises ConfigError where `value` does not fit the annotation; annotations that nothing is known of pass."""
     try:

@@ -6,6 +6,7 @@ from typing import Any
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
+from nla.config.schema import DataSettings
 from nla.data.datamodule import NLADataModule
 from nla.data.shards.datamodule import ShardDataModule
 from nla.data.shards.source import ShardSource
@@ -14,10 +15,10 @@ from nla.errors import NLAError
 from nla.models.target import Target
 
 
-def build_data(data: Mapping[str, Any], target: Target, **options: Any) -> NLADataModule:
+def build_data(data: DataSettings, target: Target, **options: Any) -> NLADataModule:
     """The loader of a data config; `options` (split, batch_size, seed ...) go before its own settings."""
-    reading = {key: value for key, value in data.items() if key not in ("path", "source")} | options
-    source = build_source(data["source"])
+    reading = data.model_dump(exclude={"path", "source"}) | options
+    source = build_source(data.source)
     if isinstance(source, ShardSource):
         return ShardDataModule(source, target, **reading)
     return NLADataModule(source, target.tokenizer, **reading)

@@ -10,12 +10,11 @@ import torch
 from hydra.utils import instantiate
 from lightning.fabric import Fabric
 from lightning.pytorch import seed_everything
-from omegaconf import DictConfig
 
-from nla.config.check import check_evaluate, parse_data, plain_config
-from nla.config.run_folder import CONFIG, is_pair, run_folder
-from nla.config.schema import EvaluateSettings
-from nla.config.targets import check_components
+from nla.config.check import check_data, parse
+from nla.config.recorded import CONFIG, read_recorded
+from nla.config.run_folder import is_pair, run_folder
+from nla.config.schema import DataSettings, EvaluateSettings
 from nla.config.trainer import check_ranks
 from nla.data.build import build_data
 from nla.errors import ConfigError
@@ -24,35 +23,32 @@ from nla.evaluation.shares import is_first
 from nla.evaluation.sweep import METRICS, is_sweep, job_folders, summarize
 from nla.models.backbone import DTYPES, QUANTIZED, usable_device
 from nla.models.pair import NLA
-from nla.models.pretrained.metadata import read_yaml
 from nla.models.target import Target
 
 PRECISIONS = {"32": "float32", "bf16": "bfloat16", "16": "float16"}  # nothing is trained: no weights in fp32 beside
 
 
-def evaluate(cfg: DictConfig) -> Path:
+def evaluate(settings: EvaluateSettings) -> Path:
     """Evaluate a saved pair, or every job of a sweep with a summary; returns the folder written. Raises NLAError.
 
     Jobs that were evaluated already are not evaluated again.
     """
-    settings = check_evaluate(cfg)
     sweep = Path(settings.nla)
     if not is_sweep(sweep):
-        return evaluate_pair(cfg, settings)
+        return evaluate_pair(settings)
     for job in job_folders(sweep):
         if is_pair(job / "nla") and not (job / METRICS).is_file():
-            evaluate_pair(cfg, settings.model_copy(update={"nla": str(job / "nla"), "output": None}))
+            evaluate_pair(settings.changed(nla=str(job / "nla"), output=None))
     if is_first():
         summarize(sweep, rich.get_console())
     return sweep
 
 
-def evaluate_pair(cfg: DictConfig, settings: EvaluateSettings) -> Path:
+def evaluate_pair(settings: EvaluateSettings) -> Path:
     """Write metrics.json and samples.parquet of one pair, print the tables, return their folder."""
-    plain = plain_config(cfg)
-    data = plain["data"] if settings.data is not None else recorded_data(Path(settings.nla))
+    data = settings.data or recorded_data(Path(settings.nla))
     seed_everything(settings.seed, workers=True, verbose=False)
-    device = evaluation_device(plain["hardware"]["trainer"])
+    device = evaluation_device(settings.hardware.trainer)
     run = run_folder(Path(settings.nla))
     dtype = settings.dtype or evaluation_dtype(run, settings.hardware.trainer)
     target = Target.of_pair(settings.nla, dtype).to(device)
@@ -71,7 +67,7 @@ def evaluation_dtype(run: Path | None, trainer: Mapping[str, Any]) -> str:
     Raises ConfigError.
     """
     if run is not None:
-        recorded = read_yaml(run / CONFIG).get("model")
+        recorded = read_recorded(run).get("model")
         dtype = recorded.get("dtype") if isinstance(recorded, dict) else None
         if dtype in (*DTYPES, QUANTIZED):
             return str(dtype)
@@ -106,14 +102,14 @@ def default_output(pair: Path, run: Path | None) -> Path:
     return Path(os.path.relpath(parent if run and parent.parent.name == "stages" else run or Path())) / "evaluation"
 
 
-def recorded_data(pair: Path) -> dict[str, Any]:
+def recorded_data(pair: Path) -> DataSettings:
     """The data config of the run that made the pair. It came with a checkpoint: it may name nothing but our classes."""
     run = run_folder(pair)
     if run is None:
         raise ConfigError(f"nla={pair}: no run's config.yaml beside the pair; say what to evaluate on: data=<name>")
-    data = read_yaml(run / CONFIG).get("data")
+    data = read_recorded(run).get("data")
     if not isinstance(data, dict):
         raise ConfigError(f"{run / CONFIG}: has no data section; say what to evaluate on: data=<name>")
-    check_components(data, "data", trusted=False)
-    parse_data(data)
-    return data
+    settings = parse(DataSettings, data)
+    check_data(settings, trusted=False)
+    return settings

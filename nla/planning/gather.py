@@ -1,13 +1,10 @@
 """`hardware.gather=auto`: the planner decides before the run how sharded weights are gathered for sampling."""
 
-from typing import Any
-
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from nla.config.check import plain_config
 from nla.config.compose import config_folder
 from nla.config.schema import TrainSettings
 from nla.config.trainer import Gather, with_strategy
@@ -20,36 +17,37 @@ from nla.planning.reading import tasks_of
 AUTO = "auto"
 
 
-def resolve_gather(cfg: DictConfig, settings: TrainSettings) -> None:
-    """Put `once` or `blocks` in the place of `auto`, and print which and why. Raises ConfigError, ModelError.
+def with_gather(settings: TrainSettings) -> TrainSettings:
+    """The settings with `once` or `blocks` in the place of `auto`; says which and why. Raises ConfigError, ModelError.
 
     The memory is that of this machine's GPUs where it has any, else `planning`'s. A saved pair is planned by its own
     base model and layer.
     """
-    if settings.hardware.gather != AUTO:
-        return
-    plain = plain_config(cfg)
-    trainer = plain["hardware"]["trainer"]
+    hardware = settings.hardware
+    if hardware.gather != AUTO:
+        return settings
     gather: Gather = "once"
-    if isinstance(with_strategy(trainer, settings.adapter.kind)["strategy"], ModelParallelStrategy):
-        facts = device_facts(trainer["accelerator"])
-        tasks, _ = tasks_of(*_of_pair(settings, plain), facts)
+    if isinstance(with_strategy(hardware.trainer, settings.adapter.kind)["strategy"], ModelParallelStrategy):
+        facts = device_facts(hardware.trainer["accelerator"])
+        tasks, _ = tasks_of(_of_pair(settings), facts)
         wanted, why = advice.gathering(tasks, facts)
         gather = advice.runnable(wanted)
         if rank_zero_only.rank == 0:
             print(f"hardware.gather=auto is {gather}: {why} ({facts.device})", flush=True)
-    cfg.hardware.gather = settings.hardware.gather = gather
+    stages = {
+        name: stage.changed(gather=gather) if stage.arguments.get("gather") == AUTO else stage
+        for name, stage in settings.stage.items()
+    }
+    return settings.changed(hardware__gather=gather, stage=stages)
 
 
-def _of_pair(settings: TrainSettings, plain: dict[str, Any]) -> tuple[TrainSettings, dict[str, Any]]:
+def _of_pair(settings: TrainSettings) -> TrainSettings:
     """Model and layer of the saved pair that is trained on, if there is one."""
     if settings.nla is None:
-        return settings, plain
+        return settings
     about = read_metadata(find_halves(settings.nla, patterns=[f"*{METADATA}"])[1])
-    settings = settings.model_copy(deep=True)
-    settings.model.id, settings.model.revision = about.base_model, about.base_revision
-    settings.layer.index = about.layer
-    return settings, {**plain, "model": {**plain["model"], "shape": None}}
+    model = settings.model.changed(id=about.base_model, revision=about.base_revision, shape=None)
+    return settings.changed(model=model, layer__index=about.layer)
 
 
 def device_facts(accelerator: str) -> Facts:

@@ -1,6 +1,6 @@
 """The plan of a composed config: memory and time of every stage, whether it fits, data, cost; as plain containers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,11 +14,11 @@ from nla.planning.task import Task
 TEXT_BYTES = 4.5  # of a token as UTF-8 text
 
 
-def make_plan(settings: TrainSettings, plain: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
+def make_plan(settings: TrainSettings, facts: Facts) -> dict[str, Any]:
     """Everything `nla plan` prints: bytes, seconds, FLOPs, money. Raises ConfigError, ModelError."""
-    tasks, notes = tasks_of(settings, plain, facts)
+    tasks, notes = tasks_of(settings, facts)
     gather, why = advice.gathering(tasks, facts)
-    if tasks[0].layout.strategy == "fsdp" and plain["hardware"]["gather"] not in ("auto", advice.runnable(gather)):
+    if tasks[0].layout.strategy == "fsdp" and settings.hardware.gather not in ("auto", advice.runnable(gather)):
         why += f"; set hardware.gather={advice.runnable(gather)}"
     stages = [stage_plan(task, facts, advice.runnable(gather)) for task in tasks]
     gpus = tasks[0].layout.gpus

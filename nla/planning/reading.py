@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nla.config.schema import LoraAdapter, TrainSettings
+from nla.config.schema import HardwareSettings, LoraAdapter, TrainSettings
 from nla.config.trainer import with_strategy
 from nla.errors import ConfigError, NLAError
 from nla.models.backbone import load_tokenizer, resolve
@@ -20,23 +20,23 @@ NF4 = 0.53  # bytes of a weight stored in 4 bits, with its scales
 CHARACTERS_PER_TOKEN, CHAT_TOKENS = 4, 15  # of a template whose tokenizer is not at hand
 
 
-def tasks_of(settings: TrainSettings, plain: Mapping[str, Any], facts: Facts) -> tuple[list[Task], list[str]]:
+def tasks_of(settings: TrainSettings, facts: Facts) -> tuple[list[Task], list[str]]:
     """One task per stage that runs, and what had to be assumed. Raises ConfigError, ModelError."""
     model = settings.model
-    shape = shape_of(load_config(model.id, model.revision, plain["model"].get("shape")))
-    layout, notes = layout_of(plain["hardware"], BYTES[model.dtype], settings.adapter.kind)
+    shape = shape_of(load_config(model.id, model.revision, model.shape and model.shape.model_dump()))
+    layout, notes = layout_of(settings.hardware, BYTES[model.dtype], settings.adapter.kind)
     if model.dtype == "nf4":
         layout = replace(layout, frozen=NF4)
     prompt, shared, said = prompt_tokens(settings, facts)
     notes += said
     layer = settings.layer.block(shape.depth)
     numbers = {"shape": shape, "layer": layer, "layout": layout, "prompt": prompt, "shared": shared}
-    return [_task(name, settings, plain, facts, numbers) for name in settings.stages], notes
+    return [_task(name, settings, facts, numbers) for name in settings.stages], notes
 
 
-def layout_of(hardware: Mapping[str, Any], weight: int, adapter: str) -> tuple[Layout, list[str]]:
+def layout_of(hardware: HardwareSettings, weight: int, adapter: str) -> tuple[Layout, list[str]]:
     """The layout of a hardware config and what it leaves open. Raises ConfigError for an unknown strategy."""
-    trainer, notes = hardware["trainer"], []
+    trainer, notes = hardware.trainer, []
     named = trainer.get("strategy", "auto")
     if not isinstance(named, Mapping) or "_target_" not in named:
         named = with_strategy({"strategy": named}, adapter)["strategy"]
@@ -59,7 +59,7 @@ def layout_of(hardware: Mapping[str, Any], weight: int, adapter: str) -> tuple[L
             strategy=_strategy(named, gpus),
             weight=weight,
             compute=min(compute, weight),
-            checkpointing=bool(hardware.get("activation_checkpointing", False)),
+            checkpointing=hardware.activation_checkpointing,
             fused=trainer.get("accelerator") != "cpu",
         ),
         notes,
@@ -95,22 +95,22 @@ def prompt_tokens(settings: TrainSettings, facts: Facts) -> tuple[int, int, list
     return length, round(before * length), [note]
 
 
-def _task(name: str, settings: TrainSettings, plain: Mapping[str, Any], facts: Facts, numbers: dict[str, Any]) -> Task:
-    stage, tokens = plain["stage"][name], facts.tokens
-    data, joint = stage["data"], name == "joint"
-    sampling = stage.get("sampling") or plain["sampling"]
+def _task(name: str, settings: TrainSettings, facts: Facts, numbers: dict[str, Any]) -> Task:
+    stage, data = settings.stage[name].arguments, settings.stage[name].data
+    tokens, joint = facts.tokens, name == "joint"
+    sampling = stage.get("sampling") or settings.sampling
     cap = int(sampling["max_new_tokens"])
     response = (tokens.response or cap) if joint else (tokens.warm_start or cap)
     adapter = settings.adapter
     dtype, layout = sampling.get("dtype"), numbers["layout"]
-    documents = -(-int(data["batch_size"]) // int(data["positions_per_document"]))
+    documents = -(-data.batch_size // data.positions_per_document)
     return Task(
         stage=name,
         trains=("verbalizer", "reconstructor") if joint else (name,),
         steps=int(stage["steps"]),
-        rows=int(data["batch_size"]),
+        rows=data.batch_size,
         group=int(sampling["group_size"]) if joint else 1,
-        micro_batch=int(stage.get("micro_batch_size") or plain["hardware"]["micro_batch_size"]),
+        micro_batch=int(stage.get("micro_batch_size") or settings.hardware.micro_batch_size),
         response=response,
         cap=cap,
         text=response + tokens.suffix,

@@ -8,8 +8,9 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from nla import files
-from nla.config.check import STAGE_OWN, model_depth
+from nla.config.check import model_depth
 from nla.config.schema import TrainSettings
+from nla.config.targets import takes
 from nla.errors import ConfigError
 from nla.models.backbone import resolve
 from nla.models.lora import has_lora, lora_strength
@@ -33,12 +34,11 @@ EXPECTED_WARNINGS = (
 CHATTY = ("lightning.pytorch", "huggingface_hub.serialization._torch")  # devices, tips, each file saved
 
 
-def build_stage(settings: TrainSettings, plain: Mapping[str, Any], name: str, start: str | None) -> Stage:
+def build_stage(settings: TrainSettings, name: str, start: str | None) -> Stage:
     """A stage of the config with its own modules: those of the pair `start`, or of the target."""
     target = starting_target(settings, start)
     pair = starting_pair(settings, start, target)
-    arguments = {key: value for key, value in plain["stage"][name].items() if key not in STAGE_OWN}
-    return instantiate({**arguments, "_partial_": True}, _convert_="all")(nla=pair, target=target)
+    return instantiate({**settings.stage[name].arguments, "_partial_": True}, _convert_="all")(nla=pair, target=target)
 
 
 def starting_target(settings: TrainSettings, start: str | None) -> Target:
@@ -90,13 +90,17 @@ def stage_facts(name: str, pair: NLA, start: str | None, world_size: int) -> Fac
     }
 
 
-def build_all(group: Mapping[str, Any]) -> list[Any]:
-    """The parts of a config group; one set to null is left out."""
+def build_all(group: Mapping[str, Any], folder: Path | None = None) -> list[Any]:
+    """The parts of a config group; one set to null is left out.
+
+    Those whose constructor takes `save_dir`, as Lightning's loggers do, get `folder` unless they name one.
+    """
     built = []
     for name, node in group.items():
         if node is not None:
             try:
-                built.append(instantiate(node, _convert_="all"))
+                place = {} if folder is None or not takes(node, "save_dir") else {"save_dir": str(folder)}
+                built.append(instantiate({**place, **node}, _convert_="all"))
             except (ModuleNotFoundError, InstantiationException) as error:
                 cause = error if isinstance(error, ModuleNotFoundError) else error.__cause__
                 if not isinstance(cause, ImportError):

@@ -15,9 +15,8 @@ from pathlib import Path
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig
 
-from nla.config.check import check_train, model_depth, plain_config
+from nla.config.check import model_depth
 from nla.config.run_folder import (
     copy_pair,
     finished,
@@ -32,7 +31,7 @@ from nla.data.datamodule import NLADataModule
 from nla.data.shards.datamodule import ShardDataModule
 from nla.errors import CheckpointError, TrainingError
 from nla.files import locked
-from nla.planning.gather import resolve_gather
+from nla.planning.gather import with_gather
 from nla.training.build import CHATTY, EXPECTED_WARNINGS, build_all, build_stage, stage_facts, starting_pair
 from nla.training.callbacks import Checkpointing, StateFile, Together, Tolerant
 from nla.training.parallel import whole_pair
@@ -40,62 +39,63 @@ from nla.training.preflight import require
 from nla.training.stages.base import Stage
 
 
-def train(cfg: DictConfig) -> Path:
+def train(settings: TrainSettings) -> Path:
     """Run the config's stages in order and return the folder of the final pair. Raises NLAError."""
-    settings = check_train(cfg)
     run = Path(settings.run_dir)
-    if settings.nla is None:
-        settings.model.revision = cfg.model.revision = pinned_revision(settings.model, run)
-        cfg.layer.index = settings.layer.block(model_depth(settings.model))
     check_ranks(settings.hardware.trainer)
-    resolve_gather(cfg, settings)
+    settings = with_gather(with_pinned_model(settings, run))
     if settings.preflight:
-        require(cfg)
+        require(settings)
     first = rank_zero_only.rank == 0  # as the launcher says, before there is a trainer
     with locked(run) if first else nullcontext():
         if first:
-            record_config(plain_config(cfg), run)
+            record_config(settings.model_dump(), run)
         pair = settings.nla
         for name in settings.stages:
             exported = run / "stages" / name / "nla"
             if not finished(exported, settings.stage[name].steps):
-                run_stage(cfg, settings, name, pair)
+                run_stage(settings, name, pair)
             pair = str(exported)
         return copy_pair(Path(str(pair)), run / "nla") if first else run / "nla"
 
 
-def run_stage(cfg: DictConfig, settings: TrainSettings, name: str, start: str | None) -> None:
+def with_pinned_model(settings: TrainSettings, run: Path) -> TrainSettings:
+    """The model's commit and the block that is read, as numbers that a later run finds again."""
+    if settings.nla is not None:
+        return settings
+    layer, revision = settings.layer.block(model_depth(settings.model)), pinned_revision(settings.model, run)
+    return settings.changed(model__revision=revision, layer__index=layer)
+
+
+def run_stage(settings: TrainSettings, name: str, start: str | None) -> None:
     """Train one stage from the pair that the stage before it left (`start`), or from the target, and export it."""
-    folder = Path(settings.run_dir) / "stages" / name
-    cfg.stage_dir = str(folder)
-    plain = plain_config(cfg)
+    folder, options = Path(settings.run_dir) / "stages" / name, settings.stage[name]
     seed_everything(settings.seed, workers=True, verbose=False)
-    stage = build_stage(settings, plain, name, start)
-    target, options = stage.target, plain["stage"][name]
+    stage = build_stage(settings, name, start)
     for logger in CHATTY:
         logging.getLogger(logger).setLevel(logging.WARNING)
     together = Together()
     trainer = Trainer(
         default_root_dir=folder,
-        max_steps=options["steps"],
+        max_steps=options.steps,
         max_epochs=-1,
         check_val_every_n_epoch=None,  # validation goes by steps: an epoch of the data has no meaning for the trainer
         enable_model_summary=False,
         use_distributed_sampler=False,  # the data module shards by itself
-        callbacks=[*build_all(plain["callbacks"]), together],
-        logger=[Tolerant(logger) for logger in build_all(plain["logger"])],
+        callbacks=[*build_all(settings.callbacks), together],
+        logger=[Tolerant(logger) for logger in build_all(settings.logger, folder)],
         plugins=[StateFile()],
-        **with_strategy(plain["hardware"]["trainer"], settings.adapter.kind),
-        **options["trainer"],
+        **with_strategy(settings.hardware.trainer, settings.adapter.kind),
+        **options.trainer,
     )
-    data = build_data(plain["data"], target, seed=settings.seed, **options["data"])
+    data = build_data(settings.data, stage.target, seed=settings.seed, **options.data.model_dump())
     if isinstance(data, ShardDataModule):
-        data.check_against(target)
+        data.check_against(stage.target)
     with together.held():
         fit(trainer, stage, data, start)
         pair = whole_pair(stage.nla, lambda: starting_pair(settings, start, stage.target))
         if trainer.is_global_zero:
-            pair.save_pretrained(folder / "nla", stage=name, training={"steps": options["steps"]})
+            pair.save_pretrained(folder / "nla", stage=name, training={"steps": options.steps})
         trainer.strategy.barrier()
 
 
@@ -123,7 +123,7 @@ def resume_point(stage: Stage, trainer: Trainer, start: str | None) -> Path | No
     found = None
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, Checkpointing):
-            found = callback.newest(facts, sharded=sharded)
+            found = callback.newest(folder, facts, sharded=sharded)
     if found is None and is_pair(folder / "nla"):
         raise CheckpointError(f"{folder}: the stage has ended and cannot be made longer: it has no checkpoint")
     return None if found is None else found.state

@@ -27,8 +27,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from nla.commands.cli import main
-from nla.commands.prepare import compose_prepare
-from nla.config.check import check_train
+from nla.config.check import check_evaluate, check_train
 from nla.config.compose import compose
 from nla.core.records import ActivationBatch
 from nla.data.corpora import FileCorpus, HubCorpus, SourceCorpus, to_document
@@ -409,10 +408,10 @@ def test_every_teacher_and_corpus_composes(tmp_path: Path, tiny_folder: str):
     for teacher in sorted(path.stem for path in (ROOT / "conf/teacher").glob("*.yaml")):
         price = ["teacher.price.input=1", "teacher.price.output=5"] if teacher in ("anthropic", "openai") else []
         named = ["teacher.model=m"] if teacher not in ("none", "truth") else []
-        plain = compose_prepare(["corpus=data", "experiment=world", f"teacher={teacher}", *named, *price])
-        preparing.check_prepare(plain)
+        cfg = compose("prepare", ["corpus=data", "experiment=world", f"teacher={teacher}", *named, *price])
+        preparing.check_prepare(cfg)
     for corpus in (["corpus=files", f"corpus.path={tmp_path}"], ["corpus=hub", "corpus.dataset=a/b"], ["corpus=data"]):
-        preparing.check_prepare(compose_prepare(["experiment=world", *corpus]))
+        preparing.check_prepare(compose("prepare", ["experiment=world", *corpus]))
 
 
 @pytest.mark.slow
@@ -428,12 +427,10 @@ def test_from_a_corpus_to_a_published_pair(
         given = ["prepare", "experiment=text", *model, "corpus=files", "corpus.path=texts.jsonl", *teacher]
         assert main([*given, *preparing.OPTIONS]) == 0
         assert service.seen and "passages to explain" in capsys.readouterr().out
-    cfg = compose("train", train_overrides(model))
-    check_train(cfg)
-    pair = app.train(cfg)
+    pair = app.train(check_train(compose("train", train_overrides(model))))
     assert (pair / "verbalizer/nla_meta.yaml").is_file() and (pair / "reconstructor/value_head.safetensors").is_file()
     sizes = ["evaluation.documents=8", "evaluation.max_new_tokens=8"]
-    evaluation = evaluating.evaluate(compose("evaluate", [f"nla={pair}", *sizes]))
+    evaluation = evaluating.evaluate(check_evaluate(compose("evaluate", [f"nla={pair}", *sizes])))
     metrics = json.loads((evaluation / "metrics.json").read_text())
     assert metrics["documents"] > 0 and metrics["model"] == "world" and metrics["layer"] == 1
     push = ["publish", str(pair), "me/pair", "--metrics", str(evaluation / "metrics.json"), "--licence", "apache-2.0"]

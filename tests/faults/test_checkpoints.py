@@ -197,11 +197,11 @@ def test_shares_of_several_ranks_are_not_loaded_whole(tiny_folder: str) -> None:
 
     callback = Checkpointing("checkpoints", 1, 2)
     write(callback.folder, 5)
-    assert callback.newest({**FACTS, "world_size": 4}, sharded=False) is not None
+    assert callback.newest(Path(), {**FACTS, "world_size": 4}, sharded=False) is not None
     write(callback.folder, 10, sharded=True, world_size=2)
-    assert callback.newest({**FACTS, "world_size": 4}, sharded=True) is not None
+    assert callback.newest(Path(), {**FACTS, "world_size": 4}, sharded=True) is not None
     with pytest.raises(CheckpointError, match="saved in shares by 2 ranks and cannot be loaded whole"):
-        callback.newest({**FACTS, "world_size": 2}, sharded=False)
+        callback.newest(Path(), {**FACTS, "world_size": 2}, sharded=False)
 
 
 class Malicious:

@@ -9,6 +9,7 @@ from support.models import sampling_params
 from support.stages import batch, fit, joint, options
 
 from nla.commands.cli import main
+from nla.config.check import check_train
 from nla.config.compose import compose
 from nla.core.objectives import normalize
 from nla.core.records import ActivationBatch
@@ -140,8 +141,8 @@ def test_the_preflight_refuses_a_random_head_and_sizes_the_micro_batch(
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())  # however wide the console was made
     assert "no more from its texts than chance" in shown
     assert "128 did not fit: hardware.micro_batch_size=64 does" in shown
-    cfg = compose("train", given)
+    settings = check_train(compose("train", given))
     with pytest.raises(TrainingError, match=r"preflight: reconstructor failed \(1 in all\)"):
-        require(cfg)
+        require(settings)
     assert main(["preflight", *SMOKE, "layer.idx=1"]) == 2
     assert "did you mean 'layer.index'" in capsys.readouterr().err

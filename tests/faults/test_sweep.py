@@ -17,7 +17,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from rich.console import Console
 
-from nla.config.compose import compose, config_folder, launch, refuse_written
+from nla.config.compose import compose, config_folder
+from nla.config.launch import launch, refuse_written
 from nla.config.sweeps import JOBS, Job, combinations, refuse_secrets, run_jobs
 from nla.errors import ConfigError
 from nla.evaluation.sweep import summarize

@@ -4,25 +4,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import DictConfig
 from support.shapes import GEMMA_27B, QWEN
 
 from nla.commands.plan import plan_of
 from nla.config.check import check_train
 from nla.config.compose import compose
+from nla.config.schema import TrainSettings
 from nla.models.pretrained.metadata import read_yaml
 from nla.planning import advice, gather
-from nla.planning.gather import resolve_gather
+from nla.planning.gather import with_gather
 from nla.training import program as app
 
 BIG = ["model=local", "model.path=null", "model.id=m", "sampling.max_new_tokens=150", "stage.joint.data.batch_size=128"]
 
 
 def resolved(*overrides: str) -> str:
-    cfg = compose("train", overrides)
-    resolve_gather(cfg, check_train(cfg))
-    assert {cfg.stage[stage].gather for stage in cfg.stages} == {cfg.hardware.gather}
-    return cfg.hardware.gather
+    settings = with_gather(check_train(compose("train", overrides)))
+    assert {stage.arguments["gather"] for stage in settings.stage.values()} == {settings.hardware.gather}
+    return settings.hardware.gather
 
 
 @pytest.mark.parametrize("hardware", ["h100_x8", "h100_x16", "slurm_h100"])
@@ -71,13 +70,15 @@ def test_a_run_resolves_and_records_it(monkeypatch: pytest.MonkeyPatch, tmp_path
     class Enough(Exception):
         pass
 
-    def run_stage(cfg: DictConfig, *_: Any) -> None:
-        seen.append(cfg.stage.verbalizer.gather)
+    def run_stage(settings: TrainSettings, *_: Any) -> None:
+        seen.append(settings.stage["verbalizer"].arguments["gather"])
         raise Enough
 
     monkeypatch.setattr(app, "run_stage", run_stage)
     monkeypatch.setattr(app, "check_ranks", lambda trainer: None)
+    given = ["hardware=cpu_x2", "hardware.trainer.strategy=fsdp2", "hardware.gather=auto"]
+    settings = check_train(compose("train", given))
     with pytest.raises(Enough):
-        app.train(compose("train", ["hardware=cpu_x2", "hardware.trainer.strategy=fsdp2", "hardware.gather=auto"]))
+        app.train(settings)
     assert seen == ["once"]
     assert read_yaml(tmp_path / "runs/world/config.yaml")["hardware"]["gather"] == "once"

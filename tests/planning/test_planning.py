@@ -314,7 +314,7 @@ def plan_task(*overrides: str) -> Any:
     given = [] if any("model=" in override for override in overrides) else ["model=pretrained"]
     plain = plain_config(compose("train", ["+planning=h100", *given, *overrides]))
     facts = Facts.model_validate(plain.pop("planning"))
-    return tasks_of(parse(TrainSettings, plain), plain, facts)[0][-1]
+    return tasks_of(parse(TrainSettings, plain), facts)[0][-1]
 
 
 # published points (docs/planning.md explains each)

@@ -7,7 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nla.commands.prepare import check_prepare, compose_prepare, prepare
+from nla.commands.prepare import check_prepare, prepare
+from nla.config.compose import compose
 from nla.data.shards.source import ShardSource
 
 WORDS = "the quick brown fox jumps over the lazy dog and Tom walks to the harbour in the rain".split()
@@ -30,7 +31,7 @@ def write_corpus(path: Path, size: int = 60) -> Path:
 
 def settings(model: str, corpus: Path, out: Path, *overrides: str) -> Any:
     given = ["experiment=text", f"model.path={model}", "corpus=files", f"corpus.path={corpus}", f"prepare.out={out}"]
-    return check_prepare(compose_prepare([*given, *OPTIONS, *overrides]))
+    return check_prepare(compose("prepare", [*given, *OPTIONS, *overrides]))
 
 
 def run(model: str, corpus: Path, out: Path, *overrides: str) -> Path:

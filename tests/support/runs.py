@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
+from nla.config.check import check_train
 from nla.config.compose import compose
 from nla.data import Document
 from nla.training import program as app
@@ -164,7 +165,7 @@ def stop(step: int, moment: str = "step", number: int = int(signal.SIGTERM)) -> 
 
 
 def train(*arguments: str) -> Path:
-    return app.train(compose("train", arguments))
+    return app.train(check_train(compose("train", arguments)))
 
 
 def trace(name: str) -> list[dict[str, Any]]:

@@ -32,25 +32,27 @@ class Checkpointing(Checkpoint):
     LoRA) are left out, unless the ranks' shares are saved apart.
 
     Args:
-        folder: of the checkpoints.
+        folder: of the checkpoints, in that of the stage (`newest` says which).
         every: steps between two of them; the last step is always saved.
         keep: how many are kept, the newest ones.
     """
 
     def __init__(self, folder: str, every: int, keep: int) -> None:
-        self.folder, self.every = CheckpointFolder(Path(folder), keep), max(1, every)
+        self.inside, self.keep, self.every = folder, keep, max(1, every)
+        self.folder = CheckpointFolder(Path(folder), keep)
         self.facts: Facts = {}
         self.stop = StopRequest()
         self._rng: list[dict[str, Any]] = []
         self._saved_step = -1
 
-    def newest(self, facts: Facts, *, sharded: bool) -> Saved | None:
-        """Where the stage goes on; `facts` are the run's and go into every checkpoint that it writes.
+    def newest(self, stage: Path, facts: Facts, *, sharded: bool) -> Saved | None:
+        """Where the stage, in its folder, continues; `facts` are the run's and go into every checkpoint that it writes.
 
         A whole checkpoint loads on any number of ranks; one of shares only where the strategy is `sharded` as well.
         Raises CheckpointError for one that is of another run, and where none of those standing is valid.
         """
         self.facts = facts
+        self.folder = CheckpointFolder(stage / self.inside, self.keep)
         found = self.folder.newest()
         if found is not None:
             check_facts(found, facts, free=("world_size",))

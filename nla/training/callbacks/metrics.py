@@ -24,13 +24,16 @@ class MetricsFile(Callback):
     How often steps are logged is `trainer.log_every_n_steps`.
 
     Args:
-        path: of the file.
+        path: of the file, in the folder of the stage (the Trainer's ``default_root_dir``).
     """
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)
         self._columns: list[str] = []
         self._lines = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.path = Path(trainer.default_root_dir) / self.path
 
     def state_dict(self) -> dict[str, Any]:
         return {"lines": self._lines}

@@ -4,24 +4,21 @@ import logging
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import rich
 from hydra.utils import instantiate
 from lightning.pytorch import seed_everything
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig
 from rich.table import Table
 from rich.text import Text
 
-from nla.config.check import check_train, model_depth, plain_config
 from nla.config.schema import TrainSettings
 from nla.config.trainer import with_strategy
 from nla.core.records import ActivationBatch
 from nla.data.build import build_data
 from nla.data.datamodule import NLADataModule
 from nla.errors import TrainingError
-from nla.planning.gather import resolve_gather
+from nla.planning.gather import with_gather
 from nla.training.build import CHATTY, EXPECTED_WARNINGS, build_stage
 from nla.training.parallel import serving
 from nla.training.preflight import checks
@@ -35,21 +32,17 @@ SAMPLES = 8
 STYLE = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 
 
-def preflight(cfg: DictConfig) -> list[Check]:
-    """All checks of a training config; the run folder is left alone. Raises NLAError for a mistake in the config."""
-    cfg = cfg.copy()
-    settings = check_train(cfg)
-    if settings.nla is None:
-        cfg.layer.index = settings.layer.block(model_depth(settings.model))
-    resolve_gather(cfg, settings)
+def preflight(settings: TrainSettings) -> list[Check]:
+    """All checks of a training run; its folder is left alone. Raises NLAError."""
+    settings = with_gather(settings)
     for logger in CHATTY:
         logging.getLogger(logger).setLevel(logging.WARNING)
-    return list(_checks(settings, plain_config(cfg)))
+    return list(_checks(settings))
 
 
-def require(cfg: DictConfig) -> None:
+def require(settings: TrainSettings) -> None:
     """Print the table. Raises TrainingError where a check failed."""
-    found = preflight(cfg)
+    found = preflight(settings)
     show(found)
     failed = [check for check in found if check.status == "failed"]
     if failed:
@@ -70,36 +63,36 @@ def table(found: list[Check]) -> Table:
     return shown
 
 
-def _checks(settings: TrainSettings, plain: dict[str, Any]) -> Iterator[Check]:
+def _checks(settings: TrainSettings) -> Iterator[Check]:
     for number, name in enumerate(settings.stages):
         seed_everything(settings.seed, workers=True, verbose=False)
         start = settings.nla
-        stage = build_stage(settings, plain, name, start)
-        data = build_data(plain["data"], stage.target, seed=settings.seed, **plain["stage"][name]["data"])
+        stage = build_stage(settings, name, start)
+        data = build_data(settings.data, stage.target, seed=settings.seed, **settings.stage[name].data.model_dump())
         data.setup("fit")
         if number == 0:
             yield Check("parts", "ok", f"{stage.nla.base_model}, layer {stage.nla.layer}, width {stage.nla.d_model}")
-            kept = int((plain["callbacks"].get("checkpoint") or {}).get("keep", 1))
+            kept = int((settings.callbacks.get("checkpoint") or {}).get("keep", 1))
             needed = checks.disk_needed(stage.nla, len(settings.stages), kept)
             yield from checks.run_folder(Path(settings.run_dir), needed)
-        hardware = with_strategy(plain["hardware"]["trainer"], settings.adapter.kind)
-        look = partial(_pair, data=data, plain=plain, trained=start is not None) if number == 0 else None
+        hardware = with_strategy(settings.hardware.trainer, settings.adapter.kind)
+        look = partial(_pair, data=data, settings=settings, trained=start is not None) if number == 0 else None
         yield from trial(stage, data, hardware, EXPECTED_WARNINGS, look)
 
 
-def _pair(stage: Stage, data: NLADataModule, plain: dict[str, Any], trained: bool) -> list[Check]:
+def _pair(stage: Stage, data: NLADataModule, settings: TrainSettings, trained: bool) -> list[Check]:
     """What the pair does with activations of the first training documents."""
     verbalizer, batch = stage.nla.verbalizer, _rows(stage, data)
     found = [checks.injection(verbalizer, batch), checks.injection_scale(verbalizer, batch)]
     if trained:
         found.append(checks.reconstruction(stage.nla, batch))
     few = next(batch.split(SAMPLES))
-    node = {**plain["sampling"], "group_size": 1, "graphs": None}
+    node = {**settings.sampling, "group_size": 1, "graphs": None}
     params = instantiate(node, _convert_="all")
     with serving(verbalizer, stage.gather):
         completions = verbalizer.sample(few.activation, params)
     found.append(checks.explanations(completions, trained or isinstance(stage, JointStage)))
-    limit = (plain["callbacks"].get("alarms") or {}).get("sampling_gap")
+    limit = (settings.callbacks.get("alarms") or {}).get("sampling_gap")
     found.append(checks.sampling_gap(verbalizer, few, completions, float("inf") if limit is None else limit))
     return found
 
