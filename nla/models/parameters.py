@@ -26,12 +26,3 @@ def inner_matrices(module: nn.Module) -> list[nn.Parameter]:
             weight = cast(nn.Parameter, layer.weight)
             weights[id(weight)] = weight
     return list(weights.values())
-
-
-def split_trainable(module: nn.Module) -> dict[bool, list[nn.Parameter]]:
-    """The trainable parameters in the module's order: inner matrices under True, all others under False."""
-    inner = {id(weight) for weight in inner_matrices(module)}
-    every = trainable(module)
-    split = {kind: [parameter for parameter in every if (id(parameter) in inner) == kind] for kind in (True, False)}
-    assert sum(map(len, split.values())) == len({id(parameter) for parameter in every})
-    return split

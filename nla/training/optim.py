@@ -8,30 +8,32 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
 from nla.errors import ConfigError
-from nla.models.parameters import split_trainable
+from nla.models.parameters import inner_matrices, trainable
 
-MATRICES = "matrices"  # key of a parameter group: whether it holds inner matrices
+MATRICES = "matrices"  # key of a parameter group: which of its parameters are inner matrices
 
 
 def parameter_groups(
     halves: Mapping[str, nn.Module], settings: Mapping[str, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """The groups of an optimizer: of each half its inner matrices, then its other parameters.
+    """A group for each half: its trainable parameters, and under ``matrices`` the numbers of its inner matrices.
+
+    Parameters keep the module's order, by which Lightning finds them again in a checkpoint.
 
     Args:
         halves: what is trained, by name, which each group carries under ``name``.
         settings: options that one half has to itself, such as ``{"reconstructor": {"lr": 1e-3}}``.
     """
-    groups = [
-        {"params": parameters, "name": name, MATRICES: matrices, **settings.get(name, {})}
-        for name, half in halves.items()
-        for matrices, parameters in split_trainable(half).items()
-    ]
-    return [group for group in groups if group["params"]]
+    groups = []
+    for name, half in halves.items():
+        parameters, inner = trainable(half), {id(weight) for weight in inner_matrices(half)}
+        matrices = [number for number, parameter in enumerate(parameters) if id(parameter) in inner]
+        groups.append({"params": parameters, "name": name, MATRICES: matrices, **settings.get(name, {})})
+    return groups
 
 
 class MuonAdamW(Optimizer):
-    """``torch.optim.Muon`` on the groups of inner matrices, ``torch.optim.AdamW`` on all others.
+    """``torch.optim.Muon`` on the inner matrices of each parameter group, ``torch.optim.AdamW`` on all others.
 
     Small models learn to read an activation faster with Muon. Lightning counts a step for each optimizer
     it is given, hence one object: schedules see all groups, a checkpoint holds both states.
@@ -57,10 +59,16 @@ class MuonAdamW(Optimizer):
         for group in params:
             if MATRICES not in group:
                 raise ConfigError("MuonAdamW: a parameter group lacks the key 'matrices'; make it by parameter_groups")
-            rate = group.get("muon_lr", muon_lr)
-            muon = group[MATRICES] and rate > 0
-            named = {key: value for key, value in group.items() if key not in ("lr", "muon_lr")}
-            (matrices if muon else others).append({**named, "lr": rate if muon else group.get("lr", lr)})
+            rate, parameters = group.get("muon_lr", muon_lr), list(group["params"])
+            inner = set(group[MATRICES]) if rate > 0 else set[int]()
+            named = {key: value for key, value in group.items() if key not in ("params", "lr", "muon_lr", MATRICES)}
+            by_muon = [parameter for number, parameter in enumerate(parameters) if number in inner]
+            by_adamw = [parameter for number, parameter in enumerate(parameters) if number not in inner]
+            assert len(by_muon) == len(inner) and len(by_muon) + len(by_adamw) == len(parameters)
+            if by_muon:
+                matrices.append({**named, "params": by_muon, "lr": rate})
+            if by_adamw:
+                others.append({**named, "params": by_adamw, "lr": group.get("lr", lr)})
         self.parts: list[Optimizer] = []
         if matrices:
             self.parts.append(Muon(matrices, lr=muon_lr, weight_decay=weight_decay))

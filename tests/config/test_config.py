@@ -56,7 +56,7 @@ def test_every_config_composes(file: Path, local: list[str]):
         compose("train", [f"{key}={name}"])
         first = file.read_text().splitlines()[0]
         assert group == "data" or re.match(rf"# python train\.py .*(model|experiment)={name}", first)
-    elif group in ("pretraining", "planning"):  # of `nla pretrain` and `nla plan`, no part of a training run
+    elif group in ("pretraining", "planning", "evaluation"):  # of `nla pretrain`, `nla plan` and evaluate.py
         compose("train", [f"+{key}={name}"])
     else:
         check_train(compose("train", [*local, f"{key}={name}"]))

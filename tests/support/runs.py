@@ -156,7 +156,10 @@ def overrides(model: str, name: str, stage: str, steps: int = 20, size: int = 9,
 
 def warm_pair(model: str) -> list[str]:
     """Overrides of a run whose verbalizer says one of four sentences, well-formed: something to reward."""
-    quiet = {"stage__verbalizer__trainer__val_check_interval": 1000, "stage__verbalizer__warmup_steps": 1}
+    quiet = {
+        "stage__verbalizer__trainer__val_check_interval": 1000, "stage__verbalizer__warmup_steps": 1,
+        "stage__verbalizer__optimizer__lr": 1e-2,
+    }  # fmt: skip
     return overrides(model, "warm", "verbalizer", 90, **quiet, **{"+callbacks__dropout": "null"})
 
 
