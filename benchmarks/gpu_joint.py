@@ -31,6 +31,7 @@ from nla.models.backbone import body, truncated, twin
 from nla.models.lora import add_lora
 from nla.models.prompts import MARKERS, VerbalizerPrompt
 from nla.models.reconstructor import Reconstructor
+from nla.models.sampling import SamplingParams
 from nla.models.verbalizer import Verbalizer
 from nla.training.parallel import checkpoint_activations
 
@@ -177,9 +178,7 @@ class Step:
             "rollout",
             lambda: self.verbalizer.sample(
                 self.activation,
-                samples,
-                max_new_tokens=self.cap,
-                graphs=False if self.arguments.no_graphs else None,
+                SamplingParams.policy(self.cap, samples, graphs=False if self.arguments.no_graphs else None),
             ),
         )
         self.mask = mask = completions.mask

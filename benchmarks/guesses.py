@@ -15,6 +15,7 @@ from pathlib import Path
 from models import world_pair
 
 from nla.data.world import WorldSource
+from nla.models.sampling import SamplingParams
 from nla.models.target import Target
 
 COLUMNS = ("kind", "named where revealed", "named where not", "cases where not", "wrong where revealed")
@@ -44,7 +45,8 @@ def shares(arguments: argparse.Namespace) -> list[tuple[str, float, float, int, 
     reading = target.read([d.text for d in documents], places)
     group = max(1, arguments.samples)
     temperature = 1.0 if arguments.samples else 0.0
-    completions = nla.verbalizer.sample(reading.activation, group, max_new_tokens=64, temperature=temperature, seed=1)
+    params = SamplingParams.policy(64, group, temperature=temperature)
+    completions = nla.verbalizer.sample(reading.activation, params, seed=1)
     seen: Counter[tuple[str, bool]] = Counter()
     named: Counter[tuple[str, bool]] = Counter()
     wrong: Counter[str] = Counter()

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from nla.core.records import Completions
 from nla.models.pair import HALVES, NLA
+from nla.models.sampling import SamplingParams
 from nla.training.optim import MuonAdamW
 
 PARTS = ("rollout", "scoring", "update")
@@ -95,7 +96,7 @@ def shared(nla: NLA) -> Step:
 
 
 def rollout(nla: NLA, activation: Activations, setting: Setting, seed: int) -> Completions:
-    return nla.verbalizer.sample(activation, setting.samples, max_new_tokens=setting.max_new_tokens, seed=seed)
+    return nla.verbalizer.sample(activation, SamplingParams.policy(setting.max_new_tokens, setting.samples), seed)
 
 
 def score(nla: NLA, completions: Completions) -> Predictions:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from nla.core.objectives import normalize
 from nla.models.backbone import body, embed
-from nla.models.sampling import engine
+from nla.models.sampling import SamplingParams, engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +35,15 @@ class Task:
 
     def sample(self, seed: int) -> tuple[Int[Tensor, "sample time"], Bool[Tensor, "sample time"]]:
         """Tokens and mask by the engine."""
+        dtype: Any = None if self.dtype is None else str(self.dtype).removeprefix("torch.")
         tokens, mask, _ = engine.sample(
             self.model,
             self.prompts,
-            self.samples,
+            SamplingParams.policy(self.max_new_tokens, self.samples, dtype=dtype),
             shared=self.shared,
             stop_ids=self.stop_ids,
             pad_id=self.pad_id,
-            max_new_tokens=self.max_new_tokens,
             seed=seed,
-            dtype=self.dtype,
         )
         return tokens, mask
 

@@ -13,6 +13,7 @@ from nla.core.objectives import cosine, reconstruction_error
 from nla.errors import ModelError
 from nla.evaluation.shares import shared
 from nla.models.pair import NLA
+from nla.models.sampling import SamplingParams
 
 ORTHOGONAL = 2.0  # error that a malformed explanation counts with
 SENTENCE = re.compile(r"(?<=[.!?;])\s+|\n+")
@@ -54,15 +55,11 @@ def explain(
 ) -> Texts:
     """Greedy at temperature 0. A sample depends on seed and row, not on the batch size."""
 
+    params = SamplingParams.policy(max_new_tokens, samples, temperature=temperature)
+
     def batch(start: int) -> tuple[list[str | None], Tensor]:
-        completions = nla.verbalizer.sample(
-            activation[start : start + batch_size].to(nla.device),
-            samples,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            seed=seed,
-            first_row=start * samples,
-        )
+        rows = activation[start : start + batch_size].to(nla.device)
+        completions = nla.verbalizer.sample(rows, params, seed, first_row=start * samples)
         return completions.explanation, completions.mask.sum(1).cpu()
 
     found = shared(range(0, len(activation), batch_size), batch)

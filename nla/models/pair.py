@@ -24,6 +24,7 @@ from nla.models.pretrained.loading import HALVES
 from nla.models.pretrained.metadata import Metadata, write_metadata
 from nla.models.prompts import Templates, build_verbalizer_prompt, find_marker
 from nla.models.reconstructor import Reconstructor
+from nla.models.sampling import SamplingParams
 from nla.models.verbalizer import Verbalizer
 
 
@@ -142,18 +143,11 @@ class NLA(nn.Module):
         for remark in unusual(activation, self.summary, self.injection_scale):
             warnings.warn(remark, stacklevel=3)
         explanations: list[list[str | None]] = []
+        choices = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "backend": backend}
+        params = SamplingParams.policy(max_new_tokens, samples, **choices)
         for start in range(0, len(activation), batch_size):
-            texts = self.verbalizer.sample(
-                activation[start : start + batch_size].to(self.device),
-                samples,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                top_p=top_p,
-                top_k=top_k,
-                seed=seed,
-                first_row=start * samples,
-                backend=backend,
-            ).explanation
+            rows = activation[start : start + batch_size].to(self.device)
+            texts = self.verbalizer.sample(rows, params, seed, first_row=start * samples).explanation
             explanations += [texts[i : i + samples] for i in range(0, len(texts), samples)]
         return explanations
 

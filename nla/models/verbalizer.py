@@ -15,12 +15,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nla.core.objectives import Scale, normalize
 from nla.core.records import Completions
 from nla.errors import InjectionError, NLAError
-from nla.models.backbone import DTYPES, body, embed, head_logits, input_gain, stop_ids, width
+from nla.models.backbone import body, embed, head_logits, input_gain, stop_ids, width
 from nla.models.explanations import forbidden_in_explanations, format_response, parse_explanation
 from nla.models.lora import has_lora
 from nla.models.packing import pack, samples_per_row
 from nla.models.prompts import VerbalizerPrompt, pad_id, token_ids
-from nla.models.sampling import sampler
+from nla.models.sampling import SamplingParams, sampler
 from nla.models.sampling.engine import misfit
 
 ROUNDING = 0.02  # by which an injected row may differ from its activation, as a share of its norm; bfloat16 needs 0.004
@@ -180,23 +180,13 @@ class Verbalizer(nn.Module):
     def sample(
         self,
         activation: Float[Tensor, "batch d_model"],
-        samples: int = 1,
-        *,
-        max_new_tokens: int = 150,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
+        params: SamplingParams,
         seed: int = 0,
         first_row: int = 0,
-        backend: str = "engine",
-        dtype: str | None = None,
-        graphs: bool | None = None,
     ) -> Completions:
-        """`samples` explanations per activation, contiguous. Dropout is off while sampling.
+        """`params.group_size` explanations per activation, contiguous. Dropout is off while sampling.
 
-        The engine computes in `dtype` (None: that of the weights; float32 is faster for bfloat16 weights on a CPU
-        without matrix units for them). `graphs`: its decode step as a CUDA graph; None: on a GPU.
-
+        A sample depends on seed and row; `first_row` continues the numbering of rows.
         An explanation is None when it is malformed or when the length cap came before the stop token.
         """
         was_training = self.training
@@ -204,24 +194,15 @@ class Verbalizer(nn.Module):
         try:
             prompts = self.prompt_embeddings(activation)
             self.require_injected(prompts[:, self.prompt.position], activation)
-            backend = self._backend(backend, prompts)
-            extra: dict[str, Any] = {}
-            if backend == "engine":
-                extra = {"dtype": DTYPES[dtype] if dtype else None, "graphs": graphs}
-            tokens, mask, log_probs = sampler(backend)(
+            tokens, mask, log_probs = sampler(self._backend(params.backend, prompts))(
                 self.model,
                 prompts,
-                samples,
+                params,
                 shared=self.prompt.position,
                 stop_ids=self.stop_ids,
                 pad_id=self.pad_id,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                top_p=top_p,
-                top_k=top_k,
                 seed=seed,
                 first_row=first_row,
-                **extra,
             )
         finally:
             self.train(was_training)

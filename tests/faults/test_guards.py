@@ -14,10 +14,10 @@ from support.stages import batch, completions_of, fit, joint, options, same, wei
 from nla.core.records import ActivationBatch, Rollout
 from nla.errors import InjectionError, TrainingError
 from nla.models.pair import NLA
+from nla.models.sampling import SamplingParams
 from nla.models.target import Target
 from nla.models.verbalizer import Verbalizer
 from nla.training.stages import JointStage, ReconstructorStage, VerbalizerStage
-from nla.training.stages.joint import Sampling
 
 TEXTS: list[str | None] = ["It rains.", None, "Tom walks.", "A fox jumps.", "dog", "The town.", None, "fox"]
 
@@ -46,7 +46,7 @@ def test_an_injection_that_fails_stops(nla: NLA, monkeypatch: pytest.MonkeyPatch
 
     def run() -> None:
         if path in ("engine", "hf"):
-            verbalizer.sample(activation, 2, max_new_tokens=3, backend=path)
+            verbalizer.sample(activation, SamplingParams.policy(3, 2, backend=path))
         else:
             rows = 4 if path == "alone" else 8
             verbalizer(activation, tokens[:rows], mask[:rows])
@@ -255,7 +255,7 @@ class Tight(JointStage):
 
 
 def tight(nla: NLA, target: Target, most: int) -> Tight:
-    made: Any = joint(copy.deepcopy(nla), target, rollout=Sampling(group_size=4, max_new_tokens=12))
+    made: Any = joint(copy.deepcopy(nla), target, rollout=SamplingParams.policy(12, 4))
     made.__class__, made.most = Tight, most
     return made
 

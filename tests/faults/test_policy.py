@@ -18,10 +18,9 @@ from transformers import PreTrainedTokenizerBase
 from nla.core.records import Completions, Rollout
 from nla.models.explanations import CLOSE, OPEN, format_response
 from nla.models.pair import NLA
-from nla.models.sampling import engine
+from nla.models.sampling import SamplingParams, engine
 from nla.models.target import Target
 from nla.training.rewards import Reward
-from nla.training.stages.joint import Sampling
 
 
 def answers(nla: NLA, texts: list[str]) -> Completions:
@@ -115,7 +114,7 @@ def test_two_activations_behind_the_same_tokens_keep_apart(nla: NLA) -> None:
         return [row[:length].tolist() for row, length in zip(tokens, mask.sum(1))]
 
     def sampled(rows_of: torch.Tensor, **options: Any) -> list[list[int]]:
-        completions = verbalizer.sample(rows_of, max_new_tokens=20, temperature=0.0, **options)
+        completions = verbalizer.sample(rows_of, SamplingParams.greedy(20, **options))
         return rows((completions.tokens, completions.mask))
 
     together = sampled(activation)
@@ -125,11 +124,11 @@ def test_two_activations_behind_the_same_tokens_keep_apart(nla: NLA) -> None:
     assert sampled(activation, backend="hf") == together
     prompts = verbalizer.prompt_embeddings(activation).detach()
     apart = engine.sample(
-        verbalizer.model, prompts, 1, shared=0, stop_ids=verbalizer.stop_ids, pad_id=0, max_new_tokens=20, temperature=0
+        verbalizer.model, prompts, SamplingParams.greedy(20), shared=0, stop_ids=verbalizer.stop_ids, pad_id=0
     )
     assert rows(apart) == together
-    twice = verbalizer.sample(activation[[0, 0]], 2, max_new_tokens=20, seed=3)
-    alone = verbalizer.sample(activation[[0]], 2, max_new_tokens=20, seed=3)
+    twice = verbalizer.sample(activation[[0, 0]], SamplingParams.policy(20, 2), seed=3)
+    alone = verbalizer.sample(activation[[0]], SamplingParams.policy(20, 2), seed=3)
     time = alone.tokens.shape[1]
     assert torch.equal(twice.tokens[:2, :time], alone.tokens)
 
@@ -139,7 +138,7 @@ def test_two_activations_behind_the_same_tokens_keep_apart(nla: NLA) -> None:
 
 def test_the_same_seed_is_the_same_run_and_another_is_not(nla: NLA, target: Target) -> None:
     """37: weights after three joint steps, bitwise; the reward is a price on length, which a random policy varies."""
-    ends, how = [], {"rollout": Sampling(group_size=4, max_new_tokens=40), "reward": Reward(per_token=0.1)}
+    ends, how = [], {"rollout": SamplingParams.policy(40, 4), "reward": Reward(per_token=0.1)}
     for seed in (1, 1, 2):
         pair = copy.deepcopy(nla)
         fit(joint(pair, target, steps=3, seed=seed, **how), 3)

@@ -13,6 +13,7 @@ from nla.core.objectives import normalize
 from nla.core.records import ActivationBatch
 from nla.errors import TrainingError
 from nla.models.pair import NLA
+from nla.models.sampling import SamplingParams
 from nla.models.target import Target
 from nla.models.verbalizer import Verbalizer
 from nla.training.preflight import checks, require
@@ -71,7 +72,7 @@ def test_a_scale_500_times_off_warns_with_both_norms(nla: NLA, factor: float, st
 
 def test_another_policy_in_the_sampler_fails(nla: NLA) -> None:
     """32: the gap between sampled and teacher-forced log-probs."""
-    completions = nla.verbalizer.sample(batch(4).activation, max_new_tokens=8)
+    completions = nla.verbalizer.sample(batch(4).activation, SamplingParams.policy(8))
     assert checks.sampling_gap(nla.verbalizer, batch(4), completions, 0.1).status == "ok"
     with torch.no_grad():
         for weight in nla.verbalizer.parameters():

@@ -17,6 +17,7 @@ from nla.core.objectives import normalize
 from nla.models import backbone
 from nla.models.pair import NLA
 from nla.models.reconstructor import Reconstructor
+from nla.models.sampling import SamplingParams
 from nla.models.target import Target
 
 TEXTS = ["The quick brown fox jumps over the lazy dog.", "Tom", "Tom walks to the harbour."]
@@ -117,8 +118,8 @@ def test_the_engine_equals_generate_and_teacher_forcing(pair: NLA):
     verbalizer = pair.verbalizer
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*cannot be sampled by the engine.*")
-        ours = verbalizer.sample(vectors(), 2, max_new_tokens=16, temperature=0)
-    reference = verbalizer.sample(vectors(), 2, max_new_tokens=16, temperature=0, backend="hf")
+        ours = verbalizer.sample(vectors(), SamplingParams.greedy(16, group_size=2))
+    reference = verbalizer.sample(vectors(), SamplingParams.greedy(16, group_size=2, backend="hf"))
     assert torch.equal(ours.tokens, reference.tokens)
     assert torch.equal(ours.mask, reference.mask)
     forced = verbalizer(vectors().repeat_interleave(2, 0), ours.tokens, ours.mask)
@@ -154,7 +155,7 @@ def test_adapters_on_one_shared_base_are_trained_saved_merged_and_continued(fold
     before = target.read(TEXTS, "all").activation
     alone = shaken(NLA.from_target(folder, 1, TEMPLATES, MARKER, adapter=LORA))
     nla.load_state_dict(alone.state_dict())
-    nla.verbalizer.sample(vectors(), max_new_tokens=4)
+    nla.verbalizer.sample(vectors(), SamplingParams.policy(4))
     assert torch.equal(target.read(TEXTS, "all").activation, before)
     for one, other in zip(numbers(nla), numbers(alone), strict=True):
         assert torch.equal(one, other)

@@ -17,6 +17,7 @@ from nla.errors import NLAError, ReleaseError
 from nla.models.pair import NLA
 from nla.models.pretrained import hub
 from nla.models.pretrained.metadata import read_metadata
+from nla.models.sampling import SamplingParams
 
 
 def edit(folder: Path, change) -> None:
@@ -52,8 +53,9 @@ def test_a_folder_that_we_wrote_gives_the_same_numbers_in_a_fresh_process(nla: N
     save_file({"vectors": vectors}, tmp_path / "vectors.safetensors")
     code = (
         "import json; from safetensors.torch import load_file; from nla.models.pair import NLA\n"
+        "from nla.models.sampling import SamplingParams\n"
         "nla = NLA.from_pretrained('nla'); vectors = load_file('vectors.safetensors')['vectors']\n"
-        "said = nla.verbalizer.sample(vectors, 2, max_new_tokens=8, seed=3).tokens.tolist()\n"
+        "said = nla.verbalizer.sample(vectors, SamplingParams.policy(8, 2), seed=3).tokens.tolist()\n"
         "print(json.dumps([said, nla.reconstruct(['It rains.', 'A dog']).tolist()]))\n"
     )
     environment = os.environ | {"PYTHONPATH": str(Path.cwd())}
@@ -62,7 +64,7 @@ def test_a_folder_that_we_wrote_gives_the_same_numbers_in_a_fresh_process(nla: N
     )
     assert done.returncode == 0, done.stderr
     tokens, reconstructions = json.loads(done.stdout)
-    assert tokens == nla.verbalizer.sample(vectors, 2, max_new_tokens=8, seed=3).tokens.tolist()
+    assert tokens == nla.verbalizer.sample(vectors, SamplingParams.policy(8, 2), seed=3).tokens.tolist()
     assert torch.equal(torch.tensor(reconstructions), nla.reconstruct(["It rains.", "A dog"]))
 
 

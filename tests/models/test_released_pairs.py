@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nla.errors import ReleaseError
 from nla.models.pair import NLA
+from nla.models.sampling import SamplingParams
 
 TEXTS = ["It rains in the town.", "a", ""]
 SCALES = {"qwen2": 150.0, "gemma3_images": 80000.0}
@@ -77,7 +78,7 @@ def test_a_released_pair_gives_the_numbers_of_a_plain_reader(golden: tuple[str, 
     assert (nla.injection_scale, nla.mse_scale) == (SCALES[family], pytest.approx(math.sqrt(WIDTH)))
     for text, found in zip(TEXTS, nla.reconstruct(TEXTS), strict=True):
         assert torch.allclose(found, client_reconstruct(reconstructor, text), atol=1e-5)
-    sampled = nla.verbalizer.sample(vectors(), max_new_tokens=8, temperature=0)
+    sampled = nla.verbalizer.sample(vectors(), SamplingParams.greedy(8))
     for row, activation in enumerate(vectors()):
         own = sampled.tokens[row][sampled.mask[row]].tolist()
         assert own == client_explain(verbalizer, activation, len(own))
@@ -89,7 +90,7 @@ def test_a_plain_reader_gives_the_numbers_of_a_pair_that_we_wrote(golden: tuple[
     nla.save_pretrained(tmp_path / "nla", stage="joint")
     for text, ours in zip(TEXTS, nla.reconstruct(TEXTS), strict=True):
         assert torch.allclose(ours, client_reconstruct(tmp_path / "nla" / "reconstructor", text), atol=1e-5)
-    sampled = nla.verbalizer.sample(vectors(1), max_new_tokens=8, temperature=0)
+    sampled = nla.verbalizer.sample(vectors(1), SamplingParams.greedy(8))
     own = sampled.tokens[0][sampled.mask[0]].tolist()
     assert own == client_explain(tmp_path / "nla" / "verbalizer", vectors(1)[0], len(own))
     theirs, ours = _meta(reconstructor), _meta(tmp_path / "nla" / "reconstructor")

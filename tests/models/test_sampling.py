@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from nla.errors import ConfigError
 from nla.models import backbone, sampling
-from nla.models.sampling import engine, hf
+from nla.models.sampling import SamplingParams, engine, hf
 from nla.models.sampling.attention import FilledCache
 from nla.models.sampling.graphs import Replayed
 
@@ -33,9 +34,10 @@ def prompts(model, batch: int = 3, time: int = 11) -> torch.Tensor:
     return backbone.embed(backbone.body(model), tokens).detach()
 
 
-def run(module, model, inputs, samples=2, **options):
-    settings = {"stop_ids": STOPS, "pad_id": 0, "max_new_tokens": 16} | options
-    return module.sample(model, inputs, samples, **settings)
+def run(module, model, inputs, samples=2, max_new_tokens=16, **options):
+    names = {field.name for field in dataclasses.fields(SamplingParams)} & options.keys()
+    params = SamplingParams.policy(max_new_tokens, samples, **{name: options.pop(name) for name in names})
+    return module.sample(model, inputs, params, **({"stop_ids": STOPS, "pad_id": 0} | options))
 
 
 def test_the_engine_samples_the_distribution_of_generate():
@@ -49,7 +51,7 @@ def test_the_engine_samples_the_distribution_of_generate():
     inputs = 3 * torch.randn(1, 4, 16)
     counts = []
     for module in (engine, hf):
-        tokens, mask, _ = module.sample(tiny, inputs, 6000, stop_ids={5}, pad_id=0, max_new_tokens=2, seed=4)
+        tokens, mask, _ = module.sample(tiny, inputs, SamplingParams.policy(2, 6000), stop_ids={5}, pad_id=0, seed=4)
         second = torch.where(mask[:, 1], tokens[:, 1], 6)  # 6: it stopped
         counts.append(torch.bincount(tokens[:, 0] * 7 + second, minlength=42).double())
     table = torch.stack(counts)[:, sum(counts) >= 10]
@@ -226,7 +228,7 @@ def test_weights_are_cast_and_laid_out_for_sampling_alone(model):
     kept = {name: (p.data_ptr(), p.dtype, p.stride()) for name, p in half.named_parameters()}
     inputs = prompts(model).to(torch.bfloat16)
     expected = run(engine, whole, inputs.float(), temperature=0)
-    found = run(engine, half, inputs, temperature=0, dtype=torch.float32)
+    found = run(engine, half, inputs, temperature=0, dtype="float32")
     assert torch.equal(found[0], expected[0])
     assert torch.allclose(found[2], expected[2], atol=1e-5)
     assert kept == {name: (p.data_ptr(), p.dtype, p.stride()) for name, p in half.named_parameters()}

@@ -12,7 +12,7 @@ from nla.models import backbone
 from nla.models.packing import Packing
 from nla.models.pair import NLA
 from nla.models.prompts import build_verbalizer_prompt
-from nla.models.sampling import engine
+from nla.models.sampling import SamplingParams, engine
 from nla.models.verbalizer import Verbalizer
 
 
@@ -56,7 +56,7 @@ def test_injection_where_the_body_scales_its_input(tiny_folder: str):
 @pytest.mark.parametrize("backend", ["engine", "hf"])
 def test_teacher_forcing_gives_the_sampling_log_probs(verbalizer: Verbalizer, backend: str):
     activation = vectors()
-    sampled = verbalizer.sample(activation, 3, max_new_tokens=20, seed=1, backend=backend)
+    sampled = verbalizer.sample(activation, SamplingParams.policy(20, 3, backend=backend), seed=1)
     assert sampled.log_probs is not None
     forced = verbalizer(activation.repeat_interleave(3, 0), sampled.tokens, sampled.mask)
     assert torch.allclose(forced, sampled.log_probs, atol=1e-4)
@@ -130,12 +130,12 @@ def test_an_activation_lost_between_answers_stops(qwen: Verbalizer, monkeypatch:
 def test_a_model_the_engine_does_not_fit_is_sampled_by_the_reference_and_said_once(
     qwen: Verbalizer, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder, broken: str, reason: str
 ):
-    expected = qwen.sample(vectors(), max_new_tokens=8, temperature=0, backend="hf")
+    expected = qwen.sample(vectors(), SamplingParams.greedy(8, backend="hf"))
     step = engine.advance
     stand_in = {"prefill": Mock(side_effect=TypeError("no such cache")), "advance": lambda *a: step(*a) * 1.01}[broken]
     monkeypatch.setattr(engine, broken, stand_in)
     for _ in range(2):
-        assert torch.equal(qwen.sample(vectors(), max_new_tokens=8, temperature=0).tokens, expected.tokens)
+        assert torch.equal(qwen.sample(vectors(), SamplingParams.greedy(8)).tokens, expected.tokens)
     said = [str(w.message) for w in recwarn if "cannot be sampled by the engine" in str(w.message)]
     assert len(said) == 1
     assert reason in said[0]
@@ -234,10 +234,10 @@ def test_cut_off_is_malformed(qwen: Verbalizer):
 def test_sampling_keeps_the_mode_and_turns_dropout_off(model_folders: dict[str, str]):
     verbalizer = make(model_folders["gpt2"])
     verbalizer.train()  # GPT-2 has dropout 0.1
-    first = verbalizer.sample(vectors(), 2, max_new_tokens=8, seed=3)
+    first = verbalizer.sample(vectors(), SamplingParams.policy(8, 2), seed=3)
     assert verbalizer.training
     assert verbalizer.model.training
-    second = verbalizer.eval().sample(vectors(), 2, max_new_tokens=8, seed=3)
+    second = verbalizer.eval().sample(vectors(), SamplingParams.policy(8, 2), seed=3)
     assert torch.equal(first.tokens, second.tokens)
 
 

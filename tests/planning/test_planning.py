@@ -21,6 +21,7 @@ from nla.errors import ConfigError, ModelError
 from nla.models.backbone import body, truncated
 from nla.models.lora import add_lora
 from nla.models.pair import NLA
+from nla.models.sampling import SamplingParams
 from nla.models.target import Target
 from nla.planning import flops, memory, work
 from nla.planning.memory import Layout, count
@@ -185,8 +186,8 @@ def test_flops_of_sampling(folders: dict[str, str]) -> None:
     verbalizer, shape = pair(folders["qwen3"]).verbalizer, plain_shape("qwen3")
     verbalizer.stop_ids = frozenset()  # every sample runs to the cap
     activation = torch.randn(2, WIDTH)
-    verbalizer.sample(activation, 1, max_new_tokens=1)  # tries the engine out
-    measured = counted(lambda: verbalizer.sample(activation, 4, max_new_tokens=12))
+    verbalizer.sample(activation, SamplingParams.policy(1))  # tries the engine out
+    measured = counted(lambda: verbalizer.sample(activation, SamplingParams.policy(12, 4)))
     prompt, shared = len(verbalizer.prompt.tokens), verbalizer.prompt.position
     planned = flops.forward(shape, work.prefill(2, prompt, shared)) + flops.forward(shape, work.decode(8, prompt, 12))
     assert planned == pytest.approx(measured, rel=0.05)

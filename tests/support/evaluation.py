@@ -13,6 +13,7 @@ from nla.data.source import Claim, Document
 from nla.errors import DataError
 from nla.evaluation import Corpus, EvaluationSettings
 from nla.models.pair import NLA
+from nla.models.sampling import SamplingParams
 
 COLOURS, ANIMALS = ("red", "blue", "green"), ("dog", "fox", "cat")
 PLAN = ReadingPlan(positions_per_document=2, min_context=3, max_tokens=64, seed=0)
@@ -71,8 +72,8 @@ def remembering(nla: NLA, activation: Tensor, every_malformed: int = 0, mean: Te
     memory = normalize(activation, 1.0)
     fallback = activation.mean(0) if mean is None else mean
 
-    def sample(given: Tensor, samples: int = 1, **_: object) -> Completions:
-        nearest = (normalize(given, 1.0) @ memory.T).argmax(1).repeat_interleave(samples)
+    def sample(given: Tensor, params: SamplingParams, *_: object, **__: object) -> Completions:
+        nearest = (normalize(given, 1.0) @ memory.T).argmax(1).repeat_interleave(params.group_size)
         texts = [None if every_malformed and k % every_malformed == 0 else f"row {k}." for k in nearest.tolist()]
         mask = torch.ones(len(texts), 5, dtype=torch.bool)
         return Completions(torch.zeros(len(texts), 5, dtype=torch.long), mask, texts)

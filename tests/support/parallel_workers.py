@@ -22,6 +22,7 @@ from nla.errors import CheckpointError, ConfigError, TrainingError
 from nla.evaluation import EvaluationSettings, rows, run
 from nla.evaluation.program import evaluation_device
 from nla.models.pair import NLA
+from nla.models.sampling import SamplingParams
 from nla.models.target import Target
 from nla.training.callbacks.checkpointing import Checkpointing, StateFile
 from nla.training.callbacks.together import Together
@@ -30,7 +31,6 @@ from nla.training.parallel import whole_pair
 from nla.training.program import resume_point
 from nla.training.rewards import Divergence, Reward
 from nla.training.stages import JointStage, ReconstructorStage, VerbalizerStage
-from nla.training.stages.joint import Sampling
 from support.evaluation import ToySource, toy_corpus
 
 SPLITS = ("warm_start", "joint", "validation", "test")
@@ -97,7 +97,7 @@ def stage_of(name: str, nla: NLA, target: Target, **more: Any) -> Any:
     }  # fmt: skip
     if name == "joint":
         options |= {
-            "rollout": Sampling(group_size=4, max_new_tokens=24), "reward": Reward(), "kl": Divergence(0.05),
+            "rollout": SamplingParams.policy(24, 4), "reward": Reward(), "kl": Divergence(0.05),
             "reconstructor_updates": 2, "frozen_reconstructor": True,
         }  # fmt: skip
     else:

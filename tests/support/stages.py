@@ -9,9 +9,10 @@ from torch.utils.data import DataLoader
 
 from nla.core.records import ActivationBatch, Completions
 from nla.models.pair import NLA
+from nla.models.sampling import SamplingParams
 from nla.models.target import Target
 from nla.training.stages import JointStage
-from nla.training.stages.joint import Divergence, Reward, Sampling
+from nla.training.stages.joint import Divergence, Reward
 
 TEXTS = ["It rains.", "Tom walks to the town.", "The dog jumps.", "A lazy fox."]
 
@@ -41,7 +42,7 @@ def options(steps: int, lr: float = 1e-2, **more: Any) -> dict[str, Any]:
 
 def joint(nla: NLA, target: Target, steps: int = 1, **more: Any) -> JointStage:
     settings: dict[str, Any] = {
-        "rollout": Sampling(group_size=4, max_new_tokens=12),
+        "rollout": SamplingParams.policy(12, 4),
         "reward": Reward(),
         "kl": Divergence(0.05),
     }

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from nla.models.backbone import body, depth, embed, head_logits
+from nla.models.backbone import DTYPES, body, depth, embed, head_logits
 from nla.models.sampling.attention import FilledCache, Prefix, shared_attention
 from nla.models.sampling.graphs import Replayed, Step
+from nla.models.sampling.params import SamplingParams
 
 COMPACT_BELOW = 0.75  # gather the cache anew once fewer rows than this share are alive: the copy costs about one step
 BUCKET, ROWS = 32, 16  # tokens by which the buffers of a recorded step grow, and multiples that its rows come in
@@ -80,30 +81,25 @@ def choose(
 def sample(
     model: PreTrainedModel,
     prompt_embeddings: Float[Tensor, "batch prompt d_model"],
-    samples: int,
+    params: SamplingParams,
     *,
     shared: int = 0,
     stop_ids: Collection[int],
     pad_id: int,
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
     seed: int = 0,
     first_row: int = 0,
-    dtype: torch.dtype | None = None,
-    graphs: bool | None = None,
 ) -> tuple[Int[Tensor, "sample time"], Bool[Tensor, "sample time"], Float[Tensor, "sample time"]]:
-    """`samples` answers to each prompt, contiguous: tokens, mask (through the first stop token), log-probs.
+    """`params.group_size` answers to each prompt, contiguous: tokens, mask (through the first stop token), log-probs.
 
-    Log-probs are those of the sampled tokens under the raw logits, whatever the temperature. `shared`: so many leading
-    tokens are the same in all prompts. `first_row` continues the numbering of rows when a large request is cut into
-    chunks. `dtype`: what is computed in, if not in the weights' own type. `graphs`: buffers and batch
-    change their shapes by buckets only, and on a GPU the decode step is recorded and replayed (`graphs.py`); None: on a
-    GPU whose model is whole. Set the model to evaluation mode before.
+    Log-probs are those of the sampled tokens under the raw logits, whatever the temperature. `shared` is the number of
+    leading tokens that all prompts have in common. `first_row` continues the numbering of rows when a large request is
+    cut into chunks. With `params.graphs`, shapes of buffers and batch change by buckets only, and on a GPU the decode
+    step is recorded and replayed (`graphs.py`). Set the model to evaluation mode before.
     """
     decoder, device = body(model), prompt_embeddings.device
     batch, length = prompt_embeddings.shape[:2]
+    samples, max_new_tokens = params.group_size, params.max_new_tokens
+    dtype, graphs = DTYPES[params.dtype] if params.dtype else None, params.graphs
     rows = batch * samples
     random = uniforms(seed, rows, max_new_tokens, first_row).to(device)
     stops = torch.tensor(sorted(stop_ids), device=device)
@@ -121,7 +117,7 @@ def sample(
         going = Rows(decoder, rows, length, max_new_tokens, prefixes, static=graphs)
         for number in range(max_new_tokens):
             row, alive = going.row, going.alive
-            token, log_prob = choose(logits, random[number, row], temperature, top_p, top_k)
+            token, log_prob = choose(logits, random[number, row], params.temperature, params.top_p, params.top_k)
             tokens[row, number] = torch.where(alive, token, pad_id)
             log_probs[row, number] = torch.where(alive, log_prob, 0.0)
             mask[row, number] = alive

@@ -1,41 +1,41 @@
 """The reference sampler: Hugging Face's `generate` on prompt embeddings. Slower; what `engine` is tested against."""
 
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from nla.models.sampling.params import SamplingParams
+
 
 @torch.no_grad()
 def sample(
     model: PreTrainedModel,
     prompt_embeddings: Float[Tensor, "batch prompt d_model"],
-    samples: int,
+    params: SamplingParams,
     *,
     shared: int = 0,
     stop_ids: Collection[int],
     pad_id: int,
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
     seed: int = 0,
     first_row: int = 0,
 ) -> tuple[Int[Tensor, "sample time"], Bool[Tensor, "sample time"], Float[Tensor, "sample time"]]:
     """As `engine.sample`, with random numbers from torch's own generator (restored afterwards); `shared` is unused."""
     device = prompt_embeddings.device
-    prompts = prompt_embeddings.repeat_interleave(samples, 0)
-    choices = {"do_sample": False} if temperature == 0 else {"do_sample": True, "temperature": temperature}
-    if temperature != 0:
-        choices |= {"top_p": top_p, "top_k": top_k}
+    prompts = prompt_embeddings.repeat_interleave(params.group_size, 0)
+    choices: dict[str, Any] = {"do_sample": False}
+    if params.temperature != 0:
+        choices = {"do_sample": True}
+        choices |= {"temperature": params.temperature, "top_p": params.top_p, "top_k": params.top_k}
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed((seed + 1_000_003 * first_row) % 2**63)
         output = model.generate(  # pyright: ignore[reportCallIssue]
             inputs_embeds=prompts,
             attention_mask=torch.ones(prompts.shape[:2], dtype=torch.long, device=device),
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=params.max_new_tokens,
             eos_token_id=sorted(stop_ids),
             pad_token_id=pad_id,
             output_logits=True,  # raw, before temperature and top-p

@@ -20,6 +20,7 @@ from nla.core.records import ActivationBatch
 from nla.data.build import build_data
 from nla.data.datamodule import NLADataModule
 from nla.errors import TrainingError
+from nla.models.sampling import SamplingParams
 from nla.planning.gather import resolve_gather
 from nla.training.build import CHATTY, EXPECTED_WARNINGS, build_stage
 from nla.training.parallel import serving
@@ -93,9 +94,10 @@ def _pair(stage: Stage, data: NLADataModule, plain: dict[str, Any], trained: boo
     if trained:
         found.append(checks.reconstruction(stage.nla, batch))
     few = next(batch.split(SAMPLES))
-    how = {key: value for key, value in plain["rollout"].items() if key not in ("_target_", "group_size", "graphs")}
+    values = {key: value for key, value in plain["rollout"].items() if key != "_target_"}
+    params = SamplingParams(**values | {"group_size": 1, "graphs": None})
     with serving(verbalizer, stage.gather):
-        completions = verbalizer.sample(few.activation, **how)
+        completions = verbalizer.sample(few.activation, params)
     found.append(checks.explanations(completions, trained or isinstance(stage, JointStage)))
     limit = (plain["callbacks"].get("alarms") or {}).get("sampling_gap")
     found.append(checks.sampling_gap(verbalizer, few, completions, float("inf") if limit is None else limit))

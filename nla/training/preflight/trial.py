@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from nla.core.objectives import kl_to_reference
 from nla.data.datamodule import NLADataModule
 from nla.errors import NLAError
+from nla.models.sampling import SamplingParams
 from nla.training.parallel import serving, whole
 from nla.training.preflight.checks import GB, Check, divergence
 from nla.training.stages import JointStage
@@ -59,7 +60,7 @@ def kl_gradient(stage: JointStage, activation: torch.Tensor) -> float:
     verbalizer = stage.nla.verbalizer
     weights = trainable(verbalizer)
     with serving(verbalizer, stage.gather):
-        completions = verbalizer.sample(activation, max_new_tokens=stage.sampling.max_new_tokens, seed=stage.seed)
+        completions = verbalizer.sample(activation, SamplingParams.policy(stage.sampling.max_new_tokens), stage.seed)
     with torch.no_grad():
         for weight in weights:
             share = weight.to_local() if isinstance(weight, DTensor) else weight

@@ -25,6 +25,7 @@ from nla.core.records import ActivationBatch, Completions, TokenBatch
 from nla.errors import TrainingError
 from nla.models.pair import NLA
 from nla.models.reconstructor import Reconstructor
+from nla.models.sampling import SamplingParams
 from nla.models.target import Target
 from nla.training.fitting import Fitting
 from nla.training.parallel import checkpoint_activations, serving, shard, whole
@@ -158,12 +159,12 @@ class Stage(LightningModule):
             activation = self.target(batch.tokens, batch.mask, batch.row, batch.position)
         return ActivationBatch(activation, batch.document, batch.position, batch.text, batch.explanation, batch.spare)
 
-    def sample(self, activation: Tensor, samples: int = 1, *, first_row: int = 0, **how: Any) -> Completions:
+    def sample(self, activation: Tensor, params: SamplingParams, seed: int = 0, first_row: int = 0) -> Completions:
         """As `Verbalizer.sample`, in parts where memory runs out: rows have their own seeds, so tokens are the same."""
 
         def part(rows: slice) -> Completions:
-            first = first_row + rows.start * samples
-            return self.nla.verbalizer.sample(activation[rows], samples, first_row=first, **how)
+            first = first_row + rows.start * params.group_size
+            return self.nla.verbalizer.sample(activation[rows], params, seed, first_row=first)
 
         with serving(self.nla.verbalizer, self.gather):
             parts = self.fitting["sampling"].run(self, part, len(activation))
@@ -232,7 +233,7 @@ class Stage(LightningModule):
 
     def validation_step(self, batch: ActivationBatch, batch_idx: int) -> dict[str, Any]:
         """Greedy explanations of held-out activations, scored by the reconstructor; returns rows for a table."""
-        completions = self.sample(batch.activation, max_new_tokens=self.max_new_tokens, temperature=0.0)
+        completions = self.sample(batch.activation, SamplingParams.greedy(self.max_new_tokens))
         texts = [text or "" for text in completions.explanation]
         with serving(self.nla.reconstructor, self.gather):
             reconstruct = self.nla.reconstructor.reconstruct

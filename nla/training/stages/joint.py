@@ -14,8 +14,7 @@ and updating.
 """
 
 import time
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -34,25 +33,12 @@ from nla.core.objectives import (
 from nla.core.records import ActivationBatch, Rollout
 from nla.errors import ConfigError
 from nla.models.reconstructor import Reconstructor, frozen_copy
+from nla.models.sampling import SamplingParams
 from nla.training.micro_batches import in_micro_batches
 from nla.training.parallel import serving, whole
 from nla.training.rewards import Divergence, Reward
 from nla.training.stages.base import Stage, trainable
 from nla.training.stages.texts import text_metrics
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How explanations are sampled for training. Anything but temperature 1 departs from the policy that is trained."""
-
-    group_size: int
-    max_new_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    backend: str = "engine"
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None  # the engine's; None: that of the weights
-    graphs: bool | None = None  # the engine's decode step as a CUDA graph; None: on a GPU
 
 
 class JointStage(Stage):
@@ -74,7 +60,7 @@ class JointStage(Stage):
     def __init__(
         self,
         *args: Any,
-        rollout: Sampling,
+        rollout: SamplingParams,
         reward: Reward,
         kl: Divergence,
         length: LengthKind = "sample_mean",
@@ -133,23 +119,12 @@ class JointStage(Stage):
         self.log_step({**metrics, **texts, **update, **seconds}, shown)
 
     def _sample(self, batch: ActivationBatch) -> Rollout:
-        s, rows = self.sampling, len(batch) * self.sampling.group_size
-        completions = self.sample(
-            batch.activation,
-            s.group_size,
-            max_new_tokens=s.max_new_tokens,
-            temperature=s.temperature,
-            top_p=s.top_p,
-            top_k=s.top_k,
-            seed=hash((self.seed, self.global_step)) % 2**31,
-            first_row=self.global_rank * rows,
-            backend=s.backend,
-            dtype=s.dtype,
-            graphs=s.graphs,
-        )
+        group = self.sampling.group_size
+        seed, first_row = hash((self.seed, self.global_step)) % 2**31, self.global_rank * len(batch) * group
+        completions = self.sample(batch.activation, self.sampling, seed, first_row)
         key, first = self.seed + self.global_step, self.global_rank * len(batch)
-        read = self.reward.read(completions, s.group_size, self.nla.reconstructor.tokenizer, key, first)
-        return Rollout(batch.activation, s.group_size, completions, read)
+        read = self.reward.read(completions, group, self.nla.reconstructor.tokenizer, key, first)
+        return Rollout(batch.activation, group, completions, read)
 
     def _global_counts(self, rollout: Rollout) -> dict[str, Float[Tensor, ""]]:
         """Samples, tokens and well-formed samples per rank, on average over ranks, since gradients are averaged."""
