@@ -186,7 +186,6 @@ def test_flops_of_sampling(folders: dict[str, str]) -> None:
     verbalizer, shape = pair(folders["qwen3"]).verbalizer, plain_shape("qwen3")
     verbalizer.stop_ids = frozenset()  # every sample runs to the cap
     activation = torch.randn(2, WIDTH)
-    verbalizer.sample(activation, SamplingParams.policy(1))  # tries the engine out
     measured = counted(lambda: verbalizer.sample(activation, SamplingParams.policy(12, 4)))
     prompt, shared = len(verbalizer.prompt.tokens), verbalizer.prompt.position
     planned = flops.forward(shape, work.prefill(2, prompt, shared)) + flops.forward(shape, work.decode(8, prompt, 12))
