@@ -161,7 +161,7 @@ class Step:
         self.verbalizer, self.reconstructor, self.optimizer = verbalizer, reconstructor, optimizer
         self.activation, self.cap, self.arguments = activation, cap, arguments
         self.mask = torch.zeros(0, dtype=torch.bool)
-        verbalizer.freeze_reference()
+        self.reference = Reference(verbalizer)
 
     def __call__(self) -> dict[str, float]:
         seconds: dict[str, float] = {"rollout": 0.0, "scoring": 0.0, "update": 0.0}
@@ -199,11 +199,11 @@ class Step:
 
     def _backward(self, tokens: Tensor, mask: Tensor, activation: Tensor, error: Tensor) -> None:
         log_probs = self.verbalizer(activation, tokens, mask)
-        with self.verbalizer.reference() as reference:
-            anchor = reference(activation, tokens, mask)
+        with self.reference.active() as reference:
+            expected = reference(activation, tokens, mask)
         over = len(self.mask)
         policy, _ = policy_gradient_loss(log_probs, group_advantages(-error.detach(), 8), mask, "sample_mean", over)
-        kl = kl_to_reference(log_probs, anchor, mask, "k3", 12.0, "sample_mean", over)
+        kl = kl_to_reference(log_probs, expected, mask, "k3", 12.0, "sample_mean", over)
         (policy + 0.01 * kl + error.sum() / over).backward()
 
 

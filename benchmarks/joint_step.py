@@ -13,6 +13,7 @@ import itertools
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,7 @@ def optimizer_of(nla: NLA) -> MuonAdamW:
 
 def shared(nla: NLA) -> Step:
     """Ours, with today's verbalizer as its reference."""
-    nla.verbalizer.freeze_reference()
-    return Step(rollout, score, loss)
+    return Step(rollout, score, partial(loss, Reference(nla.verbalizer)))
 
 
 def rollout(nla: NLA, activation: Activations, setting: Setting, seed: int) -> Completions:
@@ -104,11 +104,18 @@ def score(nla: NLA, completions: Completions) -> Predictions:
     return nla.reconstructor(*nla.reconstructor.tokenize(texts_of(completions)))
 
 
-def loss(nla: NLA, activation: Activations, completions: Completions, scored: Predictions, setting: Setting) -> Tensor:
+def loss(
+    reference: Reference,
+    nla: NLA,
+    activation: Activations,
+    completions: Completions,
+    scored: Predictions,
+    setting: Setting,
+) -> Tensor:
     log_probs = nla.verbalizer(activation, completions.tokens, completions.mask)
-    with nla.verbalizer.reference() as reference:
-        anchor = reference(activation, completions.tokens, completions.mask)
-    return total(nla, activation, completions, scored, scored, log_probs, anchor, setting)
+    with reference.active() as frozen:
+        expected = frozen(activation, completions.tokens, completions.mask)
+    return total(nla, activation, completions, scored, scored, log_probs, expected, setting)
 
 
 def timed(

@@ -18,6 +18,9 @@ from typing import Any
 import matplotlib
 import torch
 import transformers
+from ngrams import NGrams
+from probes import Labels, choose_positions, label, majority, probe, ridge_r2
+from quality import Annotated, Lexicon, Mention, annotate, lexicon, observe, used
 from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedTokenizerBase
@@ -27,9 +30,6 @@ from nla.data.world.generator import generate
 from nla.data.world.vocabulary import KINDS
 from nla.errors import ConfigError, NLAError
 from nla.models.backbone import load_model, load_tokenizer
-from nla.pretraining.ngrams import NGrams
-from nla.pretraining.probes import Labels, choose_positions, label, majority, probe, ridge_r2
-from nla.pretraining.quality import Annotated, Lexicon, Mention, annotate, lexicon, observe, used
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

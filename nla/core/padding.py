@@ -1,6 +1,18 @@
-"""Which items are run together: those of like length, as many as a budget of tokens allows."""
+"""Rows of unequal length as one tensor, and which items to run together so that little is padded."""
 
 from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+
+def padded(rows: Sequence[Sequence[int]], fill: int) -> tuple[Int[Tensor, "row time"], Bool[Tensor, "row time"]]:
+    """Token ids, right padded with `fill` to the longest row, and the mask that is True on the rows' own tokens."""
+    lengths = torch.tensor([len(row) for row in rows])
+    longest = int(lengths.max())
+    tokens = torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows], dtype=torch.long)
+    return tokens, torch.arange(longest) < lengths.unsqueeze(1)
 
 
 def length_buckets(lengths: Sequence[int], tokens: int) -> list[list[int]]:

@@ -1,8 +1,10 @@
 """The explanation as text: its format in an answer, parsing, what may not occur in it, and parts of it."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+from jaxtyping import Bool, Int
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from nla.models.prompts import EXPLANATION_SLOT, token_ids
@@ -33,6 +35,23 @@ def parse_explanation(text: str, forbidden: Sequence[str] = ()) -> str | None:
     if not closed or not 0 < len(inner) <= LONGEST or any(word in inner for word in forbidden):
         return None
     return inner
+
+
+def parse_completions(
+    tokenizer: PreTrainedTokenizerBase,
+    tokens: Int[Tensor, "sample time"],
+    mask: Bool[Tensor, "sample time"],
+    stop_ids: Collection[int],
+    forbidden: Sequence[str],
+) -> list[str | None]:
+    """The explanation of each completion; None where it is malformed or was cut off before a stop token."""
+    lengths = mask.sum(1).tolist()
+    rows = [row[:length] for row, length in zip(tokens.tolist(), lengths, strict=True)]
+    ended = [bool(row) and row[-1] in stop_ids for row in rows]
+    texts = tokenizer.batch_decode(
+        [row[:-1] for row in rows], skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )
+    return [parse_explanation(str(text), forbidden) if done else None for text, done in zip(texts, ended, strict=True)]
 
 
 def format_response(text: str) -> str:

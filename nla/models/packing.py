@@ -80,6 +80,20 @@ def samples_per_row(group: int, prompt: int, time: int, d_model: int) -> int:
     return min((count for count in range(1, group + 1) if group % count == 0), key=cost)
 
 
+def shared_layout(samples: int, group: int, prompt: int, marker: int, time: int, d_model: int) -> tuple[int, int]:
+    """How many tokens of the prompt samples can share, and how many samples are best put into one row.
+
+    Args:
+        group: samples per activation; they share the whole prompt. Answers to different activations share what comes
+            before the marker; the rest of the prompt is then part of the sample.
+        prompt: tokens of the prompt. marker: the marker's index among them. time: tokens of an answer.
+    """
+    shared = prompt if group > 1 else marker
+    if shared == 0:
+        return 0, 1
+    return shared, samples_per_row(group if group > 1 else samples, shared, prompt - shared + time, d_model)
+
+
 def pack(mask: Bool[Tensor, "sample time"], batch: int, prompt: int) -> Packing:
     """Lay out `batch` groups of samples of equal number, each behind its prompt of `prompt` tokens.
 

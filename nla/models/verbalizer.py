@@ -1,10 +1,7 @@
 """The verbalizer p(z | h): an activation enters as one token's embedding, an explanation comes out."""
 
-import copy
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,6 +10,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nla.core.objectives import Scale, normalize
+from nla.core.padding import padded
 from nla.core.records import Completions
 from nla.errors import InjectionError, NLAError
 from nla.models.backbone import body, embed, head_logits, input_gain, stop_ids, width
@@ -50,13 +48,32 @@ class Verbalizer(nn.Module):
         self._scale_checked = False
         self._prompt_tokens: Tensor
         self.register_buffer("_prompt_tokens", torch.tensor(prompt.tokens), persistent=False)
-        self._reference: tuple[Any, ...] = ()  # in a tuple, so that neither state_dict nor parameters() sees it
         self.eval()
         self.engine_fits = self._fits_engine()
 
     @property
     def d_model(self) -> int:
         return width(self.model)
+
+    @property
+    def device(self) -> torch.device:
+        return self._prompt_tokens.device
+
+    def _engine_fits(self) -> bool:
+        """Whether the engine's attention gives this model's hidden states; a warning where it does not.
+
+        Decided on the built model, adapter included, by one forward pass of the prompt on each path: what the engine
+        does not know is in a model's code, not in its config. Weights may move, change or be sharded afterwards.
+        """
+        prompt = embed(body(self.model), self._prompt_tokens).detach().unsqueeze(0)
+        reason = misfit(self.model, prompt, self.prompt.position)
+        if reason is not None:
+            warnings.warn(
+                f"{type(self.model).__name__} cannot be sampled by the engine ({reason}); Hugging Face's generate "
+                "does it instead, which is slower",
+                stacklevel=3,
+            )
+        return reason is None
 
     def prompt_embeddings(self, activation: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch prompt d_model"]:
         """The prompt once per activation, each with its own injected row. Raises InjectionError."""
@@ -142,10 +159,9 @@ class Verbalizer(nn.Module):
         """
         decoder, place, prompt = body(self.model), self.prompt.position, self.prompt_embeddings(activation)
         samples, each = len(tokens), len(tokens) // len(activation)
-        shared = prompt.shape[1] if each > 1 else place
+        shared, together = shared_layout(samples, each, prompt.shape[1], place, tokens.shape[1], self.d_model)
         prompt = prompt.repeat_interleave(each, dim=0)
         own = torch.cat([prompt[:, shared:], embed(decoder, tokens)], dim=1)
-        together = samples_per_row(each if each > 1 else samples, shared, own.shape[1], own.shape[2]) if shared else 1
         if together == 1:
             # the last token predicts nothing that is asked for; causal attention sees no padding, which is on the right
             inputs = torch.cat([prompt[:, :shared], own[:, :-1]], dim=1)
@@ -170,11 +186,8 @@ class Verbalizer(nn.Module):
         """Warm-start answers as token ids: tags, text, the token that ends a turn; right padded."""
         answers = token_ids(self.tokenizer, [format_response(text) for text in texts], special=False)
         rows = [[*answer, self.prompt.end_of_turn] for answer in answers]
-        longest = max(map(len, rows))
-        tokens = torch.tensor([row + [self.pad_id] * (longest - len(row)) for row in rows])
-        mask = torch.arange(longest) < torch.tensor([len(row) for row in rows]).unsqueeze(1)
-        device = self._prompt_tokens.device
-        return tokens.to(device), mask.to(device)
+        tokens, mask = padded(rows, self.pad_id)
+        return tokens.to(self.device), mask.to(self.device)
 
     @torch.no_grad()
     def sample(
@@ -223,62 +236,4 @@ class Verbalizer(nn.Module):
 
     def parse(self, tokens: Int[Tensor, "sample time"], mask: Bool[Tensor, "sample time"]) -> list[str | None]:
         """The explanation of each completion, None when malformed or cut off."""
-        lengths = mask.sum(1).tolist()
-        rows = [row[:length] for row, length in zip(tokens.tolist(), lengths, strict=True)]
-        ended = [bool(row) and row[-1] in self.stop_ids for row in rows]
-        texts = self.tokenizer.batch_decode(
-            [row[:-1] for row in rows], skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-        return [
-            parse_explanation(str(text), self.forbidden) if done else None
-            for text, done in zip(texts, ended, strict=True)
-        ]
-
-    def freeze_reference(self) -> None:
-        """Keep the present policy as the KL anchor: a copy of the model, or of the adapter where there is one."""
-        if has_lora(self.model):
-            frozen = {n: p.detach().clone() for n, p in self.model.named_parameters() if "lora_" in n}
-            self._reference = (frozen,)
-        else:
-            anchor = copy.copy(self)  # the same prompt and buffers, a model of its own
-            anchor._modules = {**self._modules, "model": copy.deepcopy(self.model).requires_grad_(False)}
-            self._reference = (anchor.eval(),)
-
-    @property
-    def anchor(self) -> "Verbalizer | None":
-        """The reference where it is a model of its own; None before `freeze_reference`, and with adapters."""
-        found = self._reference[0] if self._reference else None
-        return found if isinstance(found, Verbalizer) else None
-
-    @contextmanager
-    def reference(self) -> Iterator["Verbalizer"]:
-        """The reference, which runs the same code, without gradients and dropout; inside, leave `self` alone."""
-        if not self._reference:
-            raise NLAError("no reference policy: call freeze_reference() before reference()")
-        if self.anchor is not None:
-            with torch.no_grad():
-                yield self.anchor.to(self._prompt_tokens.device)
-            return
-        was_training = self.training
-        try:
-            with torch.no_grad(), _swapped_tensors(self, self._reference[0]):
-                self.eval()
-                yield self
-        finally:
-            self.train(was_training)
-
-
-@contextmanager
-def _swapped_tensors(verbalizer: Verbalizer, anchor: dict[str, Tensor]) -> Iterator[None]:
-    # pointers are exchanged, nothing is written: graphs that await their backward keep the tensors they saved
-    parameters = {n: p for n, p in verbalizer.model.named_parameters() if n in anchor}
-    policy = {name: parameter.data for name, parameter in parameters.items()}
-    for name, parameter in parameters.items():
-        parameter.data = anchor[name].to(parameter.device)
-    torch.clear_autocast_cache()  # else autocast goes on with casts of the tensors that were there before
-    try:
-        yield
-    finally:
-        for name, parameter in parameters.items():
-            parameter.data = policy[name]
-        torch.clear_autocast_cache()
+        return parse_completions(self.tokenizer, tokens, mask, self.stop_ids, self.forbidden)

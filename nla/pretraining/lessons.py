@@ -22,7 +22,7 @@ class Lessons:
     """Draws training texts from a source; the draw is keyed by seed and number, so that any order gives the same.
 
     Args:
-        source: documents of the split ``pretrain``, and ``explanation`` for the descriptions.
+        source: documents of the split `pretrain`, and `explanation` for the descriptions.
         verbalizer_template, reconstructor_template: the prompts of the NLA, with a text in the marker's place.
         shares: probability of a plain text, of a description, of a text after its description.
     """
@@ -35,7 +35,7 @@ class Lessons:
     seed: int = 0
 
     def text(self, document: Document, number: int) -> str:
-        """The ``number``-th lesson, made of ``document``."""
+        """The `number`-th lesson, made of `document`."""
         rng = random.Random(f"{self.seed}/{number}/{document.id}")
         kind = rng.choices(("read", "describe", "write"), self.shares)[0]
         ends = [match.end() for match in re.finditer(r"\w+\b", document.text)]
@@ -57,6 +57,6 @@ class Lessons:
         return rendered
 
     def tokens(self, documents: Sequence[Document], first: int) -> list[list[int]]:
-        """Token ids of the lessons ``first``, ``first + 1``, ... made of ``documents``."""
+        """Token ids of the lessons `first`, `first + 1`, ... made of `documents`."""
         texts = [self.text(document, first + index) for index, document in enumerate(documents)]
         return self.tokenizer(texts, add_special_tokens=False)["input_ids"]

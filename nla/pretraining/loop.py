@@ -1,4 +1,4 @@
-"""The training loop of ``nla pretrain``: next-token loss, plus the gist loss at one layer."""
+"""The training loop of `nla pretrain`: next-token loss, plus the gist loss at one layer."""
 
 import csv
 import json
@@ -16,11 +16,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
+from nla import files
 from nla.data.source import Document
 from nla.errors import DataError
 from nla.models.backbone import head_logits
 from nla.models.prompts import pad_id
-from nla.pretraining.auxiliary import GistLoss
+from nla.pretraining.gist import GistLoss
 from nla.pretraining.lessons import Lessons
 from nla.pretraining.tokenizer import END
 
@@ -60,7 +61,7 @@ class Architecture:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How it is trained. ``gist_weight`` 0 gives the plain language model that the shipped one is compared with."""
+    """How it is trained. `gist_weight` 0 gives the plain language model that the shipped one is compared with."""
 
     steps: int
     batch_size: int
@@ -89,7 +90,7 @@ class Recipe:
 def batches(
     lessons: Lessons, documents: Sequence[Document], size: int, first_step: int, chunk: int = 16
 ) -> Iterator[tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"]]]:
-    """Endless right-padded batches from step ``first_step`` on; ``chunk`` steps are sorted by length together."""
+    """Endless right-padded batches from step `first_step` on; `chunk` steps are sorted by length together."""
     pad = pad_id(lessons.tokenizer)
     start = first_step // chunk
     while True:
@@ -130,7 +131,7 @@ def optimizers(model: nn.Module, gist: nn.Module, recipe: Recipe) -> list[torch.
 
 
 def rate(step: int, recipe: Recipe) -> float:
-    """Share of the full learning rate: linear warm-up, then a cosine to ``final_fraction``."""
+    """Share of the full learning rate: linear warm-up, then a cosine to `final_fraction`."""
     warm = min(1.0, (step + 1) / max(1, recipe.warmup_steps))
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, step / recipe.steps)))
     return warm * (recipe.final_fraction + (1 - recipe.final_fraction) * cosine)
@@ -150,10 +151,10 @@ def pretrain(
     folder: Path,
     log: Callable[[str], None] = print,
 ) -> PreTrainedModel:
-    """Train a target on ``lessons`` and write it to ``folder`` as a plain Hugging Face model.
+    """Train a target on `lessons` and write it to `folder` as a plain Hugging Face model.
 
-    The same call continues after an interruption (``resume.pt`` in the folder). ``curve.csv`` and
-    ``pretraining.json`` record loss, seconds and settings.
+    The same call continues after an interruption (`resume.pt` in the folder). `curve.csv` and
+    `pretraining.json` record loss, seconds and settings.
     """
     documents = lessons.source.documents("pretrain")
     if not documents:
@@ -194,7 +195,7 @@ def pretrain(
     model.save_pretrained(folder)
     lessons.tokenizer.save_pretrained(folder)
     record = {"architecture": asdict(architecture), "recipe": asdict(recipe), "seconds": time.perf_counter() - begin}
-    (folder / "pretraining.json").write_text(json.dumps(record, indent=2) + "\n")
+    files.write_text(folder / "pretraining.json", json.dumps(record, indent=2) + "\n")
     state.unlink(missing_ok=True)
     return model
 
@@ -259,7 +260,7 @@ def _trim(path: Path, step: int) -> None:
     header, *rows = path.read_bytes().decode().splitlines(keepends=True) or [""]
     kept = [row for row in rows if row.split(",")[0].isdigit() and int(row.split(",")[0]) <= step]
     if kept:
-        path.write_bytes("".join([header, *kept]).encode())
+        files.write_text(path, "".join([header, *kept]))
     else:
         path.unlink()
 

@@ -16,7 +16,7 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, phrases: Sequence[str] = ()) -> PreTrainedTokenizerFast:
-    """Train on ``texts``; any UTF-8 text round-trips (byte level), the tags of the prompts are one token each.
+    """Train on `texts`; any UTF-8 text round-trips (byte level), the tags of the prompts are one token each.
 
     Args:
         phrases: frequent phrases that become one token each (one more with a space before), so that short sentences

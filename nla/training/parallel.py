@@ -23,6 +23,7 @@ from nla.models.backbone import blocks, body
 from nla.models.lora import has_lora
 from nla.models.pair import NLA
 from nla.models.reconstructor import Reconstructor
+from nla.models.reference import Reference
 from nla.models.target import Target
 from nla.models.verbalizer import Verbalizer
 
@@ -30,7 +31,12 @@ COMPUTE = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # by Lightn
 
 
 def shard(
-    nla: NLA, target: Target, device: torch.device, precision: str, readers: Sequence[Reconstructor] = ()
+    nla: NLA,
+    target: Target,
+    device: torch.device,
+    precision: str,
+    readers: Sequence[Reconstructor] = (),
+    reference: Reference | None = None,
 ) -> None:
     """Spread the weights of both halves, the KL reference, the target and further `readers` over all ranks, in place.
 
@@ -44,7 +50,7 @@ def shard(
         )
     mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
     policy = MixedPrecisionPolicy(COMPUTE.get(precision), torch.float32, cast_forward_inputs=False)
-    for verbalizer in (nla.verbalizer, nla.verbalizer.anchor):
+    for verbalizer in (nla.verbalizer, reference and reference.verbalizer):
         if verbalizer is not None:
             _shard(verbalizer, verbalizer.model, mesh, policy)
             register_fsdp_forward_method(verbalizer, "sample")

@@ -5,7 +5,6 @@ Finer tests of the same parts, for one family, stand with their modules.
 """
 
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from nla.core.objectives import normalize
 from nla.models import backbone
 from nla.models.pair import NLA
 from nla.models.reconstructor import Reconstructor
+from nla.models.sampling import SamplingParams
 from nla.models.target import Target
 
 TEXTS = ["The quick brown fox jumps over the lazy dog.", "Tom", "Tom walks to the harbour."]

@@ -17,6 +17,7 @@ from nla.errors import NLAError, ReleaseError
 from nla.models.pair import NLA
 from nla.models.pretrained import hub
 from nla.models.pretrained.metadata import read_metadata
+from nla.models.sampling import SamplingParams
 
 
 def edit(folder: Path, change) -> None:
@@ -52,6 +53,7 @@ def test_a_folder_that_we_wrote_gives_the_same_numbers_in_a_fresh_process(nla: N
     save_file({"vectors": vectors}, tmp_path / "vectors.safetensors")
     code = (
         "import json; from safetensors.torch import load_file; from nla.models.pair import NLA\n"
+        "from nla.models.sampling import SamplingParams\n"
         "nla = NLA.from_pretrained('nla'); vectors = load_file('vectors.safetensors')['vectors']\n"
         "from nla.models.sampling import SamplingParams\n"
         "said = nla.verbalizer.sample(vectors, SamplingParams.policy(8, group_size=2), seed=3).tokens.tolist()\n"

@@ -7,12 +7,13 @@ import torch
 from support.models import FAMILIES, MARKER, TEMPLATES, sampling_params, seen_by_first_block
 
 from nla.core.objectives import kl_to_reference, normalize
-from nla.errors import InjectionError, NLAError
+from nla.errors import InjectionError
 from nla.models import backbone
 from nla.models.packing import Packing
 from nla.models.pair import NLA
 from nla.models.prompts import build_verbalizer_prompt
-from nla.models.sampling import engine
+from nla.models.reference import Reference
+from nla.models.sampling import SamplingParams, engine
 from nla.models.verbalizer import Verbalizer
 
 
@@ -93,7 +94,7 @@ def test_answers_to_different_activations_packed_side_by_side_equal_separate_row
     activation = vectors()
 
     def run(rows: list[slice], together: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        monkeypatch.setattr("nla.models.verbalizer.samples_per_row", lambda *_: together)
+        monkeypatch.setattr("nla.models.packing.samples_per_row", lambda *_: together)
         verbalizer.zero_grad()
         log_probs = torch.cat([verbalizer(activation[row], tokens[row], mask[row]) for row in rows])
         (log_probs * torch.arange(1, 5).unsqueeze(1)).sum().backward()
@@ -114,7 +115,7 @@ def test_an_activation_lost_between_answers_stops(qwen: Verbalizer, monkeypatch:
         return usual(self, prompt, fed.index_fill(0, self.first()[2:3], 0.0))
 
     monkeypatch.setattr(Packing, "inputs", lost)
-    monkeypatch.setattr("nla.models.verbalizer.samples_per_row", lambda *_: 2)
+    monkeypatch.setattr("nla.models.packing.samples_per_row", lambda *_: 2)
     tokens, mask = qwen.respond(["a", "b", "c", "d"])
     with pytest.raises(InjectionError, match="3 of 4 rows"):
         qwen(vectors(), tokens, mask)
@@ -270,29 +271,29 @@ def trained(request: pytest.FixtureRequest, tiny_folder: str) -> Verbalizer:
 def test_reference_is_the_policy_at_freezing(trained: Verbalizer):
     tokens, mask = trained.respond(["It rains.", "b"])
     start = trained(vectors(2), tokens, mask)
-    trained.freeze_reference()
+    frozen = Reference(trained)
     keys = set(trained.state_dict())
-    with trained.reference() as reference:
-        anchor = reference(vectors(2), tokens, mask)
-    assert not anchor.requires_grad
-    assert kl_to_reference(start, anchor, mask).item() == 0.0  # exactly
+    with frozen.active() as reference:
+        expected = reference(vectors(2), tokens, mask)
+    assert not expected.requires_grad
+    assert kl_to_reference(start, expected, mask).item() == 0.0  # exactly
 
     parameters = [p for p in trained.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=0.5)
     start.sum().backward()
     optimizer.step()
-    with trained.reference() as reference:
-        assert torch.equal(reference(vectors(2), tokens, mask), anchor)
+    with frozen.active() as reference:
+        assert torch.equal(reference(vectors(2), tokens, mask), expected)
     moved = trained(vectors(2), tokens, mask)
-    assert not torch.equal(moved, anchor)
-    assert kl_to_reference(moved, anchor, mask).item() > 0
+    assert not torch.equal(moved, expected)
+    assert kl_to_reference(moved, expected, mask).item() > 0
     assert set(trained.state_dict()) == keys
 
 
 def test_autocast_does_not_serve_the_reference_with_the_policys_weights(trained: Verbalizer):
     """It keeps casts of weights by tensor, and adapters are exchanged inside their tensors."""
     tokens, mask = trained.respond(["It rains.", "b"])
-    trained.freeze_reference()
+    frozen = Reference(trained)
     with torch.autocast("cpu", torch.bfloat16):
         start = trained(vectors(2), tokens, mask).detach()
     with torch.no_grad():
@@ -300,17 +301,17 @@ def test_autocast_does_not_serve_the_reference_with_the_policys_weights(trained:
             parameter.add_(0.1 * torch.randn_like(parameter) * parameter.requires_grad)
     with torch.autocast("cpu", torch.bfloat16):
         moved = trained(vectors(2), tokens, mask).detach()
-        with trained.reference() as reference:
-            anchor = reference(vectors(2), tokens, mask)
+        with frozen.active() as reference:
+            expected = reference(vectors(2), tokens, mask)
         again = trained(vectors(2), tokens, mask).detach()
-    assert torch.equal(anchor, start)
-    assert torch.equal(again, moved) and not torch.equal(moved, anchor)
+    assert torch.equal(expected, start)
+    assert torch.equal(again, moved) and not torch.equal(moved, expected)
 
 
 def test_backward_after_visiting_the_reference(trained: Verbalizer):
     """The policy's graph is built first, the reference visited, then the backward runs."""
     tokens, mask = trained.respond(["It rains.", "b"])
-    trained.freeze_reference()
+    frozen = Reference(trained)
     with torch.no_grad():
         for parameter in trained.parameters():
             if parameter.requires_grad:
@@ -320,7 +321,7 @@ def test_backward_after_visiting_the_reference(trained: Verbalizer):
         trained.zero_grad()
         loss = trained(vectors(2), tokens, mask).sum()
         if visit:
-            with trained.reference() as reference:
+            with frozen.active() as reference:
                 reference(vectors(2), tokens, mask)
         loss.backward()
         gradients.append([p.grad.clone() for p in trained.parameters() if p.grad is not None])
@@ -329,15 +330,10 @@ def test_backward_after_visiting_the_reference(trained: Verbalizer):
 
 
 def test_reference_restores_mode_and_model_after_an_error(trained: Verbalizer):
-    trained.freeze_reference()
+    frozen = Reference(trained)
     trained.train()
     before = trained.model
-    with pytest.raises(InjectionError), trained.reference() as reference:
+    with pytest.raises(InjectionError), frozen.active() as reference:
         reference(0 * vectors(1), *trained.respond(["a"]))
     assert trained.model is before
     assert trained.training
-
-
-def test_reference_before_freezing(qwen: Verbalizer):
-    with pytest.raises(NLAError, match="freeze_reference"), qwen.reference():
-        pass

@@ -123,7 +123,7 @@ def sampling_gap(verbalizer: Verbalizer, batch: ActivationBatch, completions: Co
 def divergence(at_start: float | None, gradient: float | None) -> Check:
     """KL to the warm start before the first update, and the norm of its gradient once the policy has moved."""
     if at_start is None or gradient is None:
-        return Check("KL", "ok", "stage.joint.kl.coefficient is 0: no anchor")
+        return Check("KL", "ok", "stage.joint.kl.coefficient is 0: no reference")
     said = f"{at_start:g} at step 0, gradient of norm {gradient:.3g} once the policy has moved"
     remedy = "it must be exactly 0 first, and then pull: set adapter.dropout=0, look at stage.joint.kl"
     return judged("KL", at_start == 0 and 0 < gradient < float("inf"), said, remedy)

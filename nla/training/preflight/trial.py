@@ -22,7 +22,7 @@ from nla.training.preflight.checks import GB, Check, divergence
 from nla.training.stages import JointStage
 from nla.training.stages.base import Stage
 
-NUDGE = 0.02  # of a weight's standard deviation: so far the policy is moved off its anchor
+NUDGE = 0.02  # of a weight's standard deviation: so far the policy is moved off the reference
 
 
 @dataclass
@@ -67,10 +67,11 @@ def kl_gradient(stage: JointStage, activation: torch.Tensor) -> float:
             share = weight.to_local() if isinstance(weight, DTensor) else weight
             if share.numel():  # a rank may have none of it
                 share.add_(torch.randn_like(share) * (NUDGE * share.float().std(correction=0).clamp_min(1e-3)))
-    with verbalizer.reference() as reference:
-        anchor = reference(activation, completions.tokens, completions.mask)
+    assert stage.reference is not None
+    with stage.reference.active() as reference:
+        expected = reference(activation, completions.tokens, completions.mask)
     log_probs = verbalizer(activation, completions.tokens, completions.mask)
-    kl = kl_to_reference(log_probs, anchor, completions.mask, "k3", stage.kl.clamp)
+    kl = kl_to_reference(log_probs, expected, completions.mask, "k3", stage.kl.clamp)
     stage.zero_grad()
     kl.backward()
     norm = whole(torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None]))

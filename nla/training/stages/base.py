@@ -116,6 +116,8 @@ class Stage(LightningModule):
         """The modules that this stage trains, by name."""
         return {name: getattr(self.nla, name) for name in self.trains}
 
+    reference: Reference | None = None  # the KL reference of a stage that has one
+
     @property
     def frozen_readers(self) -> tuple[Reconstructor, ...]:
         """Reconstructors besides the pair's own, which are not trained."""
@@ -133,7 +135,7 @@ class Stage(LightningModule):
             once = self.trainer.strategy.reduce_boolean_decision(self.gather == "once", all=True)
             self.gather = "once" if once else "blocks"
             device, precision = self.trainer.strategy.root_device, self.trainer.precision
-            shard(self.nla, self.target, device, precision, self.frozen_readers)
+            shard(self.nla, self.target, device, precision, self.frozen_readers, self.reference)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer_factory(parameter_groups(self.halves(), self.groups))

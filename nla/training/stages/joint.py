@@ -75,8 +75,7 @@ class JointStage(Stage):
         self.length: LengthKind = length
         self.reconstructor_updates = reconstructor_updates
         self.fve_batch = FractionOfVarianceExplained(self.nla.d_model)
-        if kl.anchored:
-            self.nla.verbalizer.freeze_reference()
+        self.reference = Reference(self.nla.verbalizer) if kl.anchored else None
         # in a tuple, so that neither state_dict nor parameters() sees it
         self._frozen = (frozen_copy(self.nla.reconstructor),) if frozen_reconstructor else ()
         self.fve_frozen = FractionOfVarianceExplained(self.nla.d_model)
@@ -191,9 +190,9 @@ class JointStage(Stage):
             self.skip(batch, {"gradient_norm_reconstructor": float(norm)}, "reconstructor updates")
 
     def _reference_log_probs(self, rollout: Rollout, coefficient: float) -> Float[Tensor, "sample time"] | None:
-        if coefficient == 0:
+        if coefficient == 0 or self.reference is None:
             return None
-        with self.nla.verbalizer.reference() as reference:
+        with self.reference.active() as reference:
             return reference(rollout.activation, rollout.completions.tokens, rollout.completions.mask)
 
     def validation_step(self, batch: ActivationBatch, batch_idx: int) -> dict[str, Any]:

@@ -12,16 +12,16 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
+from quality import Annotated
 from torch import Tensor
 
 from nla.core.objectives import normalize
-from nla.pretraining.quality import Annotated
 
-Facts = Callable[[str, str], list[tuple[str, str]]]
+FactsOf = Callable[[str, str], list[tuple[str, str]]]
 
 
 def choose_positions(documents: Sequence[Annotated], count: int, context: int = 24, seed: int = 0) -> list[list[int]]:
-    """``count`` token positions per document with at least ``context`` tokens read, keyed by seed and document id."""
+    """`count` token positions per document with at least `context` tokens read, keyed by seed and document id."""
     chosen = []
     for document in documents:
         eligible = range(context - 1, len(document.tokens) - 1)
@@ -32,7 +32,7 @@ def choose_positions(documents: Sequence[Annotated], count: int, context: int = 
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """The known facts at each chosen position: index into ``values[kind]``, -1 where the fact is not known yet."""
+    """The known facts at each chosen position: index into `values[kind]`, -1 where the fact is not known yet."""
 
     kinds: tuple[str, ...]
     values: dict[str, tuple[str, ...]]
@@ -44,17 +44,17 @@ class Labels:
         return torch.cat(columns, dim=1).float()
 
 
-def label(documents: Sequence[Annotated], positions: Sequence[Sequence[int]], facts: Facts) -> Labels:
-    """What the text has revealed at each position, by ``facts(document id, text so far)``."""
+def label(documents: Sequence[Annotated], positions: Sequence[Sequence[int]], facts: FactsOf) -> Labels:
+    """What the text has revealed at each position, by `facts(document id, text so far)`."""
     known = [
-        dict(facts(document.id, document.text[: document.ends[place]]))
-        for document, places in zip(documents, positions, strict=True)
-        for place in places
+        dict(facts(document.id, document.text[: document.ends[position]]))
+        for document, chosen in zip(documents, positions, strict=True)
+        for position in chosen
     ]
     kinds = tuple(dict.fromkeys(kind for row in known for kind in row))
     values = {kind: tuple(sorted({row[kind] for row in known if kind in row})) for kind in kinds}
     rows = [[values[kind].index(row[kind]) if kind in row else -1 for kind in kinds] for row in known]
-    owner = [index for index, places in enumerate(positions) for _ in places]
+    owner = [index for index, chosen in enumerate(positions) for _ in chosen]
     return Labels(kinds, values, torch.tensor(rows), torch.tensor(owner))
 
 
@@ -76,7 +76,7 @@ def probe(
     def closure() -> Tensor:
         optimizer.zero_grad()
         logits = (inputs @ weight + bias).split(sizes, dim=1)
-        losses = [F.cross_entropy(part, wanted[:, c], ignore_index=-1) for c, part in enumerate(logits)]
+        losses = [F.cross_entropy(scores, wanted[:, c], ignore_index=-1) for c, scores in enumerate(logits)]
         loss = torch.stack(losses).sum() + penalty * weight.square().sum()
         loss.backward()
         return loss
@@ -84,18 +84,18 @@ def probe(
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=steps, history_size=10, line_search_fn="strong_wolfe")
     optimizer.step(closure)
     with torch.no_grad():
-        guesses = [part.argmax(1) for part in (features[~training] @ weight + bias).split(sizes, dim=1)]
+        guesses = [scores.argmax(1) for scores in (features[~training] @ weight + bias).split(sizes, dim=1)]
     return {kind: _accuracy(guess, labels, c, ~training) for c, (kind, guess) in enumerate(zip(labels.kinds, guesses))}
 
 
 def majority(labels: Labels, training: Bool[Tensor, " batch"]) -> dict[str, float]:
     """Held-out accuracy of always guessing the value that is most frequent in training."""
-    found = {}
+    accuracy = {}
     for c, kind in enumerate(labels.kinds):
         counts = Counter(index for index in labels.index[training, c].tolist() if index >= 0)
         guess = torch.full((int((~training).sum()),), counts.most_common(1)[0][0])
-        found[kind] = _accuracy(guess, labels, c, ~training)
-    return found
+        accuracy[kind] = _accuracy(guess, labels, c, ~training)
+    return accuracy
 
 
 def _accuracy(guess: Int[Tensor, " held_out"], labels: Labels, column: int, rows: Bool[Tensor, " batch"]) -> float:

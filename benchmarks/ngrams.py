@@ -10,10 +10,10 @@ from nla.errors import DataError
 
 
 class NGrams:
-    """Witten-Bell interpolation: ``p_n(w|h) = (c(hw) + T(h) p_{n-1}(w|h')) / (c(h) + T(h))``.
+    """Witten-Bell interpolation: `p_n(w|h) = (c(hw) + T(h) p_{n-1}(w|h')) / (c(h) + T(h))`.
 
-    ``T(h)`` is the number of different tokens seen after the history ``h`` and ``h'`` is ``h`` without its oldest
-    token; an unseen history falls back to the shorter one; ``p_1`` is add-one. Nothing is tuned. A document begins
+    `T(h)` is the number of different tokens seen after the history `h` and `h'` is `h` without its oldest
+    token; an unseen history falls back to the shorter one; `p_1` is add-one. Nothing is tuned. A document begins
     after boundary tokens, and its first token is never predicted, as with the language model it is compared with.
     """
 
@@ -37,22 +37,22 @@ class NGrams:
         """Probability of every token after the first of its row, under the models of order 1, 2, ... (float64)."""
         windows = self._windows(rows)
         seen = _lookup(*self._grams[0], self._key(windows[:, -1:]))
-        found = [(seen + 1.0) / (self._grams[0][1].sum() + self.vocab)]
+        by_order = [(seen + 1.0) / (self._grams[0][1].sum() + self.vocab)]
         for n in range(2, self.order + 1):
             key = self._key(windows[:, -n:])
             histories, total, kinds = self._histories[n - 1]
             history = key // (self.vocab + 1)
             count, different = _lookup(histories, total, history), _lookup(histories, kinds, history)
-            mixed = (_lookup(*self._grams[n - 1], key) + different * found[-1]) / (count + different).clamp_min(1.0)
-            found.append(torch.where(count > 0, mixed, found[-1]))
-        return torch.stack(found)
+            mixed = (_lookup(*self._grams[n - 1], key) + different * by_order[-1]) / (count + different).clamp_min(1.0)
+            by_order.append(torch.where(count > 0, mixed, by_order[-1]))
+        return torch.stack(by_order)
 
     def _windows(self, rows: Sequence[Sequence[int]]) -> Int[Tensor, "token order"]:
-        """Each token after the first of its row with the ``order - 1`` tokens before it."""
+        """Each token after the first of its row with the `order - 1` tokens before it."""
         boundary = [self.vocab] * (self.order - 1)
         flat = torch.tensor([token for row in rows for token in (*boundary, *row)], dtype=torch.long)
         inside: Bool[Tensor, " token"] = torch.tensor(
-            [place > 0 for row in rows for place in (*[0] * len(boundary), *range(len(row)))], dtype=torch.bool
+            [index > 0 for row in rows for index in (*[0] * len(boundary), *range(len(row)))], dtype=torch.bool
         )
         if len(flat) < self.order:
             return torch.zeros(0, self.order, dtype=torch.long)
@@ -66,6 +66,6 @@ class NGrams:
 
 
 def _lookup(keys: Tensor, values: Tensor, wanted: Int[Tensor, " token"]) -> Float[Tensor, " token"]:
-    """``values`` at the sorted ``keys``, 0 where a key is missing."""
-    place = torch.searchsorted(keys, wanted).clamp_max(len(keys) - 1)
-    return (values[place] * (keys[place] == wanted)).double()
+    """`values` at the sorted `keys`, 0 where a key is missing."""
+    index = torch.searchsorted(keys, wanted).clamp_max(len(keys) - 1)
+    return (values[index] * (keys[index] == wanted)).double()

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 
 class GistLoss(nn.Module):
-    """Cross-entropy between a linear prediction and the weighted bag of the next ``horizon`` tokens.
+    """Cross-entropy between a linear prediction and the weighted bag of the next `horizon` tokens.
 
     Args:
-        frequency: ``[vocab]`` relative frequency of each token; its weight is ``min(1, rare / frequency)``.
+        frequency: `[vocab]` relative frequency of each token; its weight is `min(1, rare / frequency)`.
         share: of the positions that are scored, drawn anew at each call.
     """
 

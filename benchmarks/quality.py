@@ -1,6 +1,6 @@
 """How good a small target is at reading: its loss, and whether it uses the facts that it has read.
 
-Whether its activations *carry* them is another question (``probes``): a small model may fetch a fact when a word needs
+Whether its activations *carry* them is another question (`probes`): a small model may fetch a fact when a word needs
 it, and hold nothing of it elsewhere. Documents come with mentions: where a fact of some kind shows.
 """
 
@@ -18,7 +18,7 @@ from nla.models.backbone import blocks, body, embed, head_logits
 
 @dataclass(frozen=True, slots=True)
 class Mention:
-    """A word of the text that gives a fact away; ``start`` is its first character."""
+    """A word of the text that gives a fact away; `start` is its first character."""
 
     start: int
     kind: str
@@ -39,15 +39,15 @@ class Annotated:
 def annotate(
     tokenizer: PreTrainedTokenizerBase, documents: Sequence[tuple[str, str, Sequence[Mention]]]
 ) -> list[Annotated]:
-    """Tokenize ``(id, text, mentions)``."""
+    """Tokenize `(id, text, mentions)`."""
     encoded = tokenizer([text for _, text, _ in documents], add_special_tokens=False, return_offsets_mapping=True)
-    found = []
+    annotated = []
     for (name, text, mentions), ids, offsets in zip(documents, encoded["input_ids"], encoded["offset_mapping"]):
         ends = [end for _, end in offsets]
-        at = {place: next(i for i, end in enumerate(ends) if end > place) for place in {m.start for m in mentions}}
+        at = {start: next(i for i, end in enumerate(ends) if end > start) for start in {m.start for m in mentions}}
         placed = tuple((at[m.start], m.kind, m.value) for m in mentions)
-        found.append(Annotated(name, text, ids, ends, placed))
-    return found
+        annotated.append(Annotated(name, text, ids, ends, placed))
+    return annotated
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Lexicon:
     membership: Float[Tensor, "vocab value"]
 
     def columns(self, kind: str) -> list[int]:
-        return [index for index, (own, _) in enumerate(self.values) if own == kind]
+        return [index for index, (of_kind, _) in enumerate(self.values) if of_kind == kind]
 
 
 def lexicon(documents: Sequence[Annotated], vocab: int) -> Lexicon:
@@ -72,7 +72,7 @@ def lexicon(documents: Sequence[Annotated], vocab: int) -> Lexicon:
     for index, value in enumerate(values):
         membership[sorted(tokens[value]), index] = 1
     for kind in {kind for kind, _ in values}:
-        columns = [index for index, (own, _) in enumerate(values) if own == kind]
+        columns = [index for index, (of_kind, _) in enumerate(values) if of_kind == kind]
         block = membership[:, columns]
         membership[:, columns] = block * (block.sum(1, keepdim=True) == 1)
     return Lexicon(values, membership)
@@ -92,17 +92,17 @@ def states(
 ) -> tuple[Float[Tensor, "document time vocab"], Float[Tensor, "layer document time d_model"]]:
     """Logits, and the residual stream at the embedding and after every block (before the final norm)."""
     decoder = body(model)
-    found = [embed(decoder, tokens)]
+    hidden = [embed(decoder, tokens)]
     handles = [
-        block.register_forward_hook(lambda _m, _i, out: found.append(out if isinstance(out, Tensor) else out[0]))
+        block.register_forward_hook(lambda _m, _i, out: hidden.append(out if isinstance(out, Tensor) else out[0]))
         for block in blocks(decoder)
     ]
     try:
-        last = decoder(inputs_embeds=found[0], use_cache=False).last_hidden_state
+        last = decoder(inputs_embeds=hidden[0], use_cache=False).last_hidden_state
     finally:
         for handle in handles:
             handle.remove()
-    return head_logits(model, last), torch.stack(found)
+    return head_logits(model, last), torch.stack(hidden)
 
 
 @torch.no_grad()
@@ -113,9 +113,9 @@ def observe(
     positions: Sequence[Sequence[int]],
     batch_size: int = 16,
 ) -> Observation:
-    """Run a model over whole documents, sorted by length; results stand in the order of the documents."""
+    """Run a model over whole documents, sorted by length; results keep the order of the documents."""
     order = sorted(range(len(documents)), key=lambda index: len(documents[index].tokens))
-    found: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+    observed: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
     for first in range(0, len(order), batch_size):
         chosen = order[first : first + batch_size]
         longest = max(len(documents[index].tokens) for index in chosen)
@@ -125,9 +125,9 @@ def observe(
             following = torch.tensor(documents[index].tokens[1:])
             log_probs = F.log_softmax(logits[row, : len(following)].float(), dim=-1)
             loss = -log_probs.gather(1, following[:, None])[:, 0]
-            places = torch.tensor(list(positions[index]), dtype=torch.long)
-            found[index] = loss, log_probs.exp() @ words.membership, hidden[:, row, places].float()
-    ordered = [found[index] for index in range(len(documents))]
+            read_at = torch.tensor(list(positions[index]), dtype=torch.long)
+            observed[index] = loss, log_probs.exp() @ words.membership, hidden[:, row, read_at].float()
+    ordered = [observed[index] for index in range(len(documents))]
     loss, mass, activation = zip(*ordered, strict=True)
     return Observation(torch.cat(loss), torch.cat(mass), torch.cat(activation, dim=1))
 
@@ -139,11 +139,11 @@ def used(
     unigram: Float[Tensor, " vocab"],
     distance: int = 20,
 ) -> dict[str, dict[str, float]]:
-    """Per kind: the mean probability given to the true value's words where a word of that kind stands.
+    """Per kind: the mean probability given to the true value's words where a word of that kind occurs.
 
-    Counted from ``distance`` tokens after the fact was revealed. ``wrong``: the mean over the other values of the kind;
-    ``share``: true / all values of the kind (1 for a reader who knows the fact, whatever kind of word comes next);
-    ``share_unrepeated``: the same where the last ``distance`` tokens hold no word of that kind; ``unigram``: the true
+    Counted from `distance` tokens after the fact was revealed. `wrong`: the mean over the other values of the kind;
+    `share`: true / all values of the kind (1 for a reader who knows the fact, whatever kind of word comes next);
+    `share_unrepeated`: the same where the last `distance` tokens hold no word of that kind; `unigram`: the true
     value's words by frequency alone.
     """
     column = {value: index for index, value in enumerate(words.values)}
@@ -160,18 +160,18 @@ def used(
             last[kind] = token
         offset += len(document.tokens) - 1
     table = {}
-    for kind, found in records.items():
-        place, own = torch.tensor([r[0] for r in found]), torch.tensor([r[1] for r in found])
-        unrepeated = torch.tensor([r[2] for r in found])
-        true, every = mass[place, own], mass[place][:, words.columns(kind)].sum(1)
+    for kind, rows in records.items():
+        position, true_value = torch.tensor([r[0] for r in rows]), torch.tensor([r[1] for r in rows])
+        unrepeated = torch.tensor([r[2] for r in rows])
+        true, every = mass[position, true_value], mass[position][:, words.columns(kind)].sum(1)
         share = true / every.clamp_min(1e-12)
         table[kind] = {
             "true": true.mean().item(),
             "wrong": ((every - true) / max(1, len(words.columns(kind)) - 1)).mean().item(),
-            "unigram": frequency[own].mean().item(),
+            "unigram": frequency[true_value].mean().item(),
             "share": share.mean().item(),
             "share_unrepeated": share[unrepeated].mean().item(),
-            "n": len(found),
+            "n": len(rows),
             "n_unrepeated": int(unrepeated.sum()),
         }
     return table
