@@ -35,7 +35,6 @@ class Task:
 
     def sample(self, seed: int) -> tuple[Int[Tensor, "sample time"], Bool[Tensor, "sample time"]]:
         """Tokens and mask by the engine."""
-        dtype: Any = None if self.dtype is None else str(self.dtype).removeprefix("torch.")
         tokens, mask, _ = engine.sample(
             self.model,
             self.prompts,

@@ -12,11 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nla.core.objectives import Scale, normalize
 from nla.core.padding import padded
 from nla.core.records import Completions
-from nla.errors import InjectionError, NLAError
+from nla.errors import InjectionError
 from nla.models.backbone import body, embed, head_logits, input_gain, stop_ids, width
-from nla.models.explanations import forbidden_in_explanations, format_response, parse_explanation
-from nla.models.lora import has_lora
-from nla.models.packing import pack, samples_per_row
+from nla.models.explanations import forbidden_in_explanations, format_response, parse_completions
+from nla.models.packing import pack, shared_layout
 from nla.models.prompts import VerbalizerPrompt, pad_id, token_ids
 from nla.models.sampling import SamplingParams, sampler
 from nla.models.sampling.engine import misfit
@@ -49,7 +48,7 @@ class Verbalizer(nn.Module):
         self._prompt_tokens: Tensor
         self.register_buffer("_prompt_tokens", torch.tensor(prompt.tokens), persistent=False)
         self.eval()
-        self.engine_fits = self._fits_engine()
+        self.engine_fits = self._engine_fits()
 
     @property
     def d_model(self) -> int:
@@ -199,16 +198,16 @@ class Verbalizer(nn.Module):
     ) -> Completions:
         """`params.group_size` explanations per activation, contiguous. Dropout is off while sampling.
 
-        A sample depends on `seed` and its row, counted from `first_row`. Where the engine does not fit the model,
-        Hugging Face's `generate` takes its place. An explanation is None when it is malformed or when the length cap
-        came before the stop token. Raises InjectionError.
+        A sample depends on seed and row; `first_row` continues the numbering of rows.
+        An explanation is None when it is malformed or when the length cap came before the stop token.
         """
         was_training = self.training
         self.eval()
         try:
             prompts = self.prompt_embeddings(activation)
             self.require_injected(prompts[:, self.prompt.position], activation)
-            tokens, mask, log_probs = sampler(params.backend if self.engine_fits else "hf")(
+            backend = params.backend if self.engine_fits else "hf"
+            tokens, mask, log_probs = sampler(backend)(
                 self.model,
                 prompts,
                 params,
@@ -221,18 +220,6 @@ class Verbalizer(nn.Module):
         finally:
             self.train(was_training)
         return Completions(tokens, mask, self.parse(tokens, mask), log_probs)
-
-    def _fits_engine(self) -> bool:
-        """Whether the engine can sample this model; if not, a person is warned."""
-        prompt = embed(body(self.model), self._prompt_tokens).unsqueeze(0)
-        reason = misfit(self.model, prompt, self.prompt.position)
-        if reason is not None:
-            warnings.warn(
-                f"{type(self.model).__name__} cannot be sampled by the engine ({reason}); Hugging Face's generate "
-                "does it instead, which is slower",
-                stacklevel=4,
-            )
-        return reason is None
 
     def parse(self, tokens: Int[Tensor, "sample time"], mask: Bool[Tensor, "sample time"]) -> list[str | None]:
         """The explanation of each completion, None when malformed or cut off."""

@@ -15,7 +15,6 @@ from nla.core.objectives import normalize
 from nla.core.records import ActivationBatch
 from nla.errors import TrainingError
 from nla.models.pair import NLA
-from nla.models.sampling import SamplingParams
 from nla.models.target import Target
 from nla.models.verbalizer import Verbalizer
 from nla.training.preflight import checks, require

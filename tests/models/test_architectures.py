@@ -16,7 +16,6 @@ from nla.core.objectives import normalize
 from nla.models import backbone
 from nla.models.pair import NLA
 from nla.models.reconstructor import Reconstructor
-from nla.models.sampling import SamplingParams
 from nla.models.target import Target
 
 TEXTS = ["The quick brown fox jumps over the lazy dog.", "Tom", "Tom walks to the harbour."]

@@ -17,7 +17,6 @@ from nla.errors import NLAError, ReleaseError
 from nla.models.pair import NLA
 from nla.models.pretrained import hub
 from nla.models.pretrained.metadata import read_metadata
-from nla.models.sampling import SamplingParams
 
 
 def edit(folder: Path, change) -> None:

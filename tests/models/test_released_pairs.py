@@ -18,7 +18,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nla.errors import ReleaseError
 from nla.models.pair import NLA
-from nla.models.sampling import SamplingParams
 
 TEXTS = ["It rains in the town.", "a", ""]
 SCALES = {"qwen2": 150.0, "gemma3_images": 80000.0}

@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from nla.errors import ConfigError
 from nla.models import backbone, sampling
-from nla.models.sampling import SamplingParams, engine, hf
+from nla.models.sampling import engine, hf
 from nla.models.sampling.attention import FilledCache
 from nla.models.sampling.graphs import Replayed
 

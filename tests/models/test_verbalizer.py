@@ -13,7 +13,7 @@ from nla.models.packing import Packing
 from nla.models.pair import NLA
 from nla.models.prompts import build_verbalizer_prompt
 from nla.models.reference import Reference
-from nla.models.sampling import SamplingParams, engine
+from nla.models.sampling import engine
 from nla.models.verbalizer import Verbalizer
 
 

@@ -21,7 +21,6 @@ from nla.errors import ConfigError, ModelError
 from nla.models.backbone import body, truncated
 from nla.models.lora import add_lora
 from nla.models.pair import NLA
-from nla.models.sampling import SamplingParams
 from nla.models.target import Target
 from nla.planning import flops, memory, work
 from nla.planning.memory import Layout, count

@@ -26,6 +26,7 @@ from nla.errors import TrainingError
 from nla.models.pair import NLA
 from nla.models.parameters import trainable
 from nla.models.reconstructor import Reconstructor
+from nla.models.reference import Reference
 from nla.models.sampling import SamplingParams
 from nla.models.target import Target
 from nla.training.fitting import Fitting

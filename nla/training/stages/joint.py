@@ -34,6 +34,7 @@ from nla.core.records import ActivationBatch, Rollout
 from nla.errors import ConfigError
 from nla.models.parameters import trainable
 from nla.models.reconstructor import Reconstructor, frozen_copy
+from nla.models.reference import Reference
 from nla.models.sampling import SamplingParams
 from nla.training.micro_batches import in_micro_batches
 from nla.training.parallel import serving, whole
