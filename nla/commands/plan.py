@@ -11,7 +11,7 @@ from nla.config.check import parse, plain_config
 from nla.config.compose import compose
 from nla.config.schema import TrainSettings
 from nla.errors import ConfigError
-from nla.planning.facts import Facts
+from nla.planning.facts import Assumptions
 from nla.planning.plan import make_plan
 
 GROUP = "planning="
@@ -58,7 +58,7 @@ def plan_config(cfg: DictConfig) -> dict:
             cfg.data.path = None  # texts are not needed to plan
     plain = plain_config(cfg)
     try:
-        facts = Facts.model_validate(plain_config(assumed))
+        facts = Assumptions.model_validate(plain_config(assumed))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))

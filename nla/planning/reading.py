@@ -10,7 +10,7 @@ from nla.config.trainer import with_strategy
 from nla.errors import ConfigError, NLAError
 from nla.models.backbone import load_tokenizer, resolve
 from nla.models.prompts import build_verbalizer_prompt, find_marker
-from nla.planning.facts import Facts
+from nla.planning.facts import Assumptions
 from nla.planning.memory import Layout, Strategy
 from nla.planning.shapes import Shape, load_config, shape_of
 from nla.planning.task import Task
@@ -20,7 +20,7 @@ NF4 = 0.53  # bytes of a weight stored in 4 bits, with its scales
 CHARACTERS_PER_TOKEN, CHAT_TOKENS = 4, 15  # of a template whose tokenizer is not at hand
 
 
-def tasks_of(settings: TrainSettings, plain: Mapping[str, Any], facts: Facts) -> tuple[list[Task], list[str]]:
+def tasks_of(settings: TrainSettings, plain: Mapping[str, Any], facts: Assumptions) -> tuple[list[Task], list[str]]:
     """One task per stage that runs, and what had to be assumed. Raises ConfigError, ModelError."""
     model = settings.model
     shape = shape_of(load_config(model.id, model.revision, plain["model"].get("shape")))
@@ -76,7 +76,7 @@ def _strategy(given: Any, gpus: int) -> Strategy:
     raise ConfigError(f"hardware.trainer.strategy={given}: planned are auto, ddp and ModelParallelStrategy (FSDP2)")
 
 
-def prompt_tokens(settings: TrainSettings, facts: Facts) -> tuple[int, int, list[str]]:
+def prompt_tokens(settings: TrainSettings, facts: Assumptions) -> tuple[int, int, list[str]]:
     """Tokens of the verbalizer's prompt, and of it before the marker: by the tokenizer where it is at hand."""
     model = settings.model
     template = model.templates.verbalizer
@@ -95,7 +95,9 @@ def prompt_tokens(settings: TrainSettings, facts: Facts) -> tuple[int, int, list
     return length, round(before * length), [note]
 
 
-def _task(name: str, settings: TrainSettings, plain: Mapping[str, Any], facts: Facts, numbers: dict[str, Any]) -> Task:
+def _task(
+    name: str, settings: TrainSettings, plain: Mapping[str, Any], facts: Assumptions, numbers: dict[str, Any]
+) -> Task:
     stage, tokens = plain["stage"][name], facts.tokens
     data, joint = stage["data"], name == "joint"
     rollout = stage.get("rollout") or plain["rollout"]

@@ -307,12 +307,12 @@ def plan_task(*overrides: str) -> Any:
     from nla.config.check import parse, plain_config
     from nla.config.compose import compose
     from nla.config.schema import TrainSettings
-    from nla.planning.facts import Facts
+    from nla.planning.facts import Assumptions
     from nla.planning.reading import tasks_of
 
     given = [] if any("model=" in override for override in overrides) else ["model=pretrained"]
     plain = plain_config(compose("train", ["+planning=h100", *given, *overrides]))
-    facts = Facts.model_validate(plain.pop("planning"))
+    facts = Assumptions.model_validate(plain.pop("planning"))
     return tasks_of(parse(TrainSettings, plain), plain, facts)[0][-1]
 
 
