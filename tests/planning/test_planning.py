@@ -269,7 +269,7 @@ def test_memory_of_weights_gradients_and_states(folders: dict[str, str]) -> None
 
 
 def test_memory_of_the_cache(folders: dict[str, str]) -> None:
-    from nla.models.sampling.attention import FilledCache, shared_attention
+    from nla.models.sampling.attention import StaticCache, shared_attention
     from nla.models.sampling.engine import prefill
 
     verbalizer, shape = pair(folders["gemma3"]).verbalizer, shape_of(config_of("gemma3"))
@@ -278,7 +278,7 @@ def test_memory_of_the_cache(folders: dict[str, str]) -> None:
     with torch.no_grad(), shared_attention(decoder):
         _, prefixes = prefill(decoder, verbalizer.prompt_embeddings(torch.randn(3, WIDTH)), 2, shared)
     kept = sum(t.numel() * 4 for prefix in prefixes for t in (*prefix.keys, *prefix.values))
-    assert isinstance(FilledCache(1, 1), FilledCache)
+    assert isinstance(StaticCache(1, 1), StaticCache)
     assert memory.cache(shape, Layout(compute=4), 6, 3, prompt, shared, 0) == kept
 
 

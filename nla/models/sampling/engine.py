@@ -16,8 +16,8 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from nla.models.backbone import DTYPES, body, depth, embed, head_logits
-from nla.models.sampling.attention import FilledCache, Prefix, shared_attention
-from nla.models.sampling.graphs import Replayed, Step
+from nla.models.sampling.attention import Prefix, StaticCache, shared_attention
+from nla.models.sampling.graphs import GraphedStep, Step
 from nla.models.sampling.params import SamplingParams
 
 COMPACT_BELOW = 0.75  # gather the cache anew once fewer rows than this share are alive: the copy costs about one step
@@ -105,7 +105,7 @@ def sample(
     stops = torch.tensor(sorted(stop_ids), device=device)
     if graphs is None:  # a model spread over ranks gathers its weights inside the step
         graphs = device.type == "cuda" and not any(isinstance(weight, DTensor) for weight in model.parameters())
-    step: Step = Replayed(advance) if graphs and device.type == "cuda" else advance
+    step: Step = GraphedStep(advance) if graphs and device.type == "cuda" else advance
     looks = LOOK_EVERY.get(device.type, 8)
     tokens = torch.full((rows, max_new_tokens), pad_id, device=device)
     log_probs = torch.zeros(rows, max_new_tokens, device=device)
@@ -176,7 +176,7 @@ class Rows:
         device = prefixes[-1].keys[0].device
         place = torch.zeros(1, dtype=torch.long, device=device) if static else None
         self.decoder, self.before, self.most, self.prefixes = decoder, before, most, prefixes
-        self.cache = FilledCache(depth(decoder), min(BUCKET, most) if static else most, before, place)
+        self.cache = StaticCache(depth(decoder), min(BUCKET, most) if static else most, before, place)
         self.row = torch.arange(rows, device=device)  # the sample that each row of the batch is
         self.alive = torch.ones(rows, dtype=torch.bool, device=device)
 
@@ -213,7 +213,7 @@ def prefill(
     hidden = prompts[:, -1]
     for embeddings, start, end in ((prompts[:1], 0, shared), (prompts, shared, length)):
         if start < end:
-            cache = FilledCache(depth(decoder), end - start, before=start)
+            cache = StaticCache(depth(decoder), end - start, before=start)
             hidden = decoder(
                 inputs_embeds=embeddings[:, start:end],
                 past_key_values=cache,
@@ -238,7 +238,7 @@ def misfit(model: PreTrainedModel, prompt: Float[Tensor, "1 prompt d_model"], sh
         with shared_attention(decoder):
             _, prefixes = prefill(decoder, prompt[:, :-1], 1, min(shared, length - 1))
             last = torch.full((1, 1), length - 1, device=prompt.device)
-            ours = advance(decoder, prompt[:, -1:], FilledCache(depth(decoder), 1, length - 1), prefixes, last)
+            ours = advance(decoder, prompt[:, -1:], StaticCache(depth(decoder), 1, length - 1), prefixes, last)
     except Exception as error:  # whatever a model's own code makes of arguments that it does not know
         return f"{type(error).__name__}: {error}"
     apart = float((ours.float() - usual).norm() / usual.norm())
@@ -249,7 +249,7 @@ def misfit(model: PreTrainedModel, prompt: Float[Tensor, "1 prompt d_model"], sh
 def advance(
     decoder: PreTrainedModel,
     embeddings: Float[Tensor, "row 1 d_model"],
-    cache: FilledCache,
+    cache: StaticCache,
     prefixes: list[Prefix],
     position: Int[Tensor, "1 1"],
 ) -> Float[Tensor, "row d_model"]:
