@@ -11,14 +11,14 @@ import yaml
 from nla import files
 from nla.config.check import text_config
 from nla.config.redact import redacted
+from nla.config.renamed import CONFIG, read_recorded
 from nla.config.schema import ModelSettings
 from nla.errors import ConfigError
 from nla.models.backbone import resolve
 from nla.models.pretrained.hub import cached_commit
 from nla.models.pretrained.loading import HALVES
-from nla.models.pretrained.metadata import read_metadata, read_yaml
+from nla.models.pretrained.metadata import read_metadata
 
-CONFIG = "config.yaml"
 # A run folder belongs to one setting of these, and of a begun stage's own but for FREE, which never changes the result.
 FREE = ("trainer", "micro_batch_size", "activation_checkpointing", "gather")
 FIXED = ("model", "layer", "adapter", "data.source", "data.positions_per_document", "data.min_context", "seed")
@@ -30,7 +30,7 @@ def record_config(plain: Mapping[str, Any], run: Path) -> None:
     public = redacted(plain)
     path = run / CONFIG
     if path.is_file():
-        recorded = read_yaml(path)
+        recorded = read_recorded(run)
         for key in (*FIXED, *_begun(public["stage"], run / "stages")):
             before, now = _at(recorded, key), _at(public, key)
             if before != now and not _extends(key, before, now, public["stages"], run):
@@ -48,7 +48,7 @@ def pinned_revision(model: ModelSettings, run: Path) -> str | None:
     None for a folder. Raises ModelError with the remedy, ConfigError where `model.shape` is another model's.
     """
     if model.revision is None and (run / CONFIG).is_file():
-        recorded = read_yaml(run / CONFIG).get("model")
+        recorded = read_recorded(run).get("model")
         if isinstance(recorded, dict) and recorded.get("id") == model.id:
             return recorded.get("revision")
     text_config(model)

@@ -13,7 +13,8 @@ from lightning.pytorch import seed_everything
 from omegaconf import DictConfig
 
 from nla.config.check import check_evaluate, parse_data, plain_config
-from nla.config.run_folder import CONFIG, is_pair, run_folder
+from nla.config.renamed import CONFIG, read_recorded
+from nla.config.run_folder import is_pair, run_folder
 from nla.config.schema import EvaluateSettings
 from nla.config.targets import check_components
 from nla.config.trainer import check_ranks
@@ -24,7 +25,6 @@ from nla.evaluation.shares import is_first
 from nla.evaluation.sweep import METRICS, is_sweep, job_folders, summarize
 from nla.models.backbone import DTYPES, QUANTIZED, usable_device
 from nla.models.pair import NLA
-from nla.models.pretrained.metadata import read_yaml
 from nla.models.target import Target
 
 PRECISIONS = {"32": "float32", "bf16": "bfloat16", "16": "float16"}  # nothing is trained: no weights in fp32 beside
@@ -71,7 +71,7 @@ def evaluation_dtype(run: Path | None, trainer: Mapping[str, Any]) -> str:
     Raises ConfigError.
     """
     if run is not None:
-        recorded = read_yaml(run / CONFIG).get("model")
+        recorded = read_recorded(run).get("model")
         dtype = recorded.get("dtype") if isinstance(recorded, dict) else None
         if dtype in (*DTYPES, QUANTIZED):
             return str(dtype)
@@ -111,7 +111,7 @@ def recorded_data(pair: Path) -> dict[str, Any]:
     run = run_folder(pair)
     if run is None:
         raise ConfigError(f"nla={pair}: no run's config.yaml beside the pair; say what to evaluate on: data=<name>")
-    data = read_yaml(run / CONFIG).get("data")
+    data = read_recorded(run).get("data")
     if not isinstance(data, dict):
         raise ConfigError(f"{run / CONFIG}: has no data section; say what to evaluate on: data=<name>")
     check_components(data, "data", trusted=False)
