@@ -28,7 +28,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from nla.core.objectives import group_advantages, kl_to_reference, policy_gradient_loss, reconstruction_error
-from nla.models.backbone import body, truncated, twin
+from nla.models.backbone import body, shared_copy, truncated
 from nla.models.lora import add_lora
 from nla.models.prompts import MARKERS, VerbalizerPrompt
 from nla.models.reconstructor import Reconstructor
@@ -123,8 +123,8 @@ def halves(config: Qwen2Config, device: torch.device, full: bool) -> tuple[Verba
     if full:
         model, decoder = base, truncated(body(random_model(config, device)), layer)
     else:
-        model = add_lora(twin(base), rank=64, alpha=128)
-        decoder = add_lora(truncated(body(twin(base)), layer), rank=64, alpha=128)
+        model = add_lora(shared_copy(base), rank=64, alpha=128)
+        decoder = add_lora(truncated(body(shared_copy(base)), layer), rank=64, alpha=128)
     reconstructor = Reconstructor(decoder, tokenizer, TEMPLATE)
     marker = tokenizer.encode(MARKERS[0], add_special_tokens=False)[0]
     tokens = [marker if place == PLACE else 3 + place for place in range(PROMPT)]

@@ -22,11 +22,20 @@ BLOCK, MOST_BLOCKS = 1 << 20, 256  # bytes read at a time; how many of one file 
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file in UTF-8; flushed to the disk before it takes its place."""
+    """Write a file in UTF-8; flushed to the disk before it takes its place. Line ends are written as given."""
+    with new_file(path) as scratch:
+        scratch.write_text(text, encoding="utf-8", newline="")
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A path to write to, which takes the place of `path` at the end of the block, flushed to the disk before.
+
+    It lacks the suffix of `path`, so that no listing by suffix finds a half-written file: name the format yourself.
+    """
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    with scratch.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
+    yield scratch
+    with scratch.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(scratch, path)
 

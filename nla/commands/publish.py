@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from nla import files
 from nla.errors import ConfigError, ReleaseError
 from nla.models.pretrained.hub import remedy
 from nla.models.pretrained.loading import HALVES, find_halves, read_facts
@@ -40,7 +41,7 @@ def prepare(pair: str, metrics: Path | None, licence: str, out: Path) -> dict[st
     for half, folder in halves.items():
         ready[half] = out / ENDINGS[half]
         shutil.copytree(folder, ready[half], ignore=shutil.ignore_patterns("README.md", ".*"), dirs_exist_ok=False)
-        (ready[half] / "README.md").write_text(card(av, half, numbers, licence), encoding="utf-8")
+        files.write_text(ready[half] / "README.md", card(av, half, numbers, licence))
         refuse_paths(ready[half])
     return ready
 

@@ -1,4 +1,5 @@
-"""Records with shapes and the maths of the method (docs/method.md): objectives, FVE, activation summary.
+"""Records with shapes and the maths of the method (docs/method.md).
 
 May import torch, torchmetrics and `nla.errors`; nothing else of this package.
+Public: `records`, `objectives`, `fve`, `padding`, `summary`.
 """

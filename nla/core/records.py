@@ -47,7 +47,7 @@ class TokenBatch(Record):
     document: list[str]
     text: list[str]  # context up to and including the token at `position`
     explanation: list[str] | None  # warm-start text, without tags
-    spare: bool = False  # another rank's rows, run so that this one keeps step: they count for nothing
+    padding: bool = False  # another rank's rows, run so that this one keeps step: they count for nothing
 
     def __len__(self) -> int:
         return len(self.document)
@@ -62,7 +62,7 @@ class ActivationBatch(Record):
     position: Int[Tensor, " batch"]
     text: list[str]
     explanation: list[str] | None
-    spare: bool = False
+    padding: bool = False
 
     def __len__(self) -> int:
         return len(self.document)

@@ -152,7 +152,7 @@ class NLADataModule(LightningDataModule):
         """This rank's part of step `number` after `first` documents of the split; training wraps around at its end."""
         documents = self.prepared(split)
         ranks, rank = self._ranks()
-        explanations, spare = self._explains(split), False
+        explanations, padding = self._explains(split), False
         if split == self.split:
             size = self.documents_per_step // ranks
             start = first + (number * ranks + rank) * size
@@ -160,13 +160,13 @@ class NLADataModule(LightningDataModule):
             rows = [(documents[index], epoch) for epoch, index in places]
         else:
             place, count = number * ranks + rank, self._batches(split)
-            spare = place >= count
+            padding = place >= count
             size = -(-len(documents) // count)
-            start = 0 if spare else place * size
+            start = 0 if padding else place * size
             rows = [(item, 0) for item in documents[start : start + size]]
         pad_id = self.tokenizer.pad_token_id
         batch = collate(rows, self.source, explanations, self.seed, pad_id if isinstance(pad_id, int) else 0)
-        return dataclasses.replace(batch, spare=spare)
+        return dataclasses.replace(batch, padding=padding)
 
     def state_dict(self) -> dict[str, Any]:
         return {"consumed_documents": self.cursor, "corpus": self._corpus()}

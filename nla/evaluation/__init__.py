@@ -1,4 +1,7 @@
-"""Evaluation of a pair: suites as plain functions (nla, target, data) -> result, files, and a table for a person."""
+"""Evaluation of a pair: suites as plain functions (nla, target, data) -> result, files, and a table for a person.
+
+May import `nla.data` and below, but neither training nor pretraining. Public: the names below.
+"""
 
 from nla.evaluation.files import read_samples
 from nla.evaluation.rows import Corpus

@@ -1,9 +1,15 @@
-"""What an FVE has to beat: constants, texts that say nothing about this activation, texts that need no verbalizer.
+"""What an FVE has to beat, and how it changes when the same explanations are read differently.
 
-Every control but the two constants goes through the same reconstructor. Malformed texts count as orthogonal here too.
+Controls: constants, texts that say nothing about this activation, texts that need no verbalizer. Every control but the
+two constants goes through the same reconstructor. Malformed texts count as orthogonal here too.
+
+Other readings: only the first tokens, without quotations, or by a frozen reconstructor. FVE by prefix length shows
+where in its text a pair says what matters. A frozen second reconstructor shows how much of an FVE is an understanding
+between two halves that were trained together.
 """
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +21,7 @@ from nla.errors import DataError
 from nla.evaluation.bootstrap import Variance
 from nla.evaluation.explanations import Texts, explain, reconstruct, score
 from nla.evaluation.rows import Data, Rows, read_rows
+from nla.models.explanations import prefixes, without_quotes
 from nla.models.pair import NLA
 from nla.models.target import Target
 
@@ -61,8 +68,8 @@ def other_document(document: list[str], seed: int) -> list[int] | None:
     random.Random(seed).shuffle(names)
     order = [index for name in names for index in rows_of[name]]
     partner = [0] * len(order)
-    for place, index in enumerate(order):
-        partner[index] = order[(place + largest) % len(order)]
+    for rank, index in enumerate(order):
+        partner[index] = order[(rank + largest) % len(order)]
     return partner
 
 
@@ -90,11 +97,50 @@ def nearest_neighbour(
     except DataError as error:
         return missing(f"no training activations: {error}")
     nearest = _nearest(rows.activation, training.activation)
-    chosen, place = nearest.unique(return_inverse=True)
+    chosen, choice = nearest.unique(return_inverse=True)
     texts = explain(nla, training.activation[chosen], max_new_tokens=max_new_tokens, batch_size=batch_size)
-    said = [texts.explanation[index] for index in place.tolist()]
-    result = variance.fve(score(reconstruct(nla, said, batch_size), rows.activation, said).error)
+    borrowed = [texts.explanation[index] for index in choice.tolist()]
+    result = variance.fve(score(reconstruct(nla, borrowed, batch_size), rows.activation, borrowed).error)
     return {**result, "activations": len(training)}
+
+
+def by_prefix(
+    nla: NLA, rows: Rows, texts: Texts, variance: Variance, lengths: Sequence[int], batch_size: int
+) -> list[dict[str, Any]]:
+    """`{tokens, fve, ci95}` for each length, counted in the reconstructor's tokens, without tags.
+
+    A text that is shorter is read whole; malformed ones count as orthogonal at every length.
+    """
+    rows_by_length = []
+    for length in lengths:
+        cut = prefixes(nla.reconstructor.tokenizer, [text or "" for text in texts.explanation], [length] * len(rows))
+        error = score(reconstruct(nla, cut, batch_size), rows.activation, texts.explanation).error
+        rows_by_length.append({"tokens": length, **variance.fve(error)})
+    return rows_by_length
+
+
+def unquoted(nla: NLA, rows: Rows, texts: Texts, variance: Variance, batch_size: int) -> dict[str, Any]:
+    """`{fve, ci95, quoted_share}` of the explanations without what they quote; the share is of their characters.
+
+    What is lost beside `fve` sat in fragments of the text itself, not in words about it.
+    """
+    whole = [text or "" for text in texts.explanation]
+    bare = [without_quotes(text) for text in whole]
+    share = 1 - sum(map(len, bare)) / max(1, sum(map(len, whole)))
+    if bare == whole:
+        return {**missing("no explanation quotes anything"), "quoted_share": 0.0}
+    error = score(reconstruct(nla, bare, batch_size), rows.activation, texts.explanation).error
+    return {**variance.fve(error), "quoted_share": share}
+
+
+def frozen_reconstructor(
+    warm_start: NLA | str, rows: Rows, texts: Texts, variance: Variance, batch_size: int
+) -> dict[str, Any]:
+    """FVE of these texts by the warm start's reconstructor, which joint training has not touched."""
+    if isinstance(warm_start, str):
+        return missing(warm_start)
+    prediction = reconstruct(warm_start, texts.explanation, batch_size)
+    return variance.fve(score(prediction, rows.activation, texts.explanation).error)
 
 
 def _training_rows(target: Target, data: Data, documents: int) -> Rows:
@@ -111,5 +157,4 @@ def _nearest(
 ) -> Tensor:
     """The index of the training activation with the highest cosine."""
     units = normalize(training, 1.0)
-    parts = [(normalize(part, 1.0) @ units.T).argmax(1) for part in activation.split(at_once)]
-    return torch.cat(parts)
+    return torch.cat([(normalize(chunk, 1.0) @ units.T).argmax(1) for chunk in activation.split(at_once)])

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nla import files
 from nla.errors import DataError
 from nla.evaluation.suite import Evaluation, Variant
 
@@ -20,9 +20,7 @@ def write_metrics(metrics: dict[str, Any], folder: Path) -> Path:
     """Write metrics.json; a number that is not finite becomes null, since JSON has none."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(_finite(metrics), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    scratch = folder / f".{METRICS}.{os.getpid()}"
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, folder / METRICS)
+    files.write_text(folder / METRICS, text)
     return folder / METRICS
 
 
@@ -34,9 +32,8 @@ def write_samples(evaluation: Evaluation, folder: Path) -> Path:
     without which a flipped bit reads back silently.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    scratch = folder / f".{SAMPLES}.{os.getpid()}"
-    pq.write_table(samples_table(evaluation), scratch, compression="zstd", write_page_checksum=True)
-    os.replace(scratch, folder / SAMPLES)
+    with files.new_file(folder / SAMPLES) as scratch:
+        pq.write_table(samples_table(evaluation), scratch, compression="zstd", write_page_checksum=True)
     return folder / SAMPLES
 
 

@@ -100,6 +100,6 @@ def with_positions(data: Data, positions_per_document: int | None) -> Data:
 
 
 def _read(target: Target, source: Source, chosen: list[Prepared]) -> Float[Tensor, "batch d_model"]:
-    device = next(target.model.parameters()).device
+    device = target.device
     batch = collate([(item, 0) for item in chosen], source, False, 0, pad_id(target.tokenizer)).to(device)
     return target(batch.tokens, batch.mask, batch.row, batch.position).cpu()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nla.data.source import GroundTruth
 from nla.errors import ConfigError
-from nla.evaluation import controls, readers, truth
+from nla.evaluation import controls, truth
 from nla.evaluation.bootstrap import Resamples, Variance
 from nla.evaluation.explanations import Scores, Texts, explain, reconstruct, score
 from nla.evaluation.rows import Data, Rows, read_rows, with_positions
@@ -132,10 +132,10 @@ def evaluate(
         metrics = _headline(variants, variance, warm_start)
     with clock("controls"):
         metrics["controls"] = _controls(nla, target, data, rows, variants["greedy"], variance, settings, seed)
-        said, size = variants["greedy"].texts, settings.batch_size
-        metrics["frozen_reconstructor"] = readers.frozen_reconstructor(warm_start, rows, said, variance, size)
-        metrics["prefixes"] = readers.by_prefix(nla, rows, said, variance, settings.prefix_tokens, size)
-        metrics["without_quotes"] = readers.unquoted(nla, rows, said, variance, size)
+        texts, size = variants["greedy"].texts, settings.batch_size
+        metrics["frozen_reconstructor"] = controls.frozen_reconstructor(warm_start, rows, texts, variance, size)
+        metrics["prefixes"] = controls.by_prefix(nla, rows, texts, variance, settings.prefix_tokens, size)
+        metrics["without_quotes"] = controls.unquoted(nla, rows, texts, variance, size)
         metrics["ceiling"] = _ceiling(nla, data, rows, variance, settings.batch_size)
     metrics["explanation"] = {
         **variants["greedy"].texts.summary(),
@@ -149,10 +149,10 @@ def evaluate(
     return Evaluation(metrics, rows, variants)
 
 
-def _check_layers(nla: NLA, target: Target, what: str) -> None:
+def _check_layers(nla: NLA, target: Target, name: str) -> None:
     if (nla.layer, nla.d_model) != (target.layer, target.d_model):
         raise ConfigError(
-            f"the pair explains layer {nla.layer} of width {nla.d_model}, {what} is read at layer {target.layer} of "
+            f"the pair explains layer {nla.layer} of width {nla.d_model}, {name} is read at layer {target.layer} of "
             f"width {target.d_model}: load it with Target.from_pretrained(nla.base_model, nla.layer)"
         )
 
@@ -176,18 +176,18 @@ def _variant(
 
 
 def _headline(variants: dict[str, Variant], variance: Variance, warm_start: NLA | str) -> dict[str, Any]:
-    """FVE of each variant; a number that is not there is null, with the reason beside it."""
+    """FVE of each variant; a missing number is null, with the reason beside it."""
     greedy = variants["greedy"].scores
     fve = variance.fve(greedy.error)
     metrics: dict[str, Any] = {"fve": fve["fve"], "fve_ci95": fve["ci95"]}
     for name, reason in (("sampled", "switched off by samples=0"), ("warm_start", str(warm_start))):
-        found = controls.missing(reason)
+        interval = controls.missing(reason)
         if name in variants:
             error = variants[name].scores.error.view(len(greedy.error), -1).mean(1)
-            found = variance.fve(error)
-        metrics |= {f"fve_{name}": found["fve"], f"fve_{name}_ci95": found["ci95"]}
-        if "reason" in found:
-            metrics[f"fve_{name}_reason"] = found["reason"]
+            interval = variance.fve(error)
+        metrics |= {f"fve_{name}": interval["fve"], f"fve_{name}_ci95": interval["ci95"]}
+        if "reason" in interval:
+            metrics[f"fve_{name}_reason"] = interval["reason"]
     if "warm_start" in variants:
         above = variance.above(greedy.error, variants["warm_start"].scores.error)
         metrics |= {"fve_above_warm_start": above["fve"], "fve_above_warm_start_ci95": above["ci95"]}
@@ -231,8 +231,8 @@ def _ceiling(nla: NLA, data: Data, rows: Rows, variance: Variance, batch_size: i
     """The same reconstructor on everything that the source knows: no verbalizer can say more truth than that."""
     if not isinstance(data.source, truth.FullDescription):
         return {"ground_truth": controls.missing("the data source has no full_description(document_id, text)")}
-    said = [data.source.full_description(*row) for row in zip(rows.document_id, rows.text, strict=True)]
-    return {"ground_truth": variance.fve(score(reconstruct(nla, said, batch_size), rows.activation).error)}
+    texts = [data.source.full_description(*row) for row in zip(rows.document_id, rows.text, strict=True)]
+    return {"ground_truth": variance.fve(score(reconstruct(nla, texts, batch_size), rows.activation).error)}
 
 
 def _claims(data: Data, rows: Rows, variants: dict[str, Variant], resamples: Resamples) -> dict[str, Any] | None:

@@ -48,23 +48,24 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
     layers = [row["layer"] for row in rows]
     by_layer = len(set(layers)) == len(layers)
-    places = layers if by_layer else list(range(len(rows)))
+    x = layers if by_layer else list(range(len(rows)))
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.add_subplot()
     values = [row["fve"] for row in rows]
     # with a handful of documents a percentile interval can leave its own point outside
     below = [max(0.0, row["fve"] - row["fve_ci95"][0]) for row in rows]
     above = [max(0.0, row["fve_ci95"][1] - row["fve"]) for row in rows]
-    axes.errorbar(places, values, yerr=[below, above], fmt="o-", capsize=4, label="after joint training (95 %)")
+    axes.errorbar(x, values, yerr=[below, above], fmt="o-", capsize=4, label="after joint training (95 %)")
     warm = [row["fve_warm_start"] for row in rows]
     if all(value is not None for value in warm):
-        axes.plot(places, warm, "s--", color="0.6", label="after the warm start")
+        axes.plot(x, warm, "s--", color="0.6", label="after the warm start")
     axes.axhline(0, color="0.8", linewidth=1)
-    axes.set_xticks(places, [str(layer) for layer in layers] if by_layer else [row["job"] for row in rows])
+    axes.set_xticks(x, [str(layer) for layer in layers] if by_layer else [row["job"] for row in rows])
     axes.set_xlabel("layer (block whose output is read)" if by_layer else "job")
     axes.set_ylabel("FVE on held-out documents")
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
+    with files.new_file(path) as scratch:
+        figure.savefig(scratch, dpi=150, format="png")
 
 
 def _row(job: Path) -> dict[str, Any]:

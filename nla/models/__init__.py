@@ -1,4 +1,6 @@
-"""The frozen target, the verbalizer, the reconstructor and the pair, as plain torch modules.
+"""Target, verbalizer and reconstructor as plain torch modules.
 
-May import `nla.core`; knows no config, no Lightning and no Hydra.
+May import `nla.core`, `nla.files` and `nla.errors`; knows no config, no Lightning and no Hydra.
+Public: `pair.NLA`, `target.Target`, `verbalizer.Verbalizer`, `reconstructor.Reconstructor`, `reference.Reference`,
+`sampling`.
 """

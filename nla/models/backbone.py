@@ -273,7 +273,7 @@ def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[
     return {int(token) for token in ids if token is not None}
 
 
-def twin(model: PreTrainedModel) -> PreTrainedModel:
+def shared_copy(model: PreTrainedModel) -> PreTrainedModel:
     """Another tree of modules around the very same weights: what is added to one (adapters) the other does not see.
 
     Costs no memory, and the copies' configs are apart. Loading or training the weights of one changes both.

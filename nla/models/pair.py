@@ -15,7 +15,7 @@ from nla.core.objectives import Scale, cosine, orthogonal_error, reconstruction_
 from nla.core.records import Score
 from nla.core.summary import ActivationSummary, unusual
 from nla.errors import DataError
-from nla.models.backbone import check_layer, load_model, load_tokenizer, twin, width
+from nla.models.backbone import check_layer, load_model, load_tokenizer, shared_copy, width
 from nla.models.lora import add_lora, save_adapter
 from nla.models.pretrained import format as release
 from nla.models.pretrained import loading
@@ -93,7 +93,7 @@ class NLA(nn.Module):
         each half trains its own copy. Raises ModelError, ConfigError (layer, scales, templates), InjectionError
         (marker).
         """
-        model = twin(base) if base is not None and adapter is not None else load_model(model_id, dtype, revision)
+        model = shared_copy(base) if base is not None and adapter is not None else load_model(model_id, dtype, revision)
         check_layer(model, layer)
         tokenizer = load_tokenizer(model_id, revision)
         marker = find_marker(tokenizer) if marker is None else marker

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nla.models.backbone import body, check_layer, embed, load_model, load_tokenizer, truncated, twin
+from nla.models.backbone import body, check_layer, embed, load_model, load_tokenizer, shared_copy, truncated
 from nla.models.lora import add_lora
 from nla.models.prompts import reconstructor_tokens, suffix_ids
 
@@ -56,7 +56,7 @@ class Reconstructor(nn.Module):
 
         `adapter`: rank, alpha, dropout of a LoRA; None trains all weights, of an own copy.
         """
-        model = load_model(model_id, dtype, revision) if base is None or adapter is None else twin(base)
+        model = load_model(model_id, dtype, revision) if base is None or adapter is None else shared_copy(base)
         check_layer(model, layer)
         decoder = truncated(body(model), layer)
         if adapter is not None:

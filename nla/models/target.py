@@ -53,6 +53,10 @@ class Target(nn.Module):
     def train(self, mode: bool = True) -> "Target":
         return super().train(False)  # frozen: dropout never comes on
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
     @torch.no_grad()
     def forward(
         self,
@@ -135,7 +139,7 @@ class Target(nn.Module):
         return [place % len(ids) for place in places]
 
     def _read(self, ids: list[list[int]], wanted: list[list[int]]) -> Float[Tensor, "batch d_model"]:
-        device = next(self.model.parameters()).device
+        device = self.device
         longest = max(map(len, ids))
         tokens = torch.tensor([row + [0] * (longest - len(row)) for row in ids], device=device)
         mask = torch.tensor([[True] * len(row) + [False] * (longest - len(row)) for row in ids], device=device)

@@ -4,13 +4,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from nla.planning.facts import GIB, Facts
+from nla.planning.facts import GIB, Assumptions
 from nla.planning.task import Gather, Task
 
 MOST_GPUS = 4096
 
 
-def gathering(tasks: Sequence[Task], facts: Facts) -> tuple[Gather, str]:
+def gathering(tasks: Sequence[Task], facts: Assumptions) -> tuple[Gather, str]:
     """How each rank comes by whole weights for sampling and reading under FSDP2, and why."""
     if tasks[0].layout.strategy != "fsdp":
         return "once", "weights lie whole on every GPU: nothing is gathered"
@@ -39,12 +39,12 @@ def runnable(gather: Gather) -> Literal["once", "blocks"]:
     return "blocks" if gather == "tensor parallel" else gather
 
 
-def fits(tasks: Sequence[Task], facts: Facts) -> bool:
+def fits(tasks: Sequence[Task], facts: Assumptions) -> bool:
     """Whether the plan runs, with the weights gathered in whichever way fits."""
     return all(min(task.peak("once"), task.peak("blocks")) <= facts.usable for task in tasks)
 
 
-def changes(tasks: Sequence[Task], facts: Facts) -> list[str]:
+def changes(tasks: Sequence[Task], facts: Assumptions) -> list[str]:
     """Overrides that make it fit, the smallest first; the last one says what is the least it takes."""
     found = []
     for text, changed in _candidates(tasks, facts):
@@ -54,7 +54,7 @@ def changes(tasks: Sequence[Task], facts: Facts) -> list[str]:
     return found or [f"nothing of this fits {MOST_GPUS} GPUs of {facts.memory_gib:.0f} GiB"]
 
 
-def _candidates(tasks: Sequence[Task], facts: Facts) -> Iterator[tuple[str, list[Task]]]:
+def _candidates(tasks: Sequence[Task], facts: Assumptions) -> Iterator[tuple[str, list[Task]]]:
     smallest = max(task.group for task in tasks)
     size = tasks[0].micro_batch // 2
     while size >= smallest:
@@ -92,7 +92,7 @@ def _candidates(tasks: Sequence[Task], facts: Facts) -> Iterator[tuple[str, list
         yield "model.dtype=bfloat16", [task.with_layout(weight=2) for task in tasks]
 
 
-def limits(tasks: Sequence[Task], facts: Facts) -> list[str]:
+def limits(tasks: Sequence[Task], facts: Assumptions) -> list[str]:
     """Where the design would have to change for this plan."""
     last, found = tasks[-1], []
     layout, shape = last.layout, last.shape

@@ -41,7 +41,7 @@ class Teacher(Settings):
     price_out: float = Field(ge=0)
 
 
-class Facts(Settings):
+class Assumptions(Settings):
     """The keys of conf/planning/*.yaml, where each has its unit."""
 
     device: str

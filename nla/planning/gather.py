@@ -11,7 +11,7 @@ from nla.config.trainer import Gather, with_strategy
 from nla.models.pretrained.loading import find_halves
 from nla.models.pretrained.metadata import METADATA, read_metadata
 from nla.planning import advice
-from nla.planning.facts import GIB, Facts
+from nla.planning.facts import GIB, Assumptions
 from nla.planning.reading import tasks_of
 
 AUTO = "auto"
@@ -50,7 +50,7 @@ def _of_pair(settings: TrainSettings) -> TrainSettings:
     return settings.changed(model=model, layer__index=about.layer)
 
 
-def device_facts(accelerator: str) -> Facts:
+def device_facts(accelerator: str) -> Assumptions:
     """What `conf/planning/` assumes of such a device, with this machine's own memory where it is a GPU."""
     facts = assumed("cpu" if accelerator == "cpu" else "h100")
     if accelerator == "cpu" or not torch.cuda.is_available():
@@ -59,9 +59,9 @@ def device_facts(accelerator: str) -> Facts:
     return facts.model_copy(update={"memory_gib": own.total_memory / GIB, "device": own.name})
 
 
-def assumed(device: str) -> Facts:
+def assumed(device: str) -> Assumptions:
     """What a file of `conf/planning/` says. Raises ConfigError."""
     folder = config_folder() / "planning"
     own = DictConfig(OmegaConf.load(folder / f"{device}.yaml"))
     bases = [OmegaConf.load(folder / f"{name}.yaml") for name in own.pop("defaults", [])]
-    return Facts.model_validate(OmegaConf.to_container(OmegaConf.merge(*bases, own)))
+    return Assumptions.model_validate(OmegaConf.to_container(OmegaConf.merge(*bases, own)))

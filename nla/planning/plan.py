@@ -6,7 +6,7 @@ from typing import Any
 
 from nla.config.schema import TrainSettings
 from nla.planning import advice
-from nla.planning.facts import Facts
+from nla.planning.facts import Assumptions
 from nla.planning.memory import count, optimizer_bytes
 from nla.planning.reading import shape_summary, tasks_of
 from nla.planning.task import Task
@@ -47,7 +47,7 @@ def make_plan(settings: TrainSettings, facts: Facts) -> dict[str, Any]:
     }
 
 
-def stage_plan(task: Task, facts: Facts, gather: advice.Gather) -> dict[str, Any]:
+def stage_plan(task: Task, facts: Assumptions, gather: advice.Gather) -> dict[str, Any]:
     phases, seconds, flops = task.phases(gather), task.seconds(facts, gather), task.flops()
     step = sum(seconds.values())
     useful = sum(value for name, value in flops.items() if name not in ("read", "sample"))
@@ -99,7 +99,7 @@ def disk(tasks: Sequence[Task]) -> dict[str, float]:
     }
 
 
-def teacher(tasks: Sequence[Task], facts: Facts) -> dict[str, float]:
+def teacher(tasks: Sequence[Task], facts: Assumptions) -> dict[str, float]:
     """What the warm-start texts cost where a paid teacher writes them; both warm starts read the same ones."""
     warm = [task for task in tasks if not task.samples_]
     rows = max((task.rows * task.steps for task in warm), default=0)

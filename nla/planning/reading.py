@@ -10,7 +10,7 @@ from nla.config.trainer import with_strategy
 from nla.errors import ConfigError, NLAError
 from nla.models.backbone import load_tokenizer, resolve
 from nla.models.prompts import build_verbalizer_prompt, find_marker
-from nla.planning.facts import Facts
+from nla.planning.facts import Assumptions
 from nla.planning.memory import Layout, Strategy
 from nla.planning.shapes import Shape, load_config, shape_of
 from nla.planning.task import Task
@@ -76,7 +76,7 @@ def _strategy(given: Any, gpus: int) -> Strategy:
     raise ConfigError(f"hardware.trainer.strategy={given}: planned are auto, ddp and ModelParallelStrategy (FSDP2)")
 
 
-def prompt_tokens(settings: TrainSettings, facts: Facts) -> tuple[int, int, list[str]]:
+def prompt_tokens(settings: TrainSettings, facts: Assumptions) -> tuple[int, int, list[str]]:
     """Tokens of the verbalizer's prompt, and of it before the marker: by the tokenizer where it is at hand."""
     model = settings.model
     template = model.templates.verbalizer

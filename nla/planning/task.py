@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from nla.planning import flops, memory, work
-from nla.planning.facts import Facts
+from nla.planning.facts import Assumptions
 from nla.planning.memory import Layout, Memory, count
 from nla.planning.shapes import Shape, Size
 from nla.planning.work import Pass
@@ -190,7 +190,7 @@ class Task:
 
     # time
 
-    def seconds(self, facts: Facts, gather: Gather = "once") -> dict[str, float]:
+    def seconds(self, facts: Assumptions, gather: Gather = "once") -> dict[str, float]:
         """Seconds of one step, by part."""
         layout, parts = self.layout, self.flops()
         busy = min(layout.gpus, self.rows) if self.rows else 1  # a GPU without an activation waits
@@ -218,7 +218,7 @@ class Task:
         once += self.shape.parameters * layout.compute if self.reference else 0
         return once * self.micro_batches
 
-    def _sampling(self, facts: Facts, gather: Gather) -> float:
+    def _sampling(self, facts: Assumptions, gather: Gather) -> float:
         layout, shape = self.layout, self.shape
         samples = self.local * self.group
         rate = facts.rate(layout.compute) * facts.mfu.forward

@@ -267,9 +267,9 @@ def _trim(path: Path, step: int) -> None:
 
 def _save(path: Path, step: int, seconds: float, model: nn.Module, gist: nn.Module, opts: list) -> None:
     state = {"step": step, "seconds": seconds, "model": model.state_dict(), "gist": gist.state_dict()}
-    partial = path.with_suffix(".partial")
-    torch.save({**state, "optimizers": [opt.state_dict() for opt in opts], "rng": torch.get_rng_state()}, partial)
-    partial.replace(path)
+    state |= {"optimizers": [opt.state_dict() for opt in opts], "rng": torch.get_rng_state()}
+    with files.new_file(path) as scratch:
+        torch.save(state, scratch)
 
 
 def _restore(path: Path, model: nn.Module, gist: nn.Module, opts: list) -> tuple[int, float]:

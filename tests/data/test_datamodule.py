@@ -100,8 +100,8 @@ def test_validation_is_the_same_on_any_number_of_ranks(tokenizer: PreTrainedToke
     parts = [list(on_rank(loader(tokenizer, corpus), rank, ranks).val_dataloader()) for rank in range(ranks)]
     assert len({len(part) for part in parts}) == 1
     turns = [batch for turn in zip(*parts, strict=True) for batch in turn]
-    assert [batch.text for batch in turns if not batch.spare] == [batch.text for batch in whole]
-    assert sum(batch.spare for batch in turns) == len(turns) - 3
+    assert [batch.text for batch in turns if not batch.padding] == [batch.text for batch in whole]
+    assert sum(batch.padding for batch in turns) == len(turns) - 3
     assert len({document for batch in whole for document in batch.document}) == 37
 
 

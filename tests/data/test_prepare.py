@@ -272,15 +272,15 @@ def test_ranks_and_workers_share_the_batches_of_one_process(prepared: Path, targ
 def test_validation_reads_every_row_once_on_any_number_of_ranks(prepared: Path, target: Target):
     whole = [batch.text for batch in loader(prepared, target).val_dataloader()]
     assert sum(map(len, whole)) == manifest(prepared)["rows"]["validation"]
-    parts, spare = [], 0
+    parts, padding = [], 0
     for rank in range(3):
         data = loader(prepared, target)
         data.trainer = SimpleNamespace(world_size=3, global_rank=rank)  # pyright: ignore
         batches = list(data.val_dataloader())
         assert len(batches) == 1  # equally many on each rank
-        spare += sum(batch.spare for batch in batches)
-        parts += [text for batch in batches if not batch.spare for text in batch.text]
-    assert sorted(parts) == sorted(text for texts in whole for text in texts) and spare == 2
+        padding += sum(batch.padding for batch in batches)
+        parts += [text for batch in batches if not batch.padding for text in batch.text]
+    assert sorted(parts) == sorted(text for texts in whole for text in texts) and padding == 2
     few = loader(prepared, target, validation_documents=3)
     assert len({name for batch in few.val_dataloader() for name in batch.document}) == 3
 

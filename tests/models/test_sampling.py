@@ -107,13 +107,13 @@ def test_looking_rarely_for_ended_rows_changes_nothing(qwen, monkeypatch: pytest
 
 def test_rows_are_in_fact_dropped(qwen, monkeypatch: pytest.MonkeyPatch):
     sizes = []
-    change = FilledCache.change
+    change = StaticCache.change
 
     def noting(self, rows, size):
         sizes.append(len(rows))
         change(self, rows, size)
 
-    monkeypatch.setattr(FilledCache, "change", noting)
+    monkeypatch.setattr(StaticCache, "change", noting)
     run(engine, qwen, prompts(qwen, 6), samples=8, stop_ids=set(range(1, 60)), seed=3)
     assert sizes
     assert sizes == sorted(sizes, reverse=True)
@@ -192,7 +192,7 @@ def test_a_step_is_recorded_once_for_each_shape_and_fed_anew(monkeypatch: pytest
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", make)
     monkeypatch.setattr(torch.cuda, "graph", record)
-    replayed = Replayed(step)
+    replayed = GraphedStep(step)
     for number, (rows, size) in enumerate([(4, 8)] * 4 + [(4, 16)] * 3 + [(2, 16)] * 2):
         embeddings, position = torch.randn(rows, 1, 6), torch.full((1, 1), number)
         arguments = (None, embeddings, SimpleNamespace(size=size), [], position)
@@ -201,7 +201,7 @@ def test_a_step_is_recorded_once_for_each_shape_and_fed_anew(monkeypatch: pytest
 
 
 def test_a_step_that_cannot_be_recorded_runs_plainly_and_says_so(recwarn: pytest.WarningsRecorder):
-    replayed = Replayed(step_of)  # without a GPU none can be
+    replayed = GraphedStep(step_of)  # without a GPU none can be
     cache = SimpleNamespace(size=8)
     if torch.cuda.is_available():
         pytest.skip("a GPU is here, and records")

@@ -270,7 +270,7 @@ def test_memory_of_weights_gradients_and_states(folders: dict[str, str]) -> None
 
 
 def test_memory_of_the_cache(folders: dict[str, str]) -> None:
-    from nla.models.sampling.attention import FilledCache, shared_attention
+    from nla.models.sampling.attention import StaticCache, shared_attention
     from nla.models.sampling.engine import prefill
 
     verbalizer, shape = pair(folders["gemma3"]).verbalizer, shape_of(config_of("gemma3"))
@@ -279,7 +279,7 @@ def test_memory_of_the_cache(folders: dict[str, str]) -> None:
     with torch.no_grad(), shared_attention(decoder):
         _, prefixes = prefill(decoder, verbalizer.prompt_embeddings(torch.randn(3, WIDTH)), 2, shared)
     kept = sum(t.numel() * 4 for prefix in prefixes for t in (*prefix.keys, *prefix.values))
-    assert isinstance(FilledCache(1, 1), FilledCache)
+    assert isinstance(StaticCache(1, 1), StaticCache)
     assert memory.cache(shape, Layout(compute=4), 6, 3, prompt, shared, 0) == kept
 
 
@@ -308,7 +308,7 @@ def plan_task(*overrides: str) -> Any:
     from nla.config.check import parse, plain_config
     from nla.config.compose import compose
     from nla.config.schema import TrainSettings
-    from nla.planning.facts import Facts
+    from nla.planning.facts import Assumptions
     from nla.planning.reading import tasks_of
 
     given = [] if any("model=" in override for override in overrides) else ["model=pretrained"]

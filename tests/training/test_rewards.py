@@ -28,8 +28,8 @@ from nla.core.records import Completions, Rollout
 from nla.errors import ConfigError
 from nla.evaluation import evaluate
 from nla.evaluation.bootstrap import Resamples, Variance
+from nla.evaluation.controls import by_prefix, unquoted
 from nla.evaluation.explanations import Texts
-from nla.evaluation.readers import by_prefix, unquoted
 from nla.evaluation.rows import read_rows
 from nla.models.explanations import prefixes, without_quotes
 from nla.models.pair import NLA

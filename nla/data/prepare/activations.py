@@ -115,7 +115,7 @@ def _documents(rows: list[Row], target: Target, plan: Plan) -> tuple[list[Prepar
 
 
 def _read(target: Target, found: list[Prepared], layers: list[int]) -> Float[np.ndarray, "batch layer d_model"]:
-    device = next(target.model.parameters()).device
+    device = target.device
     values = np.zeros((sum(len(item.positions) for item in found), len(layers), target.d_model), np.float32)
     done = 0
     for batch in _chunks(found, DOCUMENTS_AT_ONCE):

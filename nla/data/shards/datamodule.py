@@ -63,14 +63,14 @@ class ShardDataModule(NLADataModule):
 
     def batch(self, split: str, first: int, number: int) -> ActivationBatch:  # pyright: ignore[reportIncompatibleMethodOverride]
         """This rank's part of step `number` after `first` rows of the split."""
-        (ranks, rank), spare = self._ranks(), False
+        (ranks, rank), padding = self._ranks(), False
         if split == self.split:
             size = self.documents_per_step // ranks
             start = first + (number * ranks + rank) * size
         else:
             place, count, total = number * ranks + rank, self._batches(split), len(self.rows(split))
-            spare, size = place >= count, -(-total // count)
-            start = 0 if spare else place * size
+            padding, size = place >= count, -(-total // count)
+            start = 0 if padding else place * size
             size = min(size, total - start)
         table = self.rows(split).take(start, size)
         return ActivationBatch(
@@ -79,7 +79,7 @@ class ShardDataModule(NLADataModule):
             position=torch.from_numpy(table.column(format.TOKENS).to_numpy().copy()) - 1,
             text=table.column(format.TEXT).to_pylist(),
             explanation=table.column(format.EXPLANATION).to_pylist() if self._explains(split) else None,
-            spare=spare,
+            padding=padding,
         )
 
     def check_against(self, target: Target) -> Float[torch.Tensor, " probe"]:

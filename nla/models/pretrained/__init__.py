@@ -1,1 +1,5 @@
-"""Pairs on disk and on the hub: metadata, the released format, loading."""
+"""Pairs on disk and on the hub.
+
+May import the other modules of `nla.models` and what is below them.
+Public: `metadata`, `format` (the released files), `loading`, `hub`.
+"""

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from nla.errors import ConfigError, InjectionError, ReleaseError
-from nla.models.backbone import body, load_tokenizer, truncated, twin, width
+from nla.models.backbone import body, load_tokenizer, shared_copy, truncated, width
 from nla.models.lora import add_lora, load_adapter, load_adapter_state, saved_adapter
 from nla.models.pretrained import format as release
 from nla.models.pretrained.hub import SAFE_FILES, fetch, hub_name
@@ -52,7 +52,7 @@ class Weights:
         if self.base is None or self.adapter is None:
             return None
         state = load_adapter_state(folder, self.adapter["rank"], self.adapter["alpha"])
-        return None if state is None else (twin(self.base), state)
+        return None if state is None else (shared_copy(self.base), state)
 
     def adapt(self, model: PreTrainedModel, saved: dict[str, Tensor] | None) -> None:
         """A fresh adapter, or the saved one, where there is to be one."""

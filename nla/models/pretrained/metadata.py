@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from nla import files
 from nla.core.objectives import Scale, resolve_scale
 from nla.errors import ConfigError, ReleaseError
 
@@ -245,7 +246,7 @@ def write_metadata(folder: Path, metadata: Metadata) -> None:
     if metadata.training:
         content["training"] = metadata.training
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
-    (folder / METADATA).write_text(text, encoding="utf-8")
+    files.write_text(folder / METADATA, text)
 
 
 def check_token(path: Path, tokens: Mapping[str, Any], key: str, live: object) -> None:

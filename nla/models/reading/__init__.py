@@ -1,1 +1,5 @@
-"""Other ways to an activation: chats, tensors of other libraries, two models side by side."""
+"""Other ways to an activation.
+
+May import the other modules of `nla.models` and what is below them.
+Public: `chat`, `tensors` (of other libraries), `comparison` (two pairs side by side).
+"""

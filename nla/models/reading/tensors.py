@@ -106,7 +106,7 @@ def _overlap(ours: int, theirs: int, shift: int) -> bool:
 def _all_blocks(target: Target, text: str) -> Float[Tensor, "reading time d_model"]:
     """The embeddings and every block's output, at every token."""
     decoder = body(target.model)
-    device = next(target.model.parameters()).device
+    device = target.device
     tokens = torch.tensor(token_ids(target.tokenizer, [text]), device=device)
     time = tokens.shape[1]
     place = torch.arange(time, device=device)

@@ -120,7 +120,7 @@ def shared_attention(decoder: PreTrainedModel) -> Iterator[None]:
         decoder.set_attn_implementation(usual)
 
 
-class Filled(CacheLayerMixin):
+class StaticCacheLayer(CacheLayerMixin):
     """Keys and values of one block in buffers of their final size, filled in place instead of copied at each token.
 
     Hands out what is filled so far; with `place`, a tensor that says where the next token goes, the whole buffers, so
@@ -177,16 +177,16 @@ class Filled(CacheLayerMixin):
         return self.before + self.size
 
 
-class FilledCache(Cache):
-    """One `Filled` for each block; `before` tokens lie in the prefixes."""
+class StaticCache(Cache):
+    """One `StaticCacheLayer` for each block; `before` tokens lie in the prefixes."""
 
     def __init__(self, blocks: int, size: int, before: int = 0, place: Int[Tensor, " 1"] | None = None) -> None:
-        super().__init__(layers=[Filled(size, before, place) for _ in range(blocks)])
+        super().__init__(layers=[StaticCacheLayer(size, before, place) for _ in range(blocks)])
         self.size, self.place = size, place
 
     def change(self, rows: Int[Tensor, " kept"] | slice, size: int) -> None:
         """Only these rows go on, in buffers of this size."""
-        self.size, filled = size, cast(list[Filled], self.layers)
+        self.size, filled = size, cast(list[StaticCacheLayer], self.layers)
         for layer in filled:
             if layer.is_initialized:
                 layer.change(rows, size)

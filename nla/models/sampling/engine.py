@@ -104,7 +104,7 @@ def sample(
     stops = torch.tensor(sorted(stop_ids), device=device)
     if graphs is None:  # a model spread over ranks gathers its weights inside the step
         graphs = device.type == "cuda" and not any(isinstance(weight, DTensor) for weight in model.parameters())
-    step: Step = Replayed(advance) if graphs and device.type == "cuda" else advance
+    step: Step = GraphedStep(advance) if graphs and device.type == "cuda" else advance
     looks = LOOK_EVERY.get(device.type, 8)
     tokens = torch.full((rows, max_new_tokens), pad_id, device=device)
     log_probs = torch.zeros(rows, max_new_tokens, device=device)
@@ -175,7 +175,7 @@ class Rows:
         device = prefixes[-1].keys[0].device
         place = torch.zeros(1, dtype=torch.long, device=device) if static else None
         self.decoder, self.before, self.most, self.prefixes = decoder, before, most, prefixes
-        self.cache = FilledCache(depth(decoder), min(BUCKET, most) if static else most, before, place)
+        self.cache = StaticCache(depth(decoder), min(BUCKET, most) if static else most, before, place)
         self.row = torch.arange(rows, device=device)  # the sample that each row of the batch is
         self.alive = torch.ones(rows, dtype=torch.bool, device=device)
 
@@ -212,7 +212,7 @@ def prefill(
     hidden = prompts[:, -1]
     for embeddings, start, end in ((prompts[:1], 0, shared), (prompts, shared, length)):
         if start < end:
-            cache = FilledCache(depth(decoder), end - start, before=start)
+            cache = StaticCache(depth(decoder), end - start, before=start)
             hidden = decoder(
                 inputs_embeds=embeddings[:, start:end],
                 past_key_values=cache,
@@ -238,7 +238,7 @@ def misfit(model: PreTrainedModel, prompt: Float[Tensor, "1 prompt d_model"], sh
         with shared_attention(whole), shared_attention(decoder):  # the view has a config of its own
             _, prefixes = prefill(decoder, prompt[:, :-1], 1, min(shared, length - 1))
             last = torch.full((1, 1), length - 1, device=prompt.device)
-            ours = advance(decoder, prompt[:, -1:], FilledCache(depth(decoder), 1, length - 1), prefixes, last)
+            ours = advance(decoder, prompt[:, -1:], StaticCache(depth(decoder), 1, length - 1), prefixes, last)
     except Exception as error:  # whatever a model's own code makes of arguments that it does not know
         return f"{type(error).__name__}: {error}"
     apart = float((ours.float() - usual).norm() / usual.norm())
@@ -256,7 +256,7 @@ def first_of_each_kind(decoder: PreTrainedModel) -> PreTrainedModel:
 def advance(
     decoder: PreTrainedModel,
     embeddings: Float[Tensor, "row 1 d_model"],
-    cache: FilledCache,
+    cache: StaticCache,
     prefixes: list[Prefix],
     position: Int[Tensor, "1 1"],
 ) -> Float[Tensor, "row d_model"]:

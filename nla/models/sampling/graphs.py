@@ -18,7 +18,7 @@ from nla.errors import first_line
 Step = Callable[..., Float[Tensor, "row d_model"]]  # decoder, embeddings, cache, prefixes, position
 
 
-class Replayed:
+class GraphedStep:
     """`step`, recorded and replayed; where it cannot be recorded, it runs plainly and that is said."""
 
     def __init__(self, step: Step) -> None:

@@ -161,7 +161,7 @@ class Stage(LightningModule):
             return batch
         with serving(self.target, self.gather):
             activation = self.target(batch.tokens, batch.mask, batch.row, batch.position)
-        return ActivationBatch(activation, batch.document, batch.position, batch.text, batch.explanation, batch.spare)
+        return ActivationBatch(activation, batch.document, batch.position, batch.text, batch.explanation, batch.padding)
 
     def sample(self, activation: Tensor, params: SamplingParams, seed: int = 0, first_row: int = 0) -> Completions:
         """As `Verbalizer.sample`, in parts where memory runs out: rows have their own seeds, so tokens are the same."""
@@ -243,7 +243,7 @@ class Stage(LightningModule):
             reconstruct = self.nla.reconstructor.reconstruct
             prediction = torch.cat(self.fitting["scoring"].run(self, lambda part: reconstruct(texts[part]), len(texts)))
         well_formed = completions.well_formed
-        rows = 0 if batch.spare else len(batch)
+        rows = 0 if batch.padding else len(batch)
         self.fve.update(prediction[:rows], batch.activation[:rows], well_formed[:rows])
         cosines = torch.where(well_formed, cosine(prediction, batch.activation), 0.0)
         self.log_validation(

@@ -202,7 +202,7 @@ class JointStage(Stage):
             with serving(frozen, self.gather):
                 prediction = frozen.to(self.device).reconstruct([text or "" for text in rows["explanation"]])
             formed = torch.tensor([text is not None for text in rows["explanation"]], device=self.device)
-            counted = slice(0 if batch.spare else None)
+            counted = slice(0 if batch.padding else None)
             self.fve_frozen.update(prediction[counted], batch.activation[counted], formed[counted])
         return rows
 

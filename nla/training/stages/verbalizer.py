@@ -37,7 +37,7 @@ class VerbalizerStage(Stage):
         right, tokens = self._surprisal(batch, batch.activation)
         others, _ = self._surprisal(batch, batch.activation.roll(max(1, len(batch) // 2), dims=0))
         losses = {"loss": right / tokens, "reading_gap": (others - right) / tokens}
-        self.log_validation(losses, 0 if batch.spare else int(tokens))
+        self.log_validation(losses, 0 if batch.padding else int(tokens))
         return super().validation_step(batch, batch_idx)
 
     def _loss(self, batch: ActivationBatch, activation: torch.Tensor | None = None) -> torch.Tensor:

@@ -1,0 +1,40 @@
+"""Recorded run configs of earlier versions: class paths that have moved since, and the one reader that maps them."""
+
+from pathlib import Path
+from typing import Any
+
+from nla.models.pretrained.metadata import read_yaml
+
+CONFIG = "config.yaml"
+CLASSES = {
+    "nla.callbacks.Alarms": "nla.training.callbacks.Alarms",
+    "nla.callbacks.Checkpointing": "nla.training.callbacks.Checkpointing",
+    "nla.callbacks.MetricsFile": "nla.training.callbacks.MetricsFile",
+    "nla.callbacks.Progress": "nla.training.callbacks.Progress",
+    "nla.callbacks.Samples": "nla.training.callbacks.Samples",
+    "nla.callbacks.Summary": "nla.training.callbacks.Summary",
+    "nla.data.shards.ShardSource": "nla.data.shards.source.ShardSource",
+    "nla.optim.MuonAdamW": "nla.training.optim.MuonAdamW",
+    "nla.rewards.Divergence": "nla.training.rewards.Divergence",
+    "nla.rewards.Reward": "nla.training.rewards.Reward",
+    "nla.stages.JointStage": "nla.training.stages.JointStage",
+    "nla.stages.ReconstructorStage": "nla.training.stages.ReconstructorStage",
+    "nla.stages.VerbalizerStage": "nla.training.stages.VerbalizerStage",
+    "nla.stages.joint.Sampling": "nla.models.sampling.SamplingParams",
+    "nla.training.stages.joint.Sampling": "nla.models.sampling.SamplingParams",
+    "nla.world.WorldSource": "nla.data.world.WorldSource",
+}
+
+
+def read_recorded(run: Path) -> dict[str, Any]:
+    """The config.yaml of a run folder, in today's names. Raises ReleaseError, which names the file."""
+    return renamed(read_yaml(run / CONFIG))
+
+
+def renamed(node: Any) -> Any:
+    """A copy of a recorded node in which every `_target_` of an earlier version has its present path."""
+    if isinstance(node, list):
+        return [renamed(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    return {key: CLASSES.get(str(value), value) if key == "_target_" else renamed(value) for key, value in node.items()}
