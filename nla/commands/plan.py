@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from nla.config.check import parse, plain_config
 from nla.config.compose import compose
 from nla.config.schema import TrainSettings
-from nla.planning.facts import Facts
+from nla.planning.facts import Assumptions
 from nla.planning.plan import make_plan
 
 GROUP = "planning="
@@ -15,7 +15,7 @@ WIDTH = 132  # characters of a table that goes into a file
 
 
 class PlanSettings(TrainSettings):
-    planning: Facts
+    planning: Assumptions
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""Recorded run configs of earlier versions: class paths that have moved since, and the one reader that maps them."""
+"""Recorded run configs of earlier versions: what has been renamed since, and the one reader that maps it."""
 
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,17 @@ CLASSES = {
 }
 
 
+KEYS = {"rollout": "sampling"}  # of the config, and of its joint stage
+ADDED = {"nla.training.optim.MuonAdamW": {"betas": [0.9, 0.98]}}  # required since; before, the class's own default
+
+
 def read_recorded(run: Path) -> dict[str, Any]:
     """The config.yaml of a run folder, in today's names. Raises ReleaseError, which names the file."""
-    return renamed(read_yaml(run / CONFIG))
+    config = _with_new_keys(renamed(read_yaml(run / CONFIG)))
+    stages = config.get("stage")
+    if isinstance(stages, dict):
+        config["stage"] = {name: _with_new_keys(node) for name, node in stages.items()}
+    return config
 
 
 def renamed(node: Any) -> Any:
@@ -37,4 +45,9 @@ def renamed(node: Any) -> Any:
         return [renamed(item) for item in node]
     if not isinstance(node, dict):
         return node
-    return {key: CLASSES.get(str(value), value) if key == "_target_" else renamed(value) for key, value in node.items()}
+    copy = {key: CLASSES.get(str(value), value) if key == "_target_" else renamed(value) for key, value in node.items()}
+    return ADDED.get(str(copy.get("_target_")), {}) | copy
+
+
+def _with_new_keys(node: Any) -> Any:
+    return {KEYS.get(key, key): value for key, value in node.items()} if isinstance(node, dict) else node

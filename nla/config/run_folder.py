@@ -10,7 +10,6 @@ import yaml
 
 from nla import files
 from nla.config.check import text_config
-from nla.config.recorded import CONFIG, read_recorded
 from nla.config.redact import redacted
 from nla.config.renamed import CONFIG, read_recorded
 from nla.config.schema import ModelSettings

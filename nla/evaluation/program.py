@@ -12,7 +12,7 @@ from lightning.fabric import Fabric
 from lightning.pytorch import seed_everything
 
 from nla.config.check import check_data, parse
-from nla.config.recorded import CONFIG, read_recorded
+from nla.config.renamed import CONFIG, read_recorded
 from nla.config.run_folder import is_pair, run_folder
 from nla.config.schema import DataSettings, EvaluateSettings
 from nla.config.trainer import check_ranks

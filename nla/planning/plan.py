@@ -14,7 +14,7 @@ from nla.planning.task import Task
 TEXT_BYTES = 4.5  # of a token as UTF-8 text
 
 
-def make_plan(settings: TrainSettings, facts: Facts) -> dict[str, Any]:
+def make_plan(settings: TrainSettings, facts: Assumptions) -> dict[str, Any]:
     """Everything `nla plan` prints: bytes, seconds, FLOPs, money. Raises ConfigError, ModelError."""
     tasks, notes = tasks_of(settings, facts)
     gather, why = advice.gathering(tasks, facts)

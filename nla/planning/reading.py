@@ -20,7 +20,7 @@ NF4 = 0.53  # bytes of a weight stored in 4 bits, with its scales
 CHARACTERS_PER_TOKEN, CHAT_TOKENS = 4, 15  # of a template whose tokenizer is not at hand
 
 
-def tasks_of(settings: TrainSettings, facts: Facts) -> tuple[list[Task], list[str]]:
+def tasks_of(settings: TrainSettings, facts: Assumptions) -> tuple[list[Task], list[str]]:
     """One task per stage that runs, and what had to be assumed. Raises ConfigError, ModelError."""
     model = settings.model
     shape = shape_of(load_config(model.id, model.revision, model.shape and model.shape.model_dump()))
@@ -95,7 +95,7 @@ def prompt_tokens(settings: TrainSettings, facts: Assumptions) -> tuple[int, int
     return length, round(before * length), [note]
 
 
-def _task(name: str, settings: TrainSettings, facts: Facts, numbers: dict[str, Any]) -> Task:
+def _task(name: str, settings: TrainSettings, facts: Assumptions, numbers: dict[str, Any]) -> Task:
     stage, data = settings.stage[name].arguments, settings.stage[name].data
     tokens, joint = facts.tokens, name == "joint"
     sampling = stage.get("sampling") or settings.sampling

@@ -16,13 +16,11 @@ from support import ROOT
 
 from nla.config.check import check_evaluate, check_train
 from nla.config.compose import compose, config_folder, job_folder
-from nla.config.recorded import MOVED, read_recorded
 from nla.config.redact import HIDDEN, redacted
-from nla.config.run_folder import pinned_revision, record_config
+from nla.config.run_folder import pinned_revision
 from nla.config.schema import LayerSettings
 from nla.config.targets import check_components, suggestion
 from nla.errors import ConfigError, NLAError
-from nla.evaluation.program import recorded_data
 from nla.models.backbone import load_model
 from nla.training.build import build_all
 
@@ -268,32 +266,3 @@ def defaults_of(target: str) -> dict[str, Any]:
     chain = [c for c in reversed(constructor.__mro__) if c.__module__.startswith("nla.")]
     parameters = [p for c in chain if "__init__" in vars(c) for p in inspect.signature(c).parameters.values()]
     return {p.name: p.default for p in parameters if p.default is not p.empty}
-
-
-def test_a_run_of_an_earlier_version_continues_and_evaluates(tmp_path: Path, tiny_folder: str, local: list[str]):
-    """Its config.yaml names classes and keys as version 0.1.0 did."""
-    settings = check_train(compose("train", local))
-    now = settings.model_dump()
-    before: Any = yaml.safe_load(as_before(yaml.safe_dump(now)))
-    before["rollout"] = before.pop("sampling")
-    before["stage"]["joint"]["rollout"] = before["stage"]["joint"].pop("sampling")
-    assert before["stage"]["joint"]["_target_"] == "nla.stages.JointStage"
-    assert before["stage"]["joint"]["rollout"]["_target_"] == "nla.stages.joint.Sampling"
-    run = tmp_path / "run"
-    (run / "stages" / "joint").mkdir(parents=True)
-    (run / "config.yaml").write_text(yaml.safe_dump(before))
-    assert read_recorded(run) == now
-    record_config(now, run)  # no refusal: it is the same run
-    world = {
-        **before,
-        "data": {**before["data"], "path": None, "source": {"_target_": "nla.world.WorldSource", "sizes": {"test": 1}}},
-    }
-    (run / "config.yaml").write_text(yaml.safe_dump(world))
-    assert recorded_data(run / "nla").source["_target_"] == "nla.data.world.WorldSource"
-
-
-def as_before(text: str) -> str:
-    """A config as version 0.1.0 wrote it (`git show b543393:conf`)."""
-    for before, now in MOVED.items():
-        text = text.replace(now, before)
-    return text

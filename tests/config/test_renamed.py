@@ -51,5 +51,5 @@ def test_an_old_run_with_another_value_is_still_refused(run: Path) -> None:
 
 
 def test_an_old_run_is_evaluated_on_its_own_data(run: Path) -> None:
-    assert recorded_data(run / "nla")["source"]["_target_"] == "nla.data.world.WorldSource"
+    assert recorded_data(run / "nla").source["_target_"] == "nla.data.world.WorldSource"
     assert evaluation_dtype(run, {}) == "float32"

@@ -12,8 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from nla.errors import ConfigError
 from nla.models import backbone, sampling
 from nla.models.sampling import engine, hf
-from nla.models.sampling.attention import FilledCache
-from nla.models.sampling.graphs import Replayed
+from nla.models.sampling.attention import StaticCache
+from nla.models.sampling.graphs import GraphedStep
 
 STOPS = {1, 4}
 CALL = ("stop_ids", "pad_id", "shared", "seed", "first_row")  # the rest are sampling parameters

@@ -23,6 +23,7 @@ from nla.models.lora import add_lora
 from nla.models.pair import NLA
 from nla.models.target import Target
 from nla.planning import flops, memory, work
+from nla.planning.facts import Assumptions
 from nla.planning.memory import Layout, count
 from nla.planning.shapes import load_config, shape_of
 from nla.training.optim import MuonAdamW, parameter_groups
@@ -308,12 +309,11 @@ def plan_task(*overrides: str) -> Any:
     from nla.config.check import parse, plain_config
     from nla.config.compose import compose
     from nla.config.schema import TrainSettings
-    from nla.planning.facts import Assumptions
     from nla.planning.reading import tasks_of
 
     given = [] if any("model=" in override for override in overrides) else ["model=pretrained"]
     plain = plain_config(compose("train", ["+planning=h100", *given, *overrides]))
-    facts = Facts.model_validate(plain.pop("planning"))
+    facts = Assumptions.model_validate(plain.pop("planning"))
     return tasks_of(parse(TrainSettings, plain), facts)[0][-1]
 
 

@@ -16,8 +16,8 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from nla.models.backbone import DTYPES, body, depth, embed, head_logits, truncated
-from nla.models.sampling.attention import FilledCache, Prefix, shared_attention
-from nla.models.sampling.graphs import Replayed, Step
+from nla.models.sampling.attention import Prefix, StaticCache, shared_attention
+from nla.models.sampling.graphs import GraphedStep, Step
 from nla.models.sampling.params import SamplingParams
 
 COMPACT_BELOW = 0.75  # gather the cache anew once fewer rows than this share are alive: the copy costs about one step
@@ -68,8 +68,8 @@ def choose(
         token = logits.argmax(-1)
     else:
         plain = params.temperature == 1 and params.top_p == 1 and params.top_k == 0
-        warm = logits / params.temperature
-        chosen = (logits - log_sum).exp() if plain else restrict(warm, params.top_p, params.top_k).softmax(-1)
+        scaled = logits / params.temperature
+        chosen = (logits - log_sum).exp() if plain else restrict(scaled, params.top_p, params.top_k).softmax(-1)
         cumulative = chosen.cumsum(-1)
         point = uniform.unsqueeze(1) * cumulative[:, -1:]  # the sum is 1 only up to rounding
         token = torch.searchsorted(cumulative, point, right=True).squeeze(1).clamp_max(logits.shape[-1] - 1)
@@ -90,15 +90,15 @@ def sample(
 ) -> tuple[Int[Tensor, "sample time"], Bool[Tensor, "sample time"], Float[Tensor, "sample time"]]:
     """`params.group_size` answers to each prompt, contiguous: tokens, mask (through the first stop token), log-probs.
 
-    Log-probs are those of the sampled tokens under the raw logits, whatever the temperature. The first `shared` tokens
-    are the same in all prompts. `first_row` continues the numbering of rows when a large request is cut into chunks.
-    With `params.graphs` buffers and batch change their shapes by buckets only, and on a GPU the decode step is recorded
-    and replayed (`graphs.py`). Set the model to evaluation mode before.
+    Log-probs are those of the sampled tokens under the raw logits, whatever the temperature. `shared` is the number of
+    leading tokens that all prompts have in common. `first_row` continues the numbering of rows when a large request is
+    cut into chunks. With `params.graphs`, shapes of buffers and batch change by buckets only, and on a GPU the decode
+    step is recorded and replayed (`graphs.py`). Set the model to evaluation mode before.
     """
     decoder, device = body(model), prompt_embeddings.device
     batch, length = prompt_embeddings.shape[:2]
-    samples, max_new_tokens, graphs = params.group_size, params.max_new_tokens, params.graphs
-    dtype = DTYPES[params.dtype] if params.dtype else None
+    samples, max_new_tokens = params.group_size, params.max_new_tokens
+    dtype, graphs = DTYPES[params.dtype] if params.dtype else None, params.graphs
     rows = batch * samples
     random = uniforms(seed, rows, max_new_tokens, first_row).to(device)
     stops = torch.tensor(sorted(stop_ids), device=device)
