@@ -1,6 +1,6 @@
 """Soak: a small run is killed at 20 random moments and restarted with the same command; it ends as if it had not been.
 
-python benchmarks/soak.py [--kills 20] [--seed 0] [--log docs/soak.log]
+python benchmarks/soak.py [--kills 20] [--seed 0] [--log runs/soak.log]
 
 All three stages of a small world run. Every second kill comes while a checkpoint is being written (as soon as its
 scratch folder appears), the others at random moments, most of which fall into rollouts; half are SIGKILL, half SIGTERM.

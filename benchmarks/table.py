@@ -1,4 +1,4 @@
-"""The tables of docs/benchmarks.md, from all files in benchmarks/results.
+"""The tables of docs/records/benchmarks.md, from all files in benchmarks/results.
 
     python benchmarks/table.py
 
@@ -31,7 +31,7 @@ AT_MOST = "growth_"  # of these, slopes of log time over log size, a smaller rat
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of JSON files")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs/benchmarks.md")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs/records/benchmarks.md")
     arguments = parser.parse_args()
     page: Path = arguments.page
     text = page.read_text(encoding="utf-8") if page.is_file() else "# Benchmarks\n\n<!-- table -->\n<!-- /table -->\n"

@@ -1,7 +1,7 @@
 """The harness of the benchmarks: two ways of doing the same, alternated in one process on one core, and a record.
 
 A script prints its ratios and writes them to `benchmarks/results/<name>.json` with command, date, machine and versions;
-`benchmarks/table.py` makes the table of docs/benchmarks.md from these files.
+`benchmarks/table.py` makes the table of docs/records/benchmarks.md from these files.
 """
 
 import argparse

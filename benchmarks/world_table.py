@@ -1,4 +1,4 @@
-"""The tables and explanations of README.md and docs/results.md that come from runs of the embedded world.
+"""The tables and explanations of README.md and docs/records/results.md that come from runs of the embedded world.
 
     python benchmarks/world_table.py runs/world runs/s1 runs/s2 --seconds 345 --peak 1.9
 
@@ -35,7 +35,7 @@ def main() -> int:
     parser.add_argument("runs", type=Path, nargs="+", help="run folders, evaluated; one for each seed from 0 on")
     parser.add_argument("--seconds", type=float, required=True, help="of `make demo` after installation")
     parser.add_argument("--peak", type=float, required=True, help="memory of `make demo`, GiB")
-    parser.add_argument("--pages", type=Path, default=ROOT, help="folder of README.md and docs/results.md")
+    parser.add_argument("--pages", type=Path, default=ROOT, help="folder of README.md and docs/records/results.md")
     arguments = parser.parse_args()
     pages: Path = arguments.pages
     found = [json.loads((run / "evaluation/metrics.json").read_text(encoding="utf-8")) for run in arguments.runs]
@@ -43,7 +43,7 @@ def main() -> int:
     demo = headline(found[0]) + "\n\n" + texts(found[0]) + "\n\n" + remarks(found[0])
     write(pages / "README.md", f"{took}.\n\n{demo}\n\n{samples(arguments.runs[0])}")
     parts = [f"{took}.", demo, seeds(found), kinds(found, arguments.runs), marks(found, arguments)]
-    write(pages / "docs/results.md", "\n\n".join(parts))
+    write(pages / "docs/records/results.md", "\n\n".join(parts))
     return 0
 
 

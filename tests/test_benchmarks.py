@@ -124,7 +124,7 @@ def test_table_stands_between_its_comments_with_the_marks(tmp_path: Path) -> Non
 
 def test_the_page_shows_what_the_records_hold(tmp_path: Path) -> None:
     """No figure of its tables was typed, and none is older than its record."""
-    page = FOLDER.parent / "docs/benchmarks.md"
+    page = FOLDER.parent / "docs/records/benchmarks.md"
     copy = tmp_path / "page.md"
     copy.write_text(page.read_text())
     assert run("table.py", "--page", copy).returncode == 0

@@ -147,13 +147,13 @@ def test_the_benchmark_of_rewards_runs_small(folder: Path) -> None:
 @pytest.mark.slow
 def test_the_tables_of_the_pages_come_from_evaluated_runs(folder: Path) -> None:
     pages = folder / "pages"
-    (pages / "docs").mkdir(parents=True)
-    for page in ("README.md", "docs/results.md"):
+    (pages / "docs/records").mkdir(parents=True)
+    for page in ("README.md", "docs/records/results.md"):
         (pages / page).write_text("before\n<!-- world -->\nold\n<!-- /world -->\nafter\n")
     figures = ["--seconds", "12", "--peak", "1.5", "--pages", str(pages)]
     for _ in range(2):  # written anew, not added
         run("benchmarks/world_table.py", "runs/world_smoke", "runs/world_smoke", *figures, cwd=folder)
-    readme, results = ((pages / page).read_text() for page in ("README.md", "docs/results.md"))
+    readme, results = ((pages / page).read_text() for page in ("README.md", "docs/records/results.md"))
     metrics = json.loads((folder / "runs/world_smoke/evaluation/metrics.json").read_text())
     for page in (readme, results):
         assert page.startswith("before\n") and page.endswith("\nafter\n") and "old" not in page

@@ -1,4 +1,4 @@
-"""docs/real-models.md: its commands are ones that the programs take, its figures those of the plan beside them."""
+"""docs/guides/real-models.md: the programs take its commands, and its figures are those of the plan beside them."""
 
 import json
 import re
@@ -9,7 +9,7 @@ import pytest
 from nla.commands.cli import main
 from nla.config.compose import compose
 
-PAGE = (Path(__file__).resolve().parent.parent / "docs/real-models.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).resolve().parent.parent / "docs/guides/real-models.md").read_text(encoding="utf-8")
 GIB = 2**30
 SMALL = ["planning=h100", "planning.memory_gib=24"]
 RECIPES = {

@@ -70,7 +70,7 @@ def devices() -> Iterator[Finding]:
         if about.major < 8:
             yield Finding(f"gpu {index}", "no bfloat16 units: hardware.trainer.precision=16-mixed", "note")
     if torch.backends.mps.is_available():
-        yield Finding("mps", "Apple GPU: hardware=mps was never run; see docs/real-models.md", "note")
+        yield Finding("mps", "Apple GPU: hardware=mps was never run; see docs/guides/real-models.md", "note")
     elif not torch.cuda.is_available():
         yield Finding("gpu", "none: the embedded world runs here, models above 1B are slow", "note")
 

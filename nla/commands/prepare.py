@@ -5,7 +5,7 @@
 
     nla prepare --new-model <model>     a config for a model that has none: its marker, norms and scale (new_model.py)
 
-The same command goes on where it stopped. Settings stand in ``conf/prepare.yaml``, what comes out in docs/data.md.
+The same command continues where it stopped. Settings: ``conf/prepare.yaml``; what it writes: docs/guides/data.md.
 """
 
 import hashlib

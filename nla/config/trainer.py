@@ -51,7 +51,7 @@ def check_ranks(trainer: Mapping[str, Any]) -> None:
         several = f"--nnodes {nodes} " if nodes > 1 else ""
         raise ConfigError(
             f"hardware.trainer.devices={devices} on num_nodes={nodes} needs {devices * nodes} processes, started were "
-            f"{started}: use torchrun {several}--nproc-per-node {devices}, or other hardware (docs/multi-node.md)"
+            f"{started}: use torchrun {several}--nproc-per-node {devices}, or set hardware (docs/guides/multi-node.md)"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a run will need before anything is loaded: parameters, memory, time, cost. Formulas: docs/planning.md.
+"""What a run will need before anything is loaded: parameters, memory, time, cost. Formulas: docs/guides/planning.md.
 
 shapes    what a model is, from its Hugging Face config alone
 work      the tokens that each stage puts through each model

@@ -317,7 +317,7 @@ def plan_task(*overrides: str) -> Any:
     return tasks_of(parse(TrainSettings, plain), facts)[0][-1]
 
 
-# published points (docs/planning.md explains each)
+# published points (docs/records/planning.md explains each)
 
 QWEN_RUN = ["model=local", "model.path=null", "model.id=q", f"model.shape={QWEN}", "layer.index=20"]
 WARM = [*QWEN_RUN, "hardware=h100_x8", "hardware.trainer.devices=2", "sampling.max_new_tokens=150",
@@ -371,7 +371,7 @@ def test_the_command_prints_a_plan_and_its_json_says_the_same(capsys: pytest.Cap
 
 
 def test_the_demo_is_planned_as_it_was_measured() -> None:
-    """docs/planning.md: 120, 28 and 152 s on two threads, validation included, with texts of 14 and 32 tokens."""
+    """docs/records/planning.md: 120, 28, 152 s on two threads, validation included, with texts of 14 and 32 tokens."""
     run = ["experiment=world", "hardware=cpu", "planning.tokens.warm_start=14", "planning.tokens.response=32"]
     one, two = (plan_of([*run, f"planning.tflops.float32={rate}"]) for rate in (0.128, 0.256))
     for stage, (name, measured) in enumerate({"verbalizer": 120, "reconstructor": 28, "joint": 152}.items()):
