@@ -202,7 +202,7 @@ class Step:
         with self.reference.active() as reference:
             expected = reference(activation, tokens, mask)
         over = len(self.mask)
-        policy, _ = policy_gradient_loss(log_probs, group_advantages(-error.detach(), 8), mask, "sample_mean", over)
+        policy = policy_gradient_loss(log_probs, group_advantages(-error.detach(), 8), mask, "sample_mean", over)
         kl = kl_to_reference(log_probs, expected, mask, "k3", 12.0, "sample_mean", over)
         (policy + 0.01 * kl + error.sum() / over).backward()
 

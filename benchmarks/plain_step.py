@@ -118,7 +118,7 @@ def total(
     mask, well_formed, count = completions.mask, completions.well_formed, len(completions)
     orthogonal = orthogonal_error(truth, nla.mse_scale)
     earned = reward(reconstruction_error(scored.detach(), truth, nla.mse_scale), well_formed, orthogonal)
-    policy, _ = policy_gradient_loss(ours, group_advantages(earned, setting.samples), mask, "sample_mean", count)
+    policy = policy_gradient_loss(ours, group_advantages(earned, setting.samples), mask, "sample_mean", count)
     kl = kl_to_reference(ours, reference, mask, "k3", 12.0, "sample_mean", count)
     error = torch.where(well_formed, reconstruction_error(prediction, truth, nla.mse_scale), 0.0)
     return policy + setting.kl * kl + error.sum() / well_formed.sum().clamp_min(1)

@@ -27,6 +27,13 @@ def write_text(path: Path, text: str) -> None:
         scratch.write_text(text, encoding="utf-8", newline="")
 
 
+def append_text(path: Path, text: str) -> None:
+    """Append whole lines to a log in UTF-8; a kill in between leaves at most the last one incomplete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8", newline="") as file:
+        file.write(text)
+
+
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
     """A path to write to, which takes the place of `path` at the end of the block, flushed to the disk before.

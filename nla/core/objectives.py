@@ -17,7 +17,7 @@ from nla.errors import ConfigError
 Scale = float | None
 RewardKind = Literal["neg_error", "neg_log_error"]
 AdvantageKind = Literal["standardized", "centered", "leave_one_out"]
-LengthKind = Literal["sample_mean", "token_mean", "constant"]
+LengthKind = Literal["sample_mean", "token_mean"]
 KLKind = Literal["k3", "k2"]
 
 LOG_FLOOR = 1e-8  # smallest error that enters a logarithm
@@ -123,15 +123,15 @@ def aggregate(
     """Sum per-token values into one number: this micro-batch's share of the global batch's mean.
 
     sample_mean: mean over a sample's tokens, then `/ denominator` = samples of the global batch;
-    token_mean: sum `/ denominator` = tokens of the global batch; constant: sum `/ denominator` = a fixed number.
+    token_mean: sum `/ denominator` = tokens of the global batch.
     """
     values = torch.where(mask, values, 0.0)
     if length == "sample_mean":
         total = (values.sum(1) / mask.sum(1).clamp_min(1)).sum()
-    elif length in ("token_mean", "constant"):
+    elif length == "token_mean":
         total = values.sum()
     else:
-        raise ConfigError(f"length {length!r}: expected 'sample_mean', 'token_mean' or 'constant'")
+        raise ConfigError(f"length {length!r}: expected 'sample_mean' or 'token_mean'")
     return total / denominator
 
 
@@ -141,31 +141,15 @@ def policy_gradient_loss(
     mask: Bool[Tensor, "sample time"],
     length: LengthKind = "sample_mean",
     denominator: Float[Tensor, ""] | Int[Tensor, ""] | float | int = 1.0,
-    old_log_probs: Float[Tensor, "sample time"] | None = None,
-    clip: float = 0.2,
-) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """Clipped surrogate `-min(r A, clip(r, 1-c, 1+c) A)`, `r = exp(log pi - log pi_old)`.
+) -> Float[Tensor, ""]:
+    """On-policy surrogate `-r A`; the ratio `r = exp(log pi - log pi_old)` is 1 on the policy's own samples.
 
-    With `old_log_probs=None` the ratio is 1 and the gradient is REINFORCE with the group's baseline. `mask` must end
-    with the stop token: what follows it is never trained on. Metrics are token means of this micro-batch.
+    Its gradient is REINFORCE with the group's baseline. There is no clipping, because a rollout serves one update of
+    the policy. `mask` must end with the stop token: what follows it is never trained on.
     """
     log_probs = torch.where(mask, log_probs, 0.0)
-    old = log_probs.detach() if old_log_probs is None else torch.where(mask, old_log_probs, 0.0)
-    log_ratio = log_probs - old
-    ratio = log_ratio.exp()
-    weight = advantage.unsqueeze(1)
-    loss = aggregate(
-        -torch.minimum(ratio * weight, ratio.clamp(1 - clip, 1 + clip) * weight), mask, length, denominator
-    )
-    with torch.no_grad():
-        tokens = mask.sum().clamp_min(1)
-        clipped = ((ratio < 1 - clip) & (weight < 0)) | ((ratio > 1 + clip) & (weight > 0))
-        metrics = {
-            "surprisal": -log_probs.sum() / tokens,  # nats per token; estimates the policy's entropy
-            "ratio": torch.where(mask, ratio, 0.0).sum() / tokens,
-            "clipped": (clipped & mask).sum() / tokens,
-        }
-    return loss, metrics
+    ratio = (log_probs - log_probs.detach()).exp()
+    return aggregate(-(ratio * advantage.unsqueeze(1)), mask, length, denominator)
 
 
 def kl_to_reference(

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
 from nla import files
+from nla.core.schedule import learning_rate_share
 from nla.data.source import Document
 from nla.errors import DataError
 from nla.models.backbone import head_logits
@@ -130,13 +130,6 @@ def optimizers(model: nn.Module, gist: nn.Module, recipe: Recipe) -> list[torch.
     return [muon, torch.optim.AdamW(others, lr=recipe.adamw_lr, betas=(0.9, 0.98), weight_decay=recipe.weight_decay)]
 
 
-def rate(step: int, recipe: Recipe) -> float:
-    """Share of the full learning rate: linear warm-up, then a cosine to `final_fraction`."""
-    warm = min(1.0, (step + 1) / max(1, recipe.warmup_steps))
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, step / recipe.steps)))
-    return warm * (recipe.final_fraction + (1 - recipe.final_fraction) * cosine)
-
-
 def frequencies(tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document]) -> Float[Tensor, " vocab"]:
     """Relative frequency of each token in the documents."""
     ids = tokenizer([document.text for document in documents], add_special_tokens=False)["input_ids"]
@@ -209,9 +202,12 @@ def _step(
     step: int,
     recipe: Recipe,
 ) -> tuple[float, float]:
+    share = learning_rate_share(
+        step, steps=recipe.steps, warmup_steps=recipe.warmup_steps, final_fraction=recipe.final_fraction
+    )
     for opt, full in zip(opts, (recipe.muon_lr, recipe.adamw_lr), strict=True):
         for group in opt.param_groups:
-            group["lr"] = full * rate(step, recipe)
+            group["lr"] = full * share
     with torch.autocast("cpu", torch.bfloat16) if recipe.bf16 else nullcontext():
         out = model.model(input_ids=tokens, output_hidden_states=recipe.gist_weight > 0, use_cache=False)
         loss = next_token_loss(model, out.last_hidden_state, tokens, mask)

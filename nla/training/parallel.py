@@ -11,11 +11,14 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, distributed, nn
 from torch.distributed._composable.checkpoint_activation import checkpoint
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from nla.config.trainer import Gather
 from nla.errors import ConfigError
@@ -126,6 +129,28 @@ def _in_step(parts: list[FSDPModule]) -> Iterator[None]:
         for part in parts:
             part.unshard()
             part.reshard()
+
+
+def meets_in_each_pass(stage: LightningModule) -> bool:
+    """Whether ranks wait for one another in each pass through a model, so that all must run equally many."""
+    return isinstance(stage.trainer.strategy, (FSDPStrategy, ModelParallelStrategy))
+
+
+@contextmanager
+def reduced_once(model: nn.Module | None) -> Iterator[None]:
+    """Inside, gradients of a DDP model add up on their own rank; at the end they are averaged over ranks."""
+    if not isinstance(model, DistributedDataParallel):
+        yield
+        return
+    with model.no_sync():
+        yield
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    reductions = [
+        distributed.all_reduce(gradient.div_(distributed.get_world_size()), async_op=True) for gradient in gradients
+    ]
+    for reduction in reductions:
+        if reduction is not None:
+            reduction.wait()
 
 
 def checkpoint_activations(half: nn.Module) -> None:

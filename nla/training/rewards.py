@@ -20,12 +20,12 @@ from transformers import PreTrainedTokenizerBase
 
 from nla.core.objectives import AdvantageKind, KLKind, RewardKind, reward
 from nla.core.records import Completions
+from nla.core.schedule import ScheduleKind, interpolated
 from nla.errors import ConfigError
 from nla.models.explanations import prefixes, without_quotes
 from nla.models.prompts import token_ids
 
 Reads = Literal["whole", "random_prefix", "without_quotes"]
-Schedule = Literal["constant", "linear", "cosine"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ class Divergence:
     coefficient: float
     kind: KLKind | Literal["reward"]
     clamp: float
-    schedule: Schedule
+    schedule: ScheduleKind
     final: float
 
     def __post_init__(self) -> None:
@@ -124,11 +124,7 @@ class Divergence:
 
     def at(self, progress: float) -> float:
         """The coefficient after this share of the stage's steps."""
-        progress = min(1.0, max(0.0, progress))
-        if self.schedule == "constant":
-            return self.coefficient
-        gone = progress if self.schedule == "linear" else (1 - math.cos(math.pi * progress)) / 2
-        return self.coefficient + (self.final - self.coefficient) * gone
+        return interpolated(self.coefficient, self.final, progress, self.schedule)
 
 
 def hinge(lengths: Float[Tensor, " sample"], cap: int, margin: int) -> Float[Tensor, " sample"]:

@@ -138,12 +138,12 @@ def test_several_bad_steps_in_a_row_stop_with_finite_weights(
 def test_the_count_of_skipped_steps_is_resumed(nla: NLA, target: Target) -> None:
     """30: a run that is killed and continued does not start counting anew."""
     stage = poisoned(nla, target, "loss", set())
-    stage.skips.total, stage.skips.in_a_row = 7, {"steps": 2}
+    stage.skipped_steps.total, stage.skipped_steps.in_a_row = 7, {"steps": 2}
     checkpoint: dict[str, Any] = {}
     stage.on_save_checkpoint(checkpoint)
     other = poisoned(nla, target, "loss", set())
     other.on_load_checkpoint(checkpoint)
-    assert (other.skips.total, other.skips.in_a_row) == (7, {"steps": 2})
+    assert (other.skipped_steps.total, other.skipped_steps.in_a_row) == (7, {"steps": 2})
 
 
 # 35: out of memory

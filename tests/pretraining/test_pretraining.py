@@ -18,7 +18,7 @@ from nla.models.explanations import parse_explanation
 from nla.models.prompts import build_verbalizer_prompt, find_marker
 from nla.pretraining.gist import GistLoss
 from nla.pretraining.lessons import Lessons
-from nla.pretraining.loop import Architecture, Recipe, batches, frequencies, padded, pretrain, rate
+from nla.pretraining.loop import Architecture, Recipe, batches, frequencies, padded, pretrain
 from nla.pretraining.tokenizer import END, MARKER, PAD, TAGS, train_tokenizer
 
 VERBALIZER = "Describe this text: <concept>{injection_char}</concept>"
@@ -200,13 +200,6 @@ def test_frequencies(small_tokenizer: PreTrainedTokenizerBase, source: WorldSour
 
 
 # The loop
-
-
-def test_rate_warms_up_and_falls_to_its_last_fraction():
-    recipe = replace(RECIPE, steps=1000, warmup_steps=100, final_fraction=0.05)
-    assert rate(0, recipe) == pytest.approx(0.01)
-    assert rate(100, recipe) == pytest.approx(0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * 0.1)))
-    assert rate(1000, recipe) == pytest.approx(0.05)
 
 
 @pytest.fixture(scope="module")

@@ -188,7 +188,7 @@ def test_the_default_path_is_bit_by_bit_the_plain_formula(nla: NLA, target: Targ
     assert stage.reference is not None
     with stage.reference.active() as frozen:
         reference = frozen(batch(2).activation, completions.tokens, mask)
-    policy, _ = policy_gradient_loss(log_probs, group_advantages(earned, 4), mask, "sample_mean", counts["samples"])
+    policy = policy_gradient_loss(log_probs, group_advantages(earned, 4), mask, "sample_mean", counts["samples"])
     kl = kl_to_reference(log_probs, reference, mask, "k3", 12.0, "sample_mean", counts["samples"])
     expected = policy + torch.where(formed, error, 0.0).sum() / counts["well_formed"] + 0.05 * kl
     assert torch.equal(loss, expected)

@@ -6,6 +6,7 @@ lines were written before it, and a resumed run goes on after exactly those.
 
 import csv
 import io
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,7 @@ class MetricsFile(Callback):
                 self._columns += new
                 self._write([*rows, row])
             else:
-                with self.path.open("a", encoding="utf-8", newline="") as file:
-                    csv.DictWriter(file, self._columns).writerow(row)
+                files.append_text(self.path, csv_text(self._columns, [row], header=False))
         except OSError as error:
             raise TrainingError(
                 f"{self.path}: the metrics of step {trainer.global_step} cannot be written ({error.strerror}): make "
@@ -86,9 +86,15 @@ class MetricsFile(Callback):
         self._lines += 1
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, self._columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_text(self.path, text.getvalue())
+        files.write_text(self.path, csv_text(self._columns, rows, header=True))
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]], *, header: bool) -> str:
+    """Rows as lines of a CSV file; a column that a row lacks stays empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

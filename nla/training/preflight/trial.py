@@ -90,7 +90,7 @@ def trial(
     name, configured = f"step of {stage.name}", stage.micro_batch_size
     watch, started = Trial(look), time.perf_counter()
     joint = isinstance(stage, JointStage)
-    stage.skips.allowed = 1
+    stage.skipped_steps.allowed = 1
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():

@@ -4,7 +4,6 @@ Logged by every stage's validation: ``<stage>/fve`` and ``<stage>/fve_normalized
 ones counted as orthogonal), ``cosine``, ``well_formed`` and ``explanation_tokens``.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -22,6 +21,7 @@ from nla.config.trainer import Gather
 from nla.core.fve import FractionOfVarianceExplained
 from nla.core.objectives import cosine
 from nla.core.records import ActivationBatch, Completions, TokenBatch
+from nla.core.schedule import learning_rate_share
 from nla.errors import TrainingError
 from nla.models.pair import NLA
 from nla.models.parameters import trainable
@@ -29,18 +29,12 @@ from nla.models.reconstructor import Reconstructor
 from nla.models.reference import Reference
 from nla.models.sampling import SamplingParams
 from nla.models.target import Target
-from nla.training.fitting import Fitting
 from nla.training.optim import parameter_groups
+from nla.training.out_of_memory import SAMPLING, SCORING, Parts
 from nla.training.parallel import checkpoint_activations, serving, shard, whole
-from nla.training.skips import Skips
+from nla.training.skipped_steps import SkippedSteps
 
 OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
-
-
-REMEDIES = {  # where memory does not suffice for one row
-    "sampling": "lower sampling.group_size, sampling.max_new_tokens or the batch_size of its data, or take more GPUs",
-    "scoring": "lower sampling.max_new_tokens or the batch_size of its data, or take more GPUs",
-}
 
 
 class Stage(LightningModule):
@@ -94,8 +88,8 @@ class Stage(LightningModule):
         self.automatic_optimization, self._configured = False, False
         self.fve = FractionOfVarianceExplained(target.d_model)
         self._validated: dict[str, Tensor] = {}  # weighted sums and weights
-        self.skips = Skips(self.name, skipped_in_a_row)
-        self.fitting = {what: Fitting(what, remedy) for what, remedy in REMEDIES.items()}
+        self.skipped_steps = SkippedSteps(self.name, skipped_in_a_row)
+        self.sampling_parts, self.scoring_parts = Parts(SAMPLING), Parts(SCORING)
         for half in ("verbalizer", "reconstructor"):
             if half not in self.trains:
                 getattr(nla, half).requires_grad_(False)
@@ -140,14 +134,12 @@ class Stage(LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer_factory(parameter_groups(self.halves(), self.groups))
+        settings = {
+            "steps": self.steps, "warmup_steps": self.warmup_steps, "final_fraction": self.final_fraction,
+        }  # fmt: skip
         # a plain function: of any other callable LambdaLR would put the attributes into each checkpoint
-        scheduler = LambdaLR(optimizer, lambda step: self._rate(step))
+        scheduler = LambdaLR(optimizer, lambda step: learning_rate_share(step, **settings))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler}}
-
-    def _rate(self, step: int) -> float:
-        warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
-        cosine_part = 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, self.steps))))
-        return warm * (self.final_fraction + (1 - self.final_fraction) * cosine_part)
 
     def on_fit_start(self) -> None:
         self.target.to(self.device)
@@ -171,7 +163,7 @@ class Stage(LightningModule):
             return self.nla.verbalizer.sample(activation[rows], params, seed, first)
 
         with serving(self.nla.verbalizer, self.gather):
-            parts = self.fitting["sampling"].run(self, part, len(activation))
+            parts = self.sampling_parts.run(self, part, len(activation))
         return Completions.join(parts, self.nla.verbalizer.pad_id)
 
     def mean_over_ranks(self, value: Tensor) -> Tensor:
@@ -207,28 +199,28 @@ class Stage(LightningModule):
         if self.trainer.strategy.reduce_boolean_decision(finite, all=True):
             optimizer.step()
             self.scheduler.step()  # with the optimizer, so that a skipped step leaves nothing behind
-            self.skips.passed()
+            self.skipped_steps.took()
         else:
             optimizer.zero_grad()
             figures = {"loss": float(loss), **{f"gradient_norm_{name}": float(norm) for name, norm in norms.items()}}
             self.skip(batch, figures)
         return {f"gradient_norm_{name}": norm for name, norm in norms.items()}
 
-    def skip(self, batch: ActivationBatch, figures: dict[str, float], what: str = "steps") -> None:
-        """Count and record a step that was left out. Raises TrainingError after ``skipped_in_a_row`` of them."""
+    def skip(self, batch: ActivationBatch, figures: dict[str, float], kind: str = "steps") -> None:
+        """Count and record a skipped update. Raises TrainingError after ``skipped_in_a_row`` of its kind."""
         folder = Path(self.trainer.default_root_dir)
-        self.skips.skipped(batch, figures, step=self.global_step, rank=self.global_rank, folder=folder, what=what)
+        self.skipped_steps.skip(batch, figures, step=self.global_step, rank=self.global_rank, folder=folder, kind=kind)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["skips"] = self.skips.state()
+        checkpoint["skips"] = self.skipped_steps.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.skips.restore(checkpoint.get("skips", {}))
+        self.skipped_steps.load_state_dict(checkpoint.get("skips", {}))
 
     def log_step(self, metrics: dict[str, Tensor | float], shown: Iterable[str] = ()) -> None:
         """Log ``<stage>/<name>``, the mean over ranks, the ``shown`` ones in the progress bar too; skipped steps."""
         bar = set(shown)
-        metrics = {**metrics, "skipped_steps": float(self.skips.total)}
+        metrics = {**metrics, "skipped_steps": float(self.skipped_steps.total)}
         values = torch.stack(
             [torch.as_tensor(value, dtype=torch.float32, device=self.device) for value in metrics.values()]
         )
@@ -241,7 +233,7 @@ class Stage(LightningModule):
         texts = [text or "" for text in completions.explanation]
         with serving(self.nla.reconstructor, self.gather):
             reconstruct = self.nla.reconstructor.reconstruct
-            prediction = torch.cat(self.fitting["scoring"].run(self, lambda part: reconstruct(texts[part]), len(texts)))
+            prediction = torch.cat(self.scoring_parts.run(self, lambda part: reconstruct(texts[part]), len(texts)))
         well_formed = completions.well_formed
         rows = 0 if batch.padding else len(batch)
         self.fve.update(prediction[:rows], batch.activation[:rows], well_formed[:rows])

@@ -36,7 +36,7 @@ from nla.models.parameters import trainable
 from nla.models.reconstructor import Reconstructor, frozen_copy
 from nla.models.reference import Reference
 from nla.models.sampling import SamplingParams
-from nla.training.micro_batches import in_micro_batches
+from nla.training.out_of_memory import in_micro_batches
 from nla.training.parallel import serving, whole
 from nla.training.rewards import Divergence, Reward
 from nla.training.stages.base import Stage
@@ -156,7 +156,7 @@ class JointStage(Stage):
             earned = earned - coefficient * sequence_kl(log_probs, reference, mask)
         advantage = group_advantages(earned, group, self.reward.advantage)
         over = counts["samples"] if self.length == "sample_mean" else counts["tokens"]
-        policy, _ = policy_gradient_loss(log_probs, advantage, mask, self.length, over)
+        policy = policy_gradient_loss(log_probs, advantage, mask, self.length, over)
         loss = policy + mse
         if reference is not None and self.kl.kind != "reward":
             kl = kl_to_reference(log_probs, reference, mask, self.kl.kind, self.kl.clamp, self.length, over)
@@ -185,7 +185,7 @@ class JointStage(Stage):
         norm = whole(nn.utils.clip_grad_norm_(trainable(self.nla.reconstructor), self.clip_norm))
         if self.trainer.strategy.reduce_boolean_decision(bool(norm.isfinite()), all=True):
             self.optimizer.optimizer.step()  # past Lightning, which would count it as a step of training
-            self.skips.passed("reconstructor updates")
+            self.skipped_steps.took("reconstructor updates")
         else:
             self.optimizer.zero_grad()
             self.skip(batch, {"gradient_norm_reconstructor": float(norm)}, "reconstructor updates")

@@ -4,7 +4,7 @@ import torch
 
 from nla.core.objectives import reconstruction_error
 from nla.core.records import ActivationBatch
-from nla.training.micro_batches import in_micro_batches
+from nla.training.out_of_memory import in_micro_batches
 from nla.training.stages.base import Stage
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from nla.core.records import ActivationBatch
-from nla.training.micro_batches import in_micro_batches
+from nla.training.out_of_memory import in_micro_batches
 from nla.training.stages.base import Stage
 
 
@@ -39,10 +39,6 @@ class VerbalizerStage(Stage):
         losses = {"loss": right / tokens, "reading_gap": (others - right) / tokens}
         self.log_validation(losses, 0 if batch.padding else int(tokens))
         return super().validation_step(batch, batch_idx)
-
-    def _loss(self, batch: ActivationBatch, activation: torch.Tensor | None = None) -> torch.Tensor:
-        surprisal, tokens = self._surprisal(batch, batch.activation if activation is None else activation)
-        return surprisal / tokens
 
     def _surprisal(self, batch: ActivationBatch, activation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Of the given explanations in all, in nats, and how many tokens they have."""
