@@ -32,6 +32,7 @@ from nla.models.backbone import body, shared_copy, truncated
 from nla.models.lora import add_lora
 from nla.models.prompts import MARKERS, VerbalizerPrompt
 from nla.models.reconstructor import Reconstructor
+from nla.models.reference import Reference
 from nla.models.sampling import SamplingParams
 from nla.models.verbalizer import Verbalizer
 from nla.training.parallel import checkpoint_activations

@@ -22,13 +22,14 @@ from limits import bound
 from models import world_activations, world_pair
 from omegaconf import OmegaConf
 from plain_step import Activations, Predictions, Setting, Step, plain, texts_of, total
-from timing import alternate, options, pin, record
+from timing import Run, alternate, options, pin, record
 from torch import Tensor, nn
 
 from nla.config.compose import compose
 from nla.core.records import Completions
 from nla.models.pair import HALVES, NLA
 from nla.models.parameters import trainable
+from nla.models.reference import Reference
 from nla.models.sampling import SamplingParams
 from nla.training.optim import MuonAdamW, parameter_groups
 
@@ -62,10 +63,26 @@ def main() -> int:
         "seconds": seconds,
         "tokens": float(lengths.mean()),
         "well_formed": float(completions.well_formed.float().mean()),
+        "separate_scoring": separate_scoring(nla, completions, runs["ours"], arguments.repeats),
     }
     row = comparison.row("joint_step", what, against, "s")
     record("joint_step", arguments, [row, bound(row, runs["ours"])], figures)
+    share = figures["separate_scoring"]["share"]
+    print(f"a separate scoring forward, without gradients, would take another {share:.1%} of the step")
     return 0
+
+
+def separate_scoring(nla: NLA, completions: Completions, step: Run, repeats: int) -> dict[str, float]:
+    """What a step would cost more if rewards came from a forward pass of their own, in turn with whole steps."""
+
+    def extra() -> float:
+        with torch.no_grad():
+            score(nla, completions)
+        return 1.0
+
+    comparison = alternate(extra, step, repeats)
+    seconds, whole = (statistics.median(way.seconds) for way in (comparison.ours, comparison.other))
+    return {"seconds": seconds, "step_seconds": whole, "share": seconds / whole}
 
 
 def setting_of(samples: int, max_new_tokens: int) -> Setting:

@@ -70,6 +70,7 @@ def test_joint_step_has_the_same_loss_and_gradients_in_both_forms(tmp_path: Path
         parts = record["figures"]["seconds"][way]
         assert set(parts) == {"rollout", "scoring", "update"}
         assert sum(parts.values()) == pytest.approx(row[way], rel=0.2)
+    assert 0 < record["figures"]["separate_scoring"]["share"] < 1
 
 
 def test_guesses() -> None:

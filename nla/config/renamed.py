@@ -15,13 +15,14 @@ CLASSES = {
     "nla.callbacks.Summary": "nla.training.callbacks.Summary",
     "nla.data.shards.ShardSource": "nla.data.shards.source.ShardSource",
     "nla.optim.MuonAdamW": "nla.training.optim.MuonAdamW",
-    "nla.rewards.Divergence": "nla.training.rewards.Divergence",
+    "nla.rewards.Divergence": "nla.training.rewards.KLToReference",
     "nla.rewards.Reward": "nla.training.rewards.Reward",
     "nla.stages.JointStage": "nla.training.stages.JointStage",
     "nla.stages.ReconstructorStage": "nla.training.stages.ReconstructorStage",
     "nla.stages.VerbalizerStage": "nla.training.stages.VerbalizerStage",
     "nla.stages.joint.Sampling": "nla.models.sampling.SamplingParams",
     "nla.training.stages.joint.Sampling": "nla.models.sampling.SamplingParams",
+    "nla.training.rewards.Divergence": "nla.training.rewards.KLToReference",
     "nla.world.WorldSource": "nla.data.world.WorldSource",
 }
 

@@ -126,12 +126,13 @@ class Rollout(Record):
     activation: Float[Tensor, "batch d_model"]
     group: int
     completions: Completions
-    read: list[str] | None = None  # what the reconstructor sees of each explanation; None: the whole of it
+    reading: list[str] | None = None  # what the reconstructor reads of each explanation; None: the whole of it
+    reference: Float[Tensor, "sample time"] | None = None  # the KL reference's log-probs of the tokens
 
     @property
     def texts(self) -> list[str]:
         """What the reconstructor reads; nothing of a malformed explanation."""
-        return [text or "" for text in self.completions.explanation] if self.read is None else self.read
+        return [text or "" for text in self.completions.explanation] if self.reading is None else self.reading
 
     def split(self, size: int) -> Iterator["Rollout"]:
         """Micro-batches of at most `size` samples, always whole groups.
@@ -147,8 +148,9 @@ class Rollout(Record):
         for first in range(0, len(self.activation), groups):
             samples = slice(first * self.group, (first + groups) * self.group)
             part = self.activation[first : first + groups]
-            read = None if self.read is None else self.read[samples]
-            yield Rollout(part, self.group, self.completions.cut(samples), read)
+            reading = None if self.reading is None else self.reading[samples]
+            reference = None if self.reference is None else self.reference[samples]
+            yield Rollout(part, self.group, self.completions.cut(samples), reading, reference)
 
 
 @dataclass(frozen=True, slots=True)

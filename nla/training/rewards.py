@@ -83,7 +83,7 @@ class Reward:
             earned = earned - self.repetition * repeated / runs.clamp_min(1)
         return earned
 
-    def read(
+    def reading(
         self, completions: Completions, group: int, tokenizer: PreTrainedTokenizerBase, key: int, first: int = 0
     ) -> list[str] | None:
         """What the reconstructor reads of each sample, nothing of a malformed one; None: the whole of it.
@@ -100,7 +100,7 @@ class Reward:
 
 
 @dataclass(frozen=True, slots=True)
-class Divergence:
+class KLToReference:
     """KL to the warm-start verbalizer: in the loss (k3, k2), or as k1 in the reward. At coefficient 0 it is skipped.
 
     `schedule`: the coefficient stays, or goes from `coefficient` to `final` over the stage, in a line or half a cosine.
@@ -118,7 +118,7 @@ class Divergence:
                 raise ConfigError(f"kl.{name}={getattr(self, name)}: must be 0 or more")
 
     @property
-    def anchored(self) -> bool:
+    def needs_reference(self) -> bool:
         """Whether the warm-start verbalizer is ever needed."""
         return self.coefficient > 0 or (self.schedule != "constant" and self.final > 0)
 

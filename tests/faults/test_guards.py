@@ -154,7 +154,7 @@ class Short(JointStage):
 
     fails, passes, fixed = 0, 0, None
 
-    def _sample(self, batch: ActivationBatch) -> Rollout:
+    def collect(self, batch: ActivationBatch) -> Rollout:
         assert self.fixed is not None
         return self.fixed
 
@@ -271,7 +271,7 @@ def test_out_of_memory_while_sampling_goes_on_in_halves_with_the_same_tokens(nla
         stage.starts = []
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            found.append([stage._sample(many).completions for _ in range(2)])
+            found.append([stage.collect(many).completions for _ in range(2)])
         if most == 1:
             halved = [str(warning.message) for warning in said if "out of memory" in str(warning.message)]
             assert len(halved) == 2 and "sampling 4 rows at a time" in halved[0] and "2 at a time" in halved[0]
@@ -313,7 +313,7 @@ def test_a_skipped_update_of_the_reconstructor_alone_is_counted_and_stops_after_
     monkeypatch.chdir(tmp_path)
 
     class Poisoned(JointStage):
-        def _sample(self, batch: ActivationBatch) -> Rollout:
+        def collect(self, batch: ActivationBatch) -> Rollout:
             return Rollout(batch.activation, 4, completions_of(self.nla, TEXTS * 2))
 
         def _update_reconstructor(self, *args: Any) -> None:

@@ -13,7 +13,7 @@ import torch
 from support.loaders import loader, take
 from support.models import sampling_params
 from support.runs import overrides, trace, train
-from support.stages import batch, fit, joint, make_reward, same, weights
+from support.stages import batch, fit, joint, make_reward, same, terms_of, weights
 from transformers import PreTrainedTokenizerBase
 
 from nla.core.records import Completions, Rollout
@@ -64,7 +64,7 @@ def test_a_group_without_a_signal_adds_nothing_and_breaks_nothing(
     for rows, completions in ((2, whole), (1, whole.cut(slice(0, 4)))):
         pair = copy.deepcopy(nla)
         stage = joint(pair, target, reward=make_reward(advantage=advantage))
-        loss, _ = stage.losses(Rollout(batch(2).activation[:rows], 4, completions), counts)
+        loss = terms_of(stage, Rollout(batch(2).activation[:rows], 4, completions), counts).loss
         loss.backward()
         gradients.append([p.grad for p in pair.verbalizer.parameters() if p.grad is not None])
     assert all(bool(gradient.isfinite().all()) for gradient in gradients[0])
@@ -77,7 +77,7 @@ def test_groups_without_a_signal_are_counted(nla: NLA, target: Target) -> None:
     good = [format_response(text) for text in ("It rains.", "Tom walks.", "dog", "A fox.")]
     completions = answers(nla, [*good, *["a"] * 4])
     counts = {"samples": torch.tensor(8.0), "tokens": completions.mask.sum(), "well_formed": torch.tensor(4.0)}
-    _, metrics = joint(nla, target).losses(Rollout(batch(2).activation, 4, completions), counts)
+    metrics = terms_of(joint(nla, target), Rollout(batch(2).activation, 4, completions), counts).metrics
     assert float(metrics["equal_groups"]) == 0.5
 
 

@@ -83,7 +83,7 @@ def test_another_policy_in_the_sampler_fails(nla: NLA) -> None:
 
 
 def test_the_kl_is_zero_and_then_pulls(nla: NLA, target: Target) -> None:
-    """33: its gradient is 0 at the anchor and not once the policy has moved; a KL that is not 0 at first fails."""
+    """33: its gradient is 0 at the reference and not once the policy has moved; a KL that is not 0 at first fails."""
     stage = joint(nla, target)
     assert 0 < kl_gradient(stage, batch(2).activation) < 1e6
     assert checks.divergence(0.0, 0.5).status == "ok" and checks.divergence(None, None).status == "ok"

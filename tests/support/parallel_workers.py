@@ -48,8 +48,8 @@ class Uneven(ToySource):
 class Noting(JointStage):
     """Keeps the tokens that were sampled."""
 
-    def _sample(self, batch: ActivationBatch) -> Rollout:
-        rollout = super()._sample(batch)
+    def collect(self, batch: ActivationBatch) -> Rollout:
+        rollout = super().collect(batch)
         tokens = [
             row[:length].tolist() for row, length in zip(rollout.completions.tokens, rollout.completions.mask.sum(1))
         ]

@@ -8,12 +8,13 @@ import torch
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
-from nla.core.records import ActivationBatch, Completions
+from nla.core.records import ActivationBatch, Completions, Rollout
 from nla.models.pair import NLA
 from nla.models.sampling import SamplingParams
 from nla.models.target import Target
-from nla.training.rewards import Divergence, Reward
+from nla.training.rewards import KLToReference, Reward
 from nla.training.stages import JointStage
+from nla.training.stages.joint import Terms
 
 TEXTS = ["It rains.", "Tom walks to the town.", "The dog jumps.", "A lazy fox."]
 
@@ -52,8 +53,8 @@ def make_reward(kind: Any = "neg_error", **changes: Any) -> Reward:
     return dataclasses.replace(plain, **changes)
 
 
-def make_kl(coefficient: float, **changes: Any) -> Divergence:
-    return dataclasses.replace(Divergence(coefficient, "k3", clamp=12.0, schedule="constant", final=0.0), **changes)
+def make_kl(coefficient: float, **changes: Any) -> KLToReference:
+    return dataclasses.replace(KLToReference(coefficient, "k3", clamp=12.0, schedule="constant", final=0.0), **changes)
 
 
 def joint(nla: NLA, target: Target, steps: int = 1, **more: Any) -> JointStage:
@@ -66,6 +67,11 @@ def joint(nla: NLA, target: Target, steps: int = 1, **more: Any) -> JointStage:
         "frozen_reconstructor": False,
     }
     return JointStage(nla, target, **options(steps, **{**settings, **more}))
+
+
+def terms_of(stage: JointStage, rollout: Rollout, counts: dict[str, torch.Tensor]) -> Terms:
+    """The terms of a rollout in one micro-batch, the reference's log-probs included."""
+    return stage.terms(stage.with_reference(rollout, len(rollout.completions)), counts)
 
 
 def weights(module: torch.nn.Module) -> list[torch.Tensor]:

@@ -10,7 +10,7 @@ import torch
 from hydra.utils import instantiate
 from support.evaluation import SETTINGS, remembering, toy_corpus
 from support.models import MARKER, TEMPLATES
-from support.stages import ALL, TEXTS, batch, completions_of, fit, joint, make_kl, make_reward, same, weights
+from support.stages import ALL, TEXTS, batch, completions_of, fit, joint, make_kl, make_reward, same, terms_of, weights
 from transformers import PreTrainedTokenizerBase
 
 from nla.config.check import check_train
@@ -145,10 +145,10 @@ def test_what_the_reconstructor_reads(nla: NLA) -> None:
     tokenizer = nla.reconstructor.tokenizer
     texts: list[str | None] = ['Tom "walks" to the town.', None, "The dog jumps.", "fox"]
     completions = completions_of(nla, texts)
-    assert make_reward().read(completions, 2, tokenizer, 0) is None
-    stripped = make_reward(reads="without_quotes").read(completions, 2, tokenizer, 0)
+    assert make_reward().reading(completions, 2, tokenizer, 0) is None
+    stripped = make_reward(reads="without_quotes").reading(completions, 2, tokenizer, 0)
     assert stripped == ["Tom to the town.", "", "The dog jumps.", "fox"]
-    parts = [make_reward(reads="random_prefix").read(completions, 2, tokenizer, key) for key in range(20)]
+    parts = [make_reward(reads="random_prefix").reading(completions, 2, tokenizer, key) for key in range(20)]
     for row in parts:
         assert row is not None and all((whole or "").startswith(part) for whole, part in zip(texts, row, strict=True))
     assert len({row[0] for row in parts if row}) > 3
@@ -160,25 +160,26 @@ def test_the_reward_is_of_what_was_read(nla: NLA, target: Target) -> None:
     read = ["It", "Tom", "d", ""]
     rollout = Rollout(batch(1).activation, 4, completions_of(nla, texts), read)
     counts = {"samples": torch.tensor(4.0), "tokens": torch.tensor(40.0), "well_formed": torch.tensor(3.0)}
-    _, metrics = stage.losses(rollout, counts)
+    metrics = terms_of(stage, rollout, counts).metrics
     error = nla.score(batch(1).activation.expand(4, -1), ["It", "Tom", "d", None]).error
     assert float(metrics["reward"]) == pytest.approx(-float(error.mean()), abs=1e-6)
     assert float(metrics["error"]) == pytest.approx(float(error[:3].mean()), abs=1e-6)
-    assert [part.read for part in rollout.split(4)] == [read]
+    assert [part.reading for part in rollout.split(4)] == [read]
 
 
 def test_the_default_path_is_bit_by_bit_the_plain_formula(nla: NLA, target: Target) -> None:
     texts: list[str | None] = ["It rains.", None, "Tom walks.", "A lazy fox jumps.", "dog", "The town.", None, "fox"]
     stage = joint(nla, target)
-    for parameter in nla.verbalizer.parameters():  # off the anchor, so that the KL term counts
+    for parameter in nla.verbalizer.parameters():  # off the reference, so that the KL term counts
         parameter.data += 0.01
     completions = completions_of(nla, texts)
     mask, formed = completions.mask, completions.well_formed
     rollout = Rollout(
-        batch(2).activation, 4, completions, stage.reward.read(completions, 4, nla.verbalizer.tokenizer, 0)
+        batch(2).activation, 4, completions, stage.reward.reading(completions, 4, nla.verbalizer.tokenizer, 0)
     )
     counts = {"samples": torch.tensor(8.0), "tokens": mask.sum().float(), "well_formed": torch.tensor(6.0)}
-    loss, metrics = stage.losses(rollout, counts)
+    terms = terms_of(stage, rollout, counts)
+    loss, metrics = terms.loss, terms.metrics
 
     activation = batch(2).activation.repeat_interleave(4, dim=0)
     error = reconstruction_error(nla.reconstructor(*nla.reconstructor.tokenize([t or "" for t in texts])), activation,
@@ -209,8 +210,8 @@ def test_kl_schedules_by_hand(schedule: Any, expected: list[float]) -> None:
     assert kl.at(1.5) == pytest.approx(expected[-1], abs=1e-5)
 
 
-def test_an_anchor_is_kept_where_a_schedule_begins_at_zero(nla: NLA, target: Target) -> None:
-    assert not make_kl(0.0).anchored and not make_kl(0.0, final=0.5).anchored
+def test_a_reference_is_kept_where_a_schedule_begins_at_zero(nla: NLA, target: Target) -> None:
+    assert not make_kl(0.0).needs_reference and not make_kl(0.0, final=0.5).needs_reference
     rising = make_kl(0.0, schedule="linear", final=0.5)
     trainer = fit(joint(nla, target, steps=2, kl=rising), 2)
     assert float(trainer.callback_metrics["joint/kl"]) >= 0
@@ -226,14 +227,14 @@ def test_the_schedule_reaches_the_loss(nla: NLA, target: Target, monkeypatch: py
     losses = []
     for step in (0, 5, 10):
         monkeypatch.setattr(type(stage), "global_step", step)
-        losses.append(stage.losses(rollout, ALL)[0].item())
+        losses.append(terms_of(stage, rollout, ALL).loss.item())
     assert losses[0] > losses[1] > losses[2]
     assert losses[0] - losses[1] == pytest.approx(losses[1] - losses[2], abs=1e-5)
 
 
 def with_sampled(stage: Any, monkeypatch: pytest.MonkeyPatch, texts: list[str | None]) -> Any:
     """The stage, whose rollouts are these texts: an untrained pair writes nothing well-formed."""
-    monkeypatch.setattr(stage, "_sample", lambda given: Rollout(given.activation, 4, completions_of(stage.nla, texts)))
+    monkeypatch.setattr(stage, "collect", lambda given: Rollout(given.activation, 4, completions_of(stage.nla, texts)))
     return stage
 
 

@@ -4,7 +4,20 @@ import copy
 
 import pytest
 import torch
-from support.stages import ALL, TEXTS, batch, completions_of, fit, joint, make_kl, make_reward, options, same, weights
+from support.stages import (
+    ALL,
+    TEXTS,
+    batch,
+    completions_of,
+    fit,
+    joint,
+    make_kl,
+    make_reward,
+    options,
+    same,
+    terms_of,
+    weights,
+)
 from torchmetrics import R2Score
 
 from nla.core.fve import FractionOfVarianceExplained
@@ -72,12 +85,12 @@ def test_micro_batches_never_change_the_gradient(nla: NLA, target: Target, lengt
     for size in (8, 4):
         pair = copy.deepcopy(nla)
         stage = joint(pair, target, micro_batch_size=size, length=length)
-        for parameter in pair.verbalizer.parameters():  # off the anchor, so that the KL term counts
+        for parameter in pair.verbalizer.parameters():  # off the reference, so that the KL term counts
             parameter.data += 0.01
         rollout = Rollout(batch(2).activation, 4, completions_of(pair, texts))
         counts = {**ALL, "tokens": rollout.completions.mask.sum(), "well_formed": torch.tensor(6.0)}
         for part in rollout.split(size):
-            stage.losses(part, counts)[0].backward()
+            terms_of(stage, part, counts).loss.backward()
         gradients.append([p.grad for p in pair.parameters() if p.grad is not None])
     assert len(gradients[0]) > 10
     assert same(*gradients, atol=1e-6)
@@ -89,7 +102,7 @@ def test_policy_gradient_is_that_of_reinforce_with_the_groups_baseline(nla: NLA,
     stage = joint(nla, target, kl=make_kl(0.0), reward=make_reward(advantage="centered"))
     rollout = Rollout(batch(1).activation, 4, completions_of(nla, texts))
     counts = {"samples": torch.tensor(4.0), "tokens": torch.tensor(40.0), "well_formed": torch.tensor(3.0)}
-    stage.losses(rollout, counts)[0].backward()
+    terms_of(stage, rollout, counts).loss.backward()
     found = [p.grad.clone() for p in nla.verbalizer.parameters() if p.grad is not None]
     nla.zero_grad()
 
@@ -111,7 +124,7 @@ def test_training_raises_the_probability_of_the_better_explanation(nla: NLA, tar
     stage = joint(nla, target, kl=make_kl(0.0))
     optimizer = torch.optim.SGD(nla.verbalizer.parameters(), lr=0.05)
     before = nla.verbalizer(many, rollout.completions.tokens, rollout.completions.mask).sum(1)[best].item()
-    stage.losses(rollout, ALL)[0].backward()
+    terms_of(stage, rollout, ALL).loss.backward()
     optimizer.step()
     assert nla.verbalizer(many, rollout.completions.tokens, rollout.completions.mask).sum(1)[best].item() > before
 
@@ -124,7 +137,8 @@ def test_kl_coefficient_changes_the_gradient_once_the_policy_has_moved(nla: NLA,
         for parameter in pair.verbalizer.parameters():
             parameter.data *= 1.02
         rollout = Rollout(batch(1).activation, 4, completions_of(pair, list(TEXTS)))
-        loss, metrics = stage.losses(rollout, ALL)
+        terms = terms_of(stage, rollout, ALL)
+        loss, metrics = terms.loss, terms.metrics
         loss.backward()
         assert float(metrics["kl"]) > 0
         gradients.append([p.grad for p in pair.verbalizer.parameters() if p.grad is not None])
@@ -135,13 +149,13 @@ def test_malformed_samples_train_the_verbalizer_and_not_the_reconstructor(nla: N
     stage = joint(nla, target, kl=make_kl(0.0))
     none: list[str | None] = [None, None, None, None]
     counts = {"samples": torch.tensor(4.0), "tokens": torch.tensor(40.0), "well_formed": torch.tensor(1.0)}
-    stage.losses(Rollout(batch(1).activation, 4, completions_of(nla, none)), counts)[0].backward()
+    terms_of(stage, Rollout(batch(1).activation, 4, completions_of(nla, none)), counts).loss.backward()
     assert all(float(p.grad.abs().max()) == 0 for p in nla.reconstructor.parameters() if p.grad is not None)
     assert any(p.grad is not None for p in nla.reconstructor.parameters())  # it ran, with weight 0
     nla.zero_grad()
 
     mixed: list[str | None] = [None, "It rains.", "Tom walks.", None]
-    stage.losses(Rollout(batch(1).activation, 4, completions_of(nla, mixed)), counts)[0].backward()
+    terms_of(stage, Rollout(batch(1).activation, 4, completions_of(nla, mixed)), counts).loss.backward()
     assert any(float(p.grad.abs().max()) > 0 for p in nla.verbalizer.parameters() if p.grad is not None)
 
 

@@ -1,7 +1,8 @@
 """Joint training: sample explanations, score their reconstructions, policy gradient for one half, MSE for the other.
 
 L(phi, theta) = E_h E_{z ~ p_phi(.|h)} |h - h_theta(z)|^2. The explanation is discrete and the reward detached, so the
-two halves share no gradient: one sum, one backward pass, one optimizer step are exact. A group never spans two
+two halves share no gradient: one sum, one backward pass, one optimizer step are exact. A step is: collect a rollout;
+then, for each micro-batch, three terms (policy gradient, KL, MSE) and backward; update. A group never spans two
 micro-batches or ranks, so advantages are final within each.
 
 Logged per step: ``loss``, ``reward`` (penalties included), ``error`` (well-formed explanations) and ``fve_batch`` (this
@@ -13,7 +14,9 @@ skipped steps, and the seconds spent sampling, scoring (the reconstructor's forw
 and updating.
 """
 
+import dataclasses
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -38,21 +41,38 @@ from nla.models.reference import Reference
 from nla.models.sampling import SamplingParams
 from nla.training.out_of_memory import in_micro_batches
 from nla.training.parallel import serving, whole
-from nla.training.rewards import Divergence, Reward
+from nla.training.rewards import KLToReference, Reward
 from nla.training.stages.base import Stage
 from nla.training.stages.texts import text_metrics
+
+Counts = dict[str, Float[Tensor, ""]]  # samples, tokens and well-formed samples of the global batch, per rank
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """The three terms of a micro-batch's loss, weighted, and its share of the metrics."""
+
+    policy_gradient: Float[Tensor, ""]
+    mse: Float[Tensor, ""]
+    kl: Float[Tensor, ""]
+    metrics: dict[str, Tensor]
+
+    @property
+    def loss(self) -> Float[Tensor, ""]:
+        return self.policy_gradient + self.mse + self.kl
 
 
 class JointStage(Stage):
     """The custom training step of the NLA.
 
     Args:
-        sampling: how explanations are sampled. reward: what they earn. kl: the anchor to the warm start.
+        sampling: how explanations are sampled. reward: what they earn. kl: the pull to the reference, which is the
+            verbalizer of the warm start.
         length: what a loss is averaged over: a sample's tokens and then samples (as released), or all tokens.
         reconstructor_updates: optimizer steps of the reconstructor per step, all on the same explanations; the
             verbalizer takes one.
-        frozen_reconstructor: whether validation also has the explanations read by the reconstructor as it is at the
-            start, which has learnt nothing from them (``validation/fve_frozen``). Costs a copy of it.
+        frozen_reconstructor: validation also scores the explanations with the reconstructor of the start, which has
+            learnt nothing from them (``validation/fve_frozen``). Costs a copy of it.
     """
 
     name = "joint"
@@ -63,7 +83,7 @@ class JointStage(Stage):
         *args: Any,
         sampling: SamplingParams,
         reward: Reward,
-        kl: Divergence,
+        kl: KLToReference,
         length: LengthKind,
         reconstructor_updates: int,
         frozen_reconstructor: bool,
@@ -76,7 +96,7 @@ class JointStage(Stage):
         self.length: LengthKind = length
         self.reconstructor_updates = reconstructor_updates
         self.fve_batch = FractionOfVarianceExplained(self.nla.d_model)
-        self.reference = Reference(self.nla.verbalizer) if kl.anchored else None
+        self.reference = Reference(self.nla.verbalizer) if kl.needs_reference else None
         # in a tuple, so that neither state_dict nor parameters() sees it
         self._frozen = (frozen_copy(self.nla.reconstructor),) if frozen_reconstructor else ()
         self.fve_frozen = FractionOfVarianceExplained(self.nla.d_model)
@@ -87,22 +107,13 @@ class JointStage(Stage):
 
     def training_step(self, batch: ActivationBatch, batch_idx: int) -> None:
         started = time.perf_counter()
-        self.zero_grad()  # else those of the step before take memory while sampling
-        rollout = self._sample(batch)
+        self.zero_grad()  # otherwise the gradients of the step before take memory while sampling
+        rollout = self.collect(batch)
         sampled = time.perf_counter()
         counts = self._global_counts(rollout)
-
-        def backward(size: int) -> list[dict[str, Tensor]]:
-            self.fve_batch.reset()
-            parts = []
-            for part in rollout.split(size):
-                loss, metrics = self.losses(part, counts)
-                self.manual_backward(loss)
-                parts.append({**metrics, "loss": loss.detach()})
-            return parts
-
-        parts, self.micro_batch_size = in_micro_batches(self, backward, self.micro_batch_size, rollout.group)
-        metrics = {name: torch.stack([part[name] for part in parts]).sum(0) for name in parts[0]}
+        metrics, self.micro_batch_size = in_micro_batches(
+            self, lambda size: self._backward(rollout, counts, size), self.micro_batch_size, rollout.group
+        )
         update = self.update(batch, metrics["loss"])
         for _ in range(self.reconstructor_updates - 1):
             self._update_reconstructor(batch, rollout, counts)
@@ -113,16 +124,47 @@ class JointStage(Stage):
         shown = ["fve_batch", "reward", "kl", "explanation_tokens", "well_formed"]
         self.log_step({**metrics, **texts, **update, **seconds}, shown)
 
-    def _sample(self, batch: ActivationBatch) -> Rollout:
+    def collect(self, batch: ActivationBatch) -> Rollout:
+        """Samples of the policy for each activation, and what the reconstructor reads of them."""
         group = self.sampling.group_size
         seed, first_row = hash((self.seed, self.global_step)) % 2**31, self.global_rank * len(batch) * group
         completions = self.sample(batch.activation, self.sampling, seed, first_row)
         key, first = self.seed + self.global_step, self.global_rank * len(batch)
-        read = self.reward.read(completions, group, self.nla.reconstructor.tokenizer, key, first)
-        return Rollout(batch.activation, group, completions, read)
+        reading = self.reward.reading(completions, group, self.nla.reconstructor.tokenizer, key, first)
+        return Rollout(batch.activation, group, completions, reading)
 
-    def _global_counts(self, rollout: Rollout) -> dict[str, Float[Tensor, ""]]:
-        """Samples, tokens and well-formed samples per rank, on average over ranks, since gradients are averaged."""
+    def with_reference(self, rollout: Rollout, size: int) -> Rollout:
+        """The rollout with the reference's log-probs, where the KL counts.
+
+        They are computed before the policy's graph takes memory, in the micro-batches of `size` samples that the policy
+        runs in: equal weights then give equal numbers, and the KL before the first update is exactly 0.
+        """
+        if self.reference is None or self.kl_coefficient == 0:
+            return rollout
+        with self.reference.active() as reference:
+            parts = [
+                reference(part.activation, part.completions.tokens, part.completions.mask)
+                for part in rollout.split(size)
+            ]
+        return dataclasses.replace(rollout, reference=torch.cat(parts))
+
+    @property
+    def kl_coefficient(self) -> float:
+        """The KL's coefficient at this step."""
+        return self.kl.at(self.global_step / self.steps)
+
+    def _backward(self, rollout: Rollout, counts: Counts, size: int) -> dict[str, Tensor]:
+        """For each micro-batch its three terms, then backward. Returns the metrics of the whole rollout."""
+        self.fve_batch.reset()
+        seen = []
+        for part in self.with_reference(rollout, size).split(size):
+            terms = self.terms(part, counts)
+            self.manual_backward(terms.loss)
+            seen.append({**terms.metrics, "loss": terms.loss.detach()})
+        return {name: torch.stack([metrics[name] for metrics in seen]).sum(0) for name in seen[0]}
+
+    def _global_counts(self, rollout: Rollout) -> Counts:
+        """Samples, tokens and well-formed samples per rank, averaged over ranks, because gradients are averaged too."""
         completions = rollout.completions
         counts = torch.stack(
             [
@@ -134,35 +176,44 @@ class JointStage(Stage):
         samples, tokens, well_formed = self.mean_over_ranks(counts).clamp_min(1 / self.trainer.world_size)
         return {"samples": samples, "tokens": tokens, "well_formed": well_formed}
 
-    def losses(
-        self, rollout: Rollout, counts: dict[str, Float[Tensor, ""]]
-    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """Policy gradient + beta KL + MSE of one micro-batch, each as its share of the global mean."""
-        completions, group = rollout.completions, rollout.group
-        well_formed, mask = completions.well_formed, completions.mask
+    def terms(self, rollout: Rollout, counts: Counts) -> Terms:
+        """Policy gradient, KL and MSE of one micro-batch of whole groups, each as its share of the global mean.
+
+        One forward pass of the reconstructor serves both the reward and the MSE, so reward and advantage are computed
+        here and not in `collect`. A scoring pass of its own, without gradients, would take another 5.9 % of the step
+        (world's pair, 16 x 8 samples, one core; `benchmarks/joint_step.py --pair runs/world/nla`, 2026-11-27).
+        """
+        completions, mask = rollout.completions, rollout.completions.mask
         started = time.perf_counter()
         prediction, error = self._reconstruct(rollout)
         scoring = torch.tensor(time.perf_counter() - started)
-        mse = torch.where(well_formed, error, 0.0).sum() / counts["well_formed"]
-
         log_probs = self.nla.verbalizer(rollout.activation, completions.tokens, mask)
-        coefficient = self.kl.at(self.global_step / self.steps)
-        reference = self._reference_log_probs(rollout, coefficient)
-        activation = rollout.activation.repeat_interleave(group, dim=0)
-        earned = self.reward(
-            error, orthogonal_error(activation, self.nla.mse_scale), completions, self.sampling.max_new_tokens
-        )
-        if self.kl.kind == "reward" and reference is not None:
-            earned = earned - coefficient * sequence_kl(log_probs, reference, mask)
-        advantage = group_advantages(earned, group, self.reward.advantage)
+        earned = self._rewards(rollout, error, log_probs)
+        advantage = group_advantages(earned, rollout.group, self.reward.advantage)
+
         over = counts["samples"] if self.length == "sample_mean" else counts["tokens"]
-        policy = policy_gradient_loss(log_probs, advantage, mask, self.length, over)
-        loss = policy + mse
-        if reference is not None and self.kl.kind != "reward":
-            kl = kl_to_reference(log_probs, reference, mask, self.kl.kind, self.kl.clamp, self.length, over)
-            loss = loss + coefficient * kl
-        metrics = self._metrics(rollout, counts, prediction, log_probs, reference, earned, advantage, mse)
-        return loss, metrics | {"seconds_scoring": scoring}
+        policy_gradient = policy_gradient_loss(log_probs, advantage, mask, self.length, over)
+        mse = torch.where(completions.well_formed, error, 0.0).sum() / counts["well_formed"]
+        kl = torch.zeros_like(mse)
+        if rollout.reference is not None and self.kl.kind != "reward":
+            estimate = kl_to_reference(
+                log_probs, rollout.reference, mask, self.kl.kind, self.kl.clamp, self.length, over
+            )
+            kl = self.kl_coefficient * estimate
+        metrics = self._metrics(rollout, counts, prediction, log_probs, earned, advantage)
+        metrics |= {"error": mse.detach(), "seconds_scoring": scoring}
+        return Terms(policy_gradient, mse, kl, metrics)
+
+    def _rewards(
+        self, rollout: Rollout, error: Float[Tensor, " sample"], log_probs: Float[Tensor, "sample time"]
+    ) -> Float[Tensor, " sample"]:
+        """What each sample earns; with `kl.kind=reward` less its k1 estimate of the KL."""
+        completions, scale = rollout.completions, self.nla.mse_scale
+        orthogonal = orthogonal_error(rollout.activation.repeat_interleave(rollout.group, dim=0), scale)
+        earned = self.reward(error, orthogonal, completions, self.sampling.max_new_tokens)
+        if self.kl.kind == "reward" and rollout.reference is not None:
+            earned = earned - self.kl_coefficient * sequence_kl(log_probs, rollout.reference, completions.mask)
+        return earned
 
     def _reconstruct(self, rollout: Rollout) -> tuple[Float[Tensor, "sample d_model"], Float[Tensor, " sample"]]:
         """Predictions and their errors. Malformed samples run through, so that every rank runs the same modules."""
@@ -170,9 +221,7 @@ class JointStage(Stage):
         activation = rollout.activation.repeat_interleave(rollout.group, dim=0)
         return prediction, reconstruction_error(prediction, activation, self.nla.mse_scale)
 
-    def _update_reconstructor(
-        self, batch: ActivationBatch, rollout: Rollout, counts: dict[str, Float[Tensor, ""]]
-    ) -> None:
+    def _update_reconstructor(self, batch: ActivationBatch, rollout: Rollout, counts: Counts) -> None:
         """One more step of the reconstructor alone on the same explanations; skipped where a gradient is not finite."""
 
         def backward(size: int) -> None:
@@ -180,7 +229,7 @@ class JointStage(Stage):
                 error = torch.where(part.completions.well_formed, self._reconstruct(part)[1], 0.0)
                 self.manual_backward(error.sum() / counts["well_formed"])
 
-        # gradients are cleared first, and a weight without one is passed over by the optimizer: the verbalizer stays
+        # gradients are cleared first, and the optimizer passes over weights without one: the verbalizer does not move
         in_micro_batches(self, backward, self.micro_batch_size, rollout.group)
         norm = whole(nn.utils.clip_grad_norm_(trainable(self.nla.reconstructor), self.clip_norm))
         if self.trainer.strategy.reduce_boolean_decision(bool(norm.isfinite()), all=True):
@@ -189,12 +238,6 @@ class JointStage(Stage):
         else:
             self.optimizer.zero_grad()
             self.skip(batch, {"gradient_norm_reconstructor": float(norm)}, "reconstructor updates")
-
-    def _reference_log_probs(self, rollout: Rollout, coefficient: float) -> Float[Tensor, "sample time"] | None:
-        if coefficient == 0 or self.reference is None:
-            return None
-        with self.reference.active() as reference:
-            return reference(rollout.activation, rollout.completions.tokens, rollout.completions.mask)
 
     def validation_step(self, batch: ActivationBatch, batch_idx: int) -> dict[str, Any]:
         rows = super().validation_step(batch, batch_idx)
@@ -216,23 +259,20 @@ class JointStage(Stage):
     def _metrics(
         self,
         rollout: Rollout,
-        counts: dict[str, Float[Tensor, ""]],
+        counts: Counts,
         prediction: Tensor,
         log_probs: Tensor,
-        reference: Tensor | None,
         earned: Tensor,
         advantage: Tensor,
-        mse: Tensor,
     ) -> dict[str, Tensor]:
         """Shares of this micro-batch, which add up to means over the batch."""
-        completions = rollout.completions
+        completions, reference = rollout.completions, rollout.reference
         mask, tokens = completions.mask, counts["tokens"]
         share = len(completions) / counts["samples"]
         activation = rollout.activation.repeat_interleave(rollout.group, dim=0)
         self.fve_batch.update(prediction, activation, completions.well_formed)
         metrics = {
             "reward": earned.sum() / counts["samples"],
-            "error": mse.detach(),
             "surprisal": -log_probs.sum() / tokens,
             "equal_groups": (advantage.view(-1, rollout.group) == 0).all(1).float().mean() * share,
         }
