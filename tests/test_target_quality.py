@@ -14,7 +14,9 @@ from nla.models.backbone import load_model
 from nla.pretraining.loop import Architecture
 from nla.pretraining.tokenizer import train_tokenizer
 
-TINY = Architecture(d_model=16, layers=2, heads=2, kv_heads=1, head_dim=8, d_ff=16)
+TINY = Architecture(
+    d_model=16, layers=2, heads=2, kv_heads=1, head_dim=8, d_ff=16, vocab=1792, context=512, initializer_range=0.06
+)
 
 
 @pytest.fixture(scope="module")

@@ -144,8 +144,6 @@ class NLA(nn.Module):
             warnings.warn(remark, stacklevel=3)
         params = SamplingParams(samples, max_new_tokens, temperature, top_p, top_k, backend, dtype=None, graphs=None)
         explanations: list[list[str | None]] = []
-        choices = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "backend": backend}
-        params = SamplingParams.policy(max_new_tokens, samples, **choices)
         for start in range(0, len(activation), batch_size):
             rows = activation[start : start + batch_size].to(self.device)
             texts = self.verbalizer.sample(rows, params, seed, first_row=start * samples).explanation

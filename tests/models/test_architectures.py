@@ -5,6 +5,7 @@ Finer tests of the same parts, for one family, stand with their modules.
 """
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
