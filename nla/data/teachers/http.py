@@ -1,15 +1,15 @@
-"""One POST of JSON, with every way it can fail told apart. The standard library's client: no SDK, no dependency."""
+"""One POST of JSON by httpx, and every way it can fail told apart: what the ledger of paid replies must know."""
 
-import http.client
 import json
 import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.error import HTTPError, URLError
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+import httpx
 
 LONGEST_REPLY = 4 << 20  # bytes
+NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol, httpx.PoolTimeout)
 
 
 class Failure(Exception):
@@ -18,7 +18,7 @@ class Failure(Exception):
     Args:
         status: of HTTP; None where no answer came.
         wait: seconds that the service asks to wait.
-        sent: whether the service may have done the work, and take money for it.
+        sent: whether the service may have done the work, and charge for it.
     """
 
     def __init__(self, message: str, status: int | None = None, wait: float | None = None, sent: bool = False) -> None:
@@ -26,29 +26,25 @@ class Failure(Exception):
         self.status, self.wait, self.sent = status, wait, sent
 
 
-class _NoRedirect(HTTPRedirectHandler):
-    """A redirect would carry the key to another host."""
+def post(client: httpx.Client, url: str, headers: Mapping[str, str], body: Mapping[str, Any]) -> Any:
+    """The JSON of the answer, or None where it is none. Raises Failure, whose message holds none of the headers.
 
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        return None
-
-
-def post(url: str, headers: Mapping[str, str], body: Mapping[str, Any], timeout: float) -> Any:
-    """The JSON of the answer. Raises Failure; its message holds nothing of the request's headers."""
-    request = Request(url, json.dumps(body).encode(), {"content-type": "application/json", **headers}, method="POST")
+    httpx follows no redirect unless told to: it would carry the key to another host.
+    """
     try:
-        with build_opener(_NoRedirect()).open(request, timeout=timeout) as answer:
-            content = answer.read(LONGEST_REPLY)
-    except HTTPError as error:
-        said = error.read(2000).decode("utf-8", "replace")
-        raise Failure(" ".join(said.split())[:300], error.code, _seconds(error.headers.get("retry-after"))) from None
-    except (TimeoutError, http.client.HTTPException, ConnectionResetError) as error:
+        with client.stream("POST", url, json=dict(body), headers=dict(headers)) as response:
+            content = b""
+            for chunk in response.iter_bytes():
+                content += chunk
+                if len(content) > LONGEST_REPLY:
+                    break
+    except NOT_SENT as error:
+        raise Failure(f"cannot be reached ({error})") from None
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise Failure(f"no answer ({type(error).__name__})", sent=True) from None
-    except URLError as error:
-        timed_out = isinstance(error.reason, TimeoutError)
-        raise Failure(f"cannot be reached ({error.reason})", sent=timed_out) from None
-    except OSError as error:
-        raise Failure(f"no answer ({type(error).__name__})", sent=True) from None
+    if not response.is_success:
+        message = " ".join(content[:2000].decode("utf-8", "replace").split())[:300]
+        raise Failure(message, response.status_code, _seconds(response.headers.get("retry-after")))
     try:
         return json.loads(content)
     except ValueError:

@@ -8,6 +8,8 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+import httpx
+
 from nla.config.redact import HIDDEN, redacted
 from nla.data.teachers.cached import CachedTeacher
 from nla.data.teachers.http import Failure, post
@@ -52,9 +54,10 @@ class ServiceTeacher(CachedTeacher):
         if concurrency < 1 or set(price) != {"input", "output"} or min(price.values()) < 0:
             raise ConfigError(f"teacher: concurrency={concurrency}, price={price}: at least 1; USD of input and output")
         self.base_url, self.price, self.extra = base_url.rstrip("/"), price, extra or {}
-        self.concurrency, self.retries, self.timeout = concurrency, retries, timeout
+        self.concurrency, self.retries = concurrency, retries
         self._key = _read_key(api_key, api_key_file)
         self._stop = Event()
+        self._client = httpx.Client(timeout=timeout, limits=httpx.Limits(max_connections=concurrency))
 
     def identity(self) -> dict[str, Any]:
         return {**super().identity(), "url": self.base_url, "extra": self.extra}
@@ -100,7 +103,7 @@ class ServiceTeacher(CachedTeacher):
                 raise TeacherError("stopped")
             entry = self.ledger.enter(key, most + self.max_tokens, self.cost(most, self.max_tokens))
             try:
-                data = post(url, headers, {**body, **self.extra}, self.timeout)
+                data = post(self._client, url, headers, {**body, **self.extra})
             except Failure as failure:
                 if not failure.sent:
                     self.ledger.cancel(entry)
