@@ -18,7 +18,7 @@ from nla.models.pair import NLA
 from nla.models.pretrained.loading import find_halves
 from nla.models.prompts import Templates
 from nla.models.target import Target
-from nla.training.checkpoints import Facts
+from nla.training.checkpoints import RunIdentity
 from nla.training.stages.base import Stage
 
 WEIGHTS = "*.safetensors"
@@ -69,7 +69,7 @@ def starting_pair(settings: TrainSettings, start: str | None, target: Target) ->
     )
 
 
-def stage_facts(name: str, pair: NLA, start: str | None, world_size: int) -> Facts:
+def run_identity(name: str, pair: NLA, start: str | None, world_size: int) -> RunIdentity:
     """What a checkpoint of this stage must have in common with the run that goes on from it.
 
     The start pair is the KL reference, and what frozen halves are loaded from; neither is in the checkpoint.

@@ -1,7 +1,7 @@
 """The checkpoints of one stage on disk: written whole, found again, checked, kept and removed.
 
     checkpoints/000050/state           a file, or a folder where every rank writes its own share
-    checkpoints/000050/manifest.json   written last: step, facts of the run, size and digest of the state
+    checkpoints/000050/manifest.json   written last: step, identity of the run, size and digest of the state
 
 A checkpoint is filled beside its place and renamed, so what stands there was finished. What is damaged later (cut
 short, emptied, without its manifest) is named and passed over for the one before.
@@ -21,7 +21,7 @@ from nla.errors import CheckpointError
 
 SCHEMA = 1
 STATE, MANIFEST = "state", "manifest.json"
-Facts = Mapping[str, str | int | float | None]
+RunIdentity = Mapping[str, str | int | float | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Saved:
 
     path: Path
     step: int
-    facts: dict[str, Any]
+    identity: dict[str, Any]
 
     @property
     def state(self) -> Path:
@@ -59,16 +59,16 @@ class CheckpointFolder:
         scratch.mkdir(parents=True)
         return scratch / STATE
 
-    def commit(self, step: int, facts: Facts) -> Saved:
+    def commit(self, step: int, identity: RunIdentity) -> Saved:
         """Write the manifest, let the checkpoint appear, remove what is no longer wanted. One rank calls it."""
         scratch, place = self.scratch(step), self.path / f"{step:06d}"
         state = scratch / STATE
         manifest = {"schema": SCHEMA, "step": step, "bytes": size(state), "digest": files.digest(state)}
-        files.write_text(scratch / MANIFEST, json.dumps({**manifest, "facts": dict(facts)}, indent=2) + "\n")
+        files.write_text(scratch / MANIFEST, json.dumps({**manifest, "facts": dict(identity)}, indent=2) + "\n")
         shutil.rmtree(place, ignore_errors=True)  # a damaged one of this step, which was passed over
         os.replace(scratch, place)
         self._prune(step)
-        return Saved(place, step, dict(facts))
+        return Saved(place, step, dict(identity))
 
     def abandon(self, step: int) -> None:
         """Remove what a failed write has left, so that it takes no room."""
@@ -141,10 +141,10 @@ def size(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
-def check_facts(saved: Saved, wanted: Facts, free: tuple[str, ...] = ()) -> None:
+def check_identity(saved: Saved, wanted: RunIdentity, free: tuple[str, ...] = ()) -> None:
     """Raises CheckpointError with a table of what differs between the checkpoint's run and this one."""
-    keys = [key for key in dict.fromkeys([*saved.facts, *wanted]) if key not in free]
-    rows = [(key, str(saved.facts.get(key)), str(wanted.get(key))) for key in keys]
+    keys = [key for key in dict.fromkeys([*saved.identity, *wanted]) if key not in free]
+    rows = [(key, str(saved.identity.get(key)), str(wanted.get(key))) for key in keys]
     differing = [row for row in rows if row[1] != row[2]]
     if not differing:
         return

@@ -1,7 +1,7 @@
 """FSDP2 around a pair and its target, applied from outside: the models know nothing of it.
 
 Each half and the target is one FSDP root, each of its blocks a group of its own. Under FSDP2 every pass through a block
-is a meeting of all ranks, and ranks do not sample or read equally often. `serving` keeps them together: it gathers the
+is a meeting of all ranks, and ranks do not sample or read equally often. `gathered` keeps them together: it gathers the
 weights once, after which nobody waits for anybody, or, where they do not fit, lets ranks that are done take part in the
 gathering of the others.
 """
@@ -71,7 +71,7 @@ def _shard(root: nn.Module, model: nn.Module, mesh: DeviceMesh, policy: MixedPre
 
 
 @contextmanager
-def serving(module: Verbalizer | Reconstructor | Target, gather: Gather = "once") -> Iterator[None]:
+def gathered(module: Verbalizer | Reconstructor | Target, gather: Gather = "once") -> Iterator[None]:
     """Inside, each rank may run the module as often as it needs. Without FSDP2 it does nothing.
 
     `once`: all weights that are used are gathered at the start and released at the end. `blocks`: one block at a time,

@@ -32,8 +32,8 @@ from nla.data.shards.datamodule import ShardDataModule
 from nla.errors import CheckpointError, TrainingError
 from nla.files import locked
 from nla.planning.gather import with_gather
-from nla.training.build import CHATTY, EXPECTED_WARNINGS, build_all, build_stage, stage_facts, starting_pair
-from nla.training.callbacks import Checkpointing, StateFile, Together, Tolerant
+from nla.training.build import CHATTY, EXPECTED_WARNINGS, build_all, build_stage, run_identity, starting_pair
+from nla.training.callbacks import Checkpointing, FaultTolerantLogger, RankFailure, StateFile
 from nla.training.parallel import whole_pair
 from nla.training.preflight import require
 from nla.training.stages.base import Stage
@@ -74,7 +74,7 @@ def run_stage(settings: TrainSettings, name: str, start: str | None) -> None:
     stage = build_stage(settings, name, start)
     for logger in CHATTY:
         logging.getLogger(logger).setLevel(logging.WARNING)
-    together = Together()
+    rank_failure = RankFailure()
     trainer = Trainer(
         default_root_dir=folder,
         max_steps=options.steps,
@@ -82,8 +82,8 @@ def run_stage(settings: TrainSettings, name: str, start: str | None) -> None:
         check_val_every_n_epoch=None,  # validation goes by steps: an epoch of the data has no meaning for the trainer
         enable_model_summary=False,
         use_distributed_sampler=False,  # the data module shards by itself
-        callbacks=[*build_all(settings.callbacks), together],
-        logger=[Tolerant(logger) for logger in build_all(settings.logger, folder)],
+        callbacks=[*build_all(settings.callbacks), rank_failure],
+        logger=[FaultTolerantLogger(logger) for logger in build_all(settings.logger, folder)],
         plugins=[StateFile()],
         **with_strategy(settings.hardware.trainer, settings.adapter.kind),
         **options.trainer,
@@ -91,7 +91,7 @@ def run_stage(settings: TrainSettings, name: str, start: str | None) -> None:
     data = build_data(settings.data, stage.target, seed=settings.seed, **options.data.model_dump())
     if isinstance(data, ShardDataModule):
         data.check_against(stage.target)
-    with together.held():
+    with rank_failure.shared():
         fit(trainer, stage, data, start)
         pair = whole_pair(stage.nla, lambda: starting_pair(settings, start, stage.target))
         if trainer.is_global_zero:
@@ -119,11 +119,11 @@ def resume_point(stage: Stage, trainer: Trainer, start: str | None) -> Path | No
     """The state that the stage goes on from. Raises CheckpointError where there should be one and is none that fits."""
     folder = Path(trainer.default_root_dir)
     sharded = isinstance(trainer.strategy, ModelParallelStrategy)
-    facts = stage_facts(stage.name, stage.nla, start, trainer.world_size)
+    identity = run_identity(stage.name, stage.nla, start, trainer.world_size)
     found = None
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, Checkpointing):
-            found = callback.newest(folder, facts, sharded=sharded)
+            found = callback.newest(folder, identity, sharded=sharded)
     if found is None and is_pair(folder / "nla"):
         raise CheckpointError(f"{folder}: the stage has ended and cannot be made longer: it has no checkpoint")
     return None if found is None else found.state

@@ -23,14 +23,14 @@ from nla.errors import CheckpointError, Interrupted, LockError, ReleaseError
 from nla.files import LOCK, locked
 from nla.models.pair import NLA
 from nla.training.callbacks import StateFile
-from nla.training.checkpoints import SCHEMA, CheckpointFolder, check_facts
+from nla.training.checkpoints import SCHEMA, CheckpointFolder, check_identity
 
 pytestmark = pytest.mark.usefixtures("here")
 STAGE = Path("runs/parts/stages/reconstructor")
-FACTS = {"layer": 1, "width": 32, "LoRA rank": None, "world_size": 1}
+IDENTITY = {"layer": 1, "width": 32, "LoRA rank": None, "world_size": 1}
 
 
-def write(folder: CheckpointFolder, step: int, sharded: bool = False, **facts: Any) -> Path:
+def write(folder: CheckpointFolder, step: int, sharded: bool = False, **identity: Any) -> Path:
     """A small checkpoint, of one file or of two shares."""
     state = folder.begin(step)
     if sharded:
@@ -39,7 +39,7 @@ def write(folder: CheckpointFolder, step: int, sharded: bool = False, **facts: A
             (state / f"__{rank}_0.distcp").write_bytes(bytes([step, rank]) * 3000)
     else:
         StateFile().save_checkpoint({"weights": torch.full((3000,), float(step))}, state)
-    return folder.commit(step, {**FACTS, **facts}).path
+    return folder.commit(step, {**IDENTITY, **identity}).path
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
@@ -173,12 +173,12 @@ def test_a_checkpoint_of_another_run_is_refused_with_a_table(key: str, value: An
     write(folder, 5)
     saved = folder.newest()
     assert saved is not None
-    check_facts(saved, FACTS)
+    check_identity(saved, IDENTITY)
     with pytest.raises(CheckpointError, match=rf"000005 is of another run \({key}\)") as caught:
-        check_facts(saved, {**FACTS, key: value})
+        check_identity(saved, {**IDENTITY, key: value})
     header, row = caught.value.details.splitlines()
     assert header.split() == ["checkpoint", "this", "run"]
-    assert row.split() == [*key.split(), str(FACTS.get(key)), str(value)]
+    assert row.split() == [*key.split(), str(IDENTITY.get(key)), str(value)]
 
 
 def test_a_checkpoint_of_a_newer_schema_is_refused(here: Path) -> None:
@@ -197,11 +197,11 @@ def test_shares_of_several_ranks_are_not_loaded_whole(tiny_folder: str) -> None:
 
     callback = Checkpointing("checkpoints", 1, 2)
     write(callback.folder, 5)
-    assert callback.newest(Path(), {**FACTS, "world_size": 4}, sharded=False) is not None
+    assert callback.newest(Path(), {**IDENTITY, "world_size": 4}, sharded=False) is not None
     write(callback.folder, 10, sharded=True, world_size=2)
-    assert callback.newest(Path(), {**FACTS, "world_size": 4}, sharded=True) is not None
+    assert callback.newest(Path(), {**IDENTITY, "world_size": 4}, sharded=True) is not None
     with pytest.raises(CheckpointError, match="saved in shares by 2 ranks and cannot be loaded whole"):
-        callback.newest(Path(), {**FACTS, "world_size": 2}, sharded=False)
+        callback.newest(Path(), {**IDENTITY, "world_size": 2}, sharded=False)
 
 
 class Malicious:
@@ -220,7 +220,7 @@ def test_a_malicious_pickle_is_refused_and_not_run(tiny_folder: str, saved_nla: 
     good = folder.newest()
     assert good is not None
     torch.save({"state_dict": Malicious()}, folder.begin(3))
-    folder.commit(3, good.facts)
+    folder.commit(3, good.identity)
     with pytest.raises(CheckpointError, match="holds more than tensors and plain values and is refused"):
         train(*arguments)
     for name in ("verbalizer/pytorch_model.bin", "reconstructor/value_head.pt"):

@@ -25,7 +25,7 @@ from nla.models.pair import NLA
 from nla.models.sampling import SamplingParams
 from nla.models.target import Target
 from nla.training.callbacks.checkpointing import Checkpointing, StateFile
-from nla.training.callbacks.together import Together
+from nla.training.callbacks.rank_failure import RankFailure
 from nla.training.optim import MuonAdamW
 from nla.training.parallel import whole_pair
 from nla.training.program import resume_point
@@ -163,12 +163,12 @@ def short_of_memory(rank: int, ranks: int, strategy: str, work: Path, out: Path)
     stage.manual_backward = backward
     if enough == "sampling" and rank == ranks - 1:
         pair.verbalizer.sample = sample_few
-    together = Together()
+    rank_failure = RankFailure()
     if enough == "told" and rank == 0:
-        together._watch = lambda: None
-    trainer = trainer_of(ranks, strategy, out, max_steps=1, val_check_interval=1, callbacks=[together])
+        rank_failure._watch = lambda: None
+    trainer = trainer_of(ranks, strategy, out, max_steps=1, val_check_interval=1, callbacks=[rank_failure])
     try:
-        with together.held():
+        with rank_failure.shared():
             trainer.fit(stage, data_of(target, "joint"), weights_only=True)
     except TrainingError as error:
         print("error:", error, file=sys.stderr, flush=True)

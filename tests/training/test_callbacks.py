@@ -14,7 +14,7 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 
-from nla.training.callbacks import Progress, Samples, Tolerant
+from nla.training.callbacks import FaultTolerantLogger, Progress, Samples
 from nla.training.callbacks.progress import clock
 from nla.training.callbacks.samples import escape, markdown_table
 
@@ -119,7 +119,7 @@ def test_lightning_leaves_its_own_bar_out(console: Console, tmp_path: Path, caps
 
 
 def test_samples_reach_tensorboard_and_the_person(console: Console, tmp_path: Path) -> None:
-    logger = Tolerant(TensorBoardLogger(tmp_path, name="", version=""))
+    logger = FaultTolerantLogger(TensorBoardLogger(tmp_path, name="", version=""))
     train(
         [Progress(every=1, line_every=100), Samples(count=3, context_characters=80, print_table=True)],
         tmp_path,

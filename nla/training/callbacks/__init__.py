@@ -2,13 +2,21 @@
 
 from nla.training.callbacks.alarms import Alarms
 from nla.training.callbacks.checkpointing import Checkpointing, StateFile
-from nla.training.callbacks.loggers import Tolerant
+from nla.training.callbacks.loggers import FaultTolerantLogger
 from nla.training.callbacks.metrics import MetricsFile
 from nla.training.callbacks.progress import Progress
+from nla.training.callbacks.rank_failure import RankFailure
 from nla.training.callbacks.samples import Samples
 from nla.training.callbacks.summary import Summary
-from nla.training.callbacks.together import Together
 
 __all__ = [
-    "Alarms", "Checkpointing", "MetricsFile", "Progress", "Samples", "StateFile", "Summary", "Together", "Tolerant",
+    "Alarms",
+    "Checkpointing",
+    "FaultTolerantLogger",
+    "MetricsFile",
+    "Progress",
+    "RankFailure",
+    "Samples",
+    "StateFile",
+    "Summary",
 ]  # fmt: skip

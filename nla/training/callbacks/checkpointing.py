@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from nla.errors import CheckpointError, Interrupted, first_line
 from nla.signals import StopRequest
-from nla.training.checkpoints import CheckpointFolder, Facts, Saved, check_facts
+from nla.training.checkpoints import CheckpointFolder, RunIdentity, Saved, check_identity
 
 RNG = "rng"
 
@@ -40,28 +40,28 @@ class Checkpointing(Checkpoint):
     def __init__(self, folder: str, every: int, keep: int) -> None:
         self.inside, self.keep, self.every = folder, keep, max(1, every)
         self.folder = CheckpointFolder(Path(folder), keep)
-        self.facts: Facts = {}
+        self.identity: RunIdentity = {}
         self.stop = StopRequest()
         self._rng: list[dict[str, Any]] = []
         self._saved_step = -1
 
-    def newest(self, stage: Path, facts: Facts, *, sharded: bool) -> Saved | None:
-        """Where the stage, in its folder, continues; `facts` are the run's and go into every checkpoint that it writes.
+    def newest(self, stage: Path, identity: RunIdentity, *, sharded: bool) -> Saved | None:
+        """The checkpoint in the stage's folder from which the run continues; `identity` is written into later ones.
 
-        A whole checkpoint loads on any number of ranks; one of shares only where the strategy is `sharded` as well.
-        Raises CheckpointError for one that is of another run, and where none of those standing is valid.
+        A whole checkpoint loads on any number of ranks; one in shares only where the strategy is `sharded` too. Raises
+        CheckpointError for a checkpoint of another run, and where there are checkpoints but none is valid.
         """
-        self.facts = facts
+        self.identity = identity
         self.folder = CheckpointFolder(stage / self.inside, self.keep)
-        found = self.folder.newest()
-        if found is not None:
-            check_facts(found, facts, free=("world_size",))
-            if found.sharded and not sharded:
+        saved = self.folder.newest()
+        if saved is not None:
+            check_identity(saved, identity, free=("world_size",))
+            if saved.sharded and not sharded:
                 raise CheckpointError(
-                    f"{found.path} was saved in shares by {found.facts.get('world_size')} ranks and cannot be loaded "
-                    "whole: go on with the hardware config that wrote it"
+                    f"{saved.path} was saved in shares by {saved.identity.get('world_size')} ranks and cannot be "
+                    "loaded whole: continue with the hardware config that wrote it"
                 )
-        return found
+        return saved
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         pl_module.strict_loading = False  # frozen weights are not there; on_load_checkpoint checks the others
@@ -152,7 +152,7 @@ class Checkpointing(Checkpoint):
             trainer.strategy.barrier()
             trainer.save_checkpoint(self.folder.scratch(step) / "state")
             if trainer.is_global_zero:
-                self.folder.commit(step, self.facts)
+                self.folder.commit(step, self.identity)
             trainer.strategy.barrier()
         except (OSError, RuntimeError) as error:
             if trainer.is_global_zero:

@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from nla.errors import first_line
 
 
-class Tolerant(Logger):
+class FaultTolerantLogger(Logger):
     """Passes everything on to `inner` until it fails; then says so once and leaves it alone."""
 
     def __init__(self, inner: Logger) -> None:

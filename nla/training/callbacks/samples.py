@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.table import Table
 from rich.text import Text
 
-from nla.training.callbacks.loggers import Tolerant
+from nla.training.callbacks.loggers import FaultTolerantLogger
 
 MALFORMED = "(malformed)"
 Row = tuple[str, str | None, float]  # context, explanation, cosine
@@ -51,7 +51,7 @@ class Samples(Callback):
             return
         name = str(getattr(pl_module, "name", type(pl_module).__name__))
         for logger in trainer.loggers:
-            if isinstance(logger, Tolerant):
+            if isinstance(logger, FaultTolerantLogger):
                 logger.log_table(f"{name}/samples", markdown_table(self._rows), trainer.global_step)
         if self.print_table:
             rich.get_console().print(terminal_table(self._rows, f"{name}, step {trainer.global_step}"))

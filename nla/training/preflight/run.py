@@ -20,7 +20,7 @@ from nla.data.datamodule import NLADataModule
 from nla.errors import TrainingError
 from nla.planning.gather import with_gather
 from nla.training.build import CHATTY, EXPECTED_WARNINGS, build_stage
-from nla.training.parallel import serving
+from nla.training.parallel import gathered
 from nla.training.preflight import checks
 from nla.training.preflight.checks import Check
 from nla.training.preflight.trial import trial
@@ -89,7 +89,7 @@ def _pair(stage: Stage, data: NLADataModule, settings: TrainSettings, trained: b
     few = next(batch.split(SAMPLES))
     node = {**settings.sampling, "group_size": 1, "graphs": None}
     params = instantiate(node, _convert_="all")
-    with serving(verbalizer, stage.gather):
+    with gathered(verbalizer, stage.gather):
         completions = verbalizer.sample(few.activation, params)
     found.append(checks.explanations(completions, trained or isinstance(stage, JointStage)))
     limit = (settings.callbacks.get("alarms") or {}).get("sampling_gap")

@@ -17,7 +17,7 @@ from nla.data.datamodule import NLADataModule
 from nla.errors import NLAError
 from nla.models.parameters import trainable
 from nla.models.sampling import SamplingParams
-from nla.training.parallel import serving, whole
+from nla.training.parallel import gathered, whole
 from nla.training.preflight.checks import GB, Check, divergence
 from nla.training.stages import JointStage
 from nla.training.stages.base import Stage
@@ -60,7 +60,7 @@ def kl_gradient(stage: JointStage, activation: torch.Tensor) -> float:
     """Norm of the KL's gradient in the verbalizer, whose weights are nudged first, for good."""
     verbalizer = stage.nla.verbalizer
     weights = trainable(verbalizer)
-    with serving(verbalizer, stage.gather):
+    with gathered(verbalizer, stage.gather):
         completions = verbalizer.sample(activation, SamplingParams.policy(stage.sampling.max_new_tokens), stage.seed)
     with torch.no_grad():
         for weight in weights:

@@ -31,7 +31,7 @@ from nla.models.sampling import SamplingParams
 from nla.models.target import Target
 from nla.training.optim import parameter_groups
 from nla.training.out_of_memory import SAMPLING, SCORING, Parts
-from nla.training.parallel import checkpoint_activations, serving, shard, whole
+from nla.training.parallel import checkpoint_activations, gathered, shard, whole
 from nla.training.skipped_steps import SkippedSteps
 
 OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
@@ -151,7 +151,7 @@ class Stage(LightningModule):
         """Read the activations where the target lives; batches that hold activations already pass through."""
         if isinstance(batch, ActivationBatch):
             return batch
-        with serving(self.target, self.gather):
+        with gathered(self.target, self.gather):
             activation = self.target(batch.tokens, batch.mask, batch.row, batch.position)
         return ActivationBatch(activation, batch.document, batch.position, batch.text, batch.explanation, batch.padding)
 
@@ -162,7 +162,7 @@ class Stage(LightningModule):
             first = first_row + rows.start * params.group_size
             return self.nla.verbalizer.sample(activation[rows], params, seed, first)
 
-        with serving(self.nla.verbalizer, self.gather):
+        with gathered(self.nla.verbalizer, self.gather):
             parts = self.sampling_parts.run(self, part, len(activation))
         return Completions.join(parts, self.nla.verbalizer.pad_id)
 
@@ -231,7 +231,7 @@ class Stage(LightningModule):
         """Greedy explanations of held-out activations, scored by the reconstructor; returns rows for a table."""
         completions = self.sample(batch.activation, SamplingParams.greedy(self.max_new_tokens))
         texts = [text or "" for text in completions.explanation]
-        with serving(self.nla.reconstructor, self.gather):
+        with gathered(self.nla.reconstructor, self.gather):
             reconstruct = self.nla.reconstructor.reconstruct
             prediction = torch.cat(self.scoring_parts.run(self, lambda part: reconstruct(texts[part]), len(texts)))
         well_formed = completions.well_formed

@@ -40,7 +40,7 @@ from nla.models.reconstructor import Reconstructor, frozen_copy
 from nla.models.reference import Reference
 from nla.models.sampling import SamplingParams
 from nla.training.out_of_memory import in_micro_batches
-from nla.training.parallel import serving, whole
+from nla.training.parallel import gathered, whole
 from nla.training.rewards import KLToReference, Reward
 from nla.training.stages.base import Stage
 from nla.training.stages.texts import text_metrics
@@ -242,7 +242,7 @@ class JointStage(Stage):
     def validation_step(self, batch: ActivationBatch, batch_idx: int) -> dict[str, Any]:
         rows = super().validation_step(batch, batch_idx)
         for frozen in self._frozen:
-            with serving(frozen, self.gather):
+            with gathered(frozen, self.gather):
                 prediction = frozen.to(self.device).reconstruct([text or "" for text in rows["explanation"]])
             formed = torch.tensor([text is not None for text in rows["explanation"]], device=self.device)
             counted = slice(0 if batch.padding else None)

@@ -24,8 +24,8 @@ LOOK_EVERY = 0.25  # seconds
 LINGER = 2.0  # seconds that the store, and the rank that failed, stay: torchrun and srun end all once one is gone
 
 
-class Together(Callback):
-    """Use as a callback of the Trainer, and do what all ranks do inside `with together.held():`."""
+class RankFailure(Callback):
+    """Use as a callback of the Trainer, and do what all ranks do inside `with rank_failure.shared():`."""
 
     def __init__(self) -> None:
         self._stage, self._rank = "", 0
@@ -41,14 +41,14 @@ class Together(Callback):
         served = TCPStore(host, 0, is_master=True, wait_for_workers=False) if trainer.is_global_zero else None
         port = trainer.strategy.broadcast(served.port if served else 0)
         self._store = served or TCPStore(host, port, is_master=False)
-        threading.Thread(target=self._watch, name="together", daemon=True).start()
+        threading.Thread(target=self._watch, name="rank failure", daemon=True).start()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, NLAError):
             self._over.set()  # it ends by itself
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def shared(self) -> Iterator[None]:
         """Raises the error of the rank that failed first, on all ranks; running out of memory is a TrainingError."""
         said = ""
         try:
