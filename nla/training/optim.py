@@ -10,19 +10,19 @@ from torch.optim import AdamW, Muon, Optimizer
 from nla.errors import ConfigError
 from nla.models.parameters import inner_matrices, trainable
 
-MATRICES = "matrices"  # key of a parameter group: which of its parameters are inner matrices
+MATRICES = "matrices"  # key of a parameter group: indices of its inner matrices
 
 
 def parameter_groups(
     halves: Mapping[str, nn.Module], settings: Mapping[str, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """A group for each half: its trainable parameters, and under ``matrices`` the numbers of its inner matrices.
+    """One group per half: its trainable parameters, and under ``matrices`` the indices of its inner matrices.
 
     Parameters keep the module's order, by which Lightning finds them again in a checkpoint.
 
     Args:
-        halves: what is trained, by name, which each group carries under ``name``.
-        settings: options that one half has to itself, such as ``{"reconstructor": {"lr": 1e-3}}``.
+        halves: the trained modules by name; each group carries its name under ``name``.
+        settings: options of one half alone, such as ``{"reconstructor": {"lr": 1e-3}}``.
     """
     groups = []
     for name, half in halves.items():
@@ -35,16 +35,16 @@ def parameter_groups(
 class MuonAdamW(Optimizer):
     """``torch.optim.Muon`` on the inner matrices of each parameter group, ``torch.optim.AdamW`` on all others.
 
-    Small models learn to read an activation faster with Muon. Lightning counts a step for each optimizer
-    it is given, hence one object: schedules see all groups, a checkpoint holds both states.
+    Small models learn to read an activation faster with Muon. It is one object because Lightning counts one step per
+    optimizer: schedules see all groups, and a checkpoint holds both states.
 
     Args:
         params: the groups of `parameter_groups`; a group's ``lr`` and ``muon_lr`` override the values below.
         lr, betas: of AdamW.
-        muon_lr: of Muon; 0 leaves all to AdamW, which noisy gradients (policy gradient) want, since Muon turns every
-            direction of a gradient to full length.
+        muon_lr: of Muon; 0 gives all parameters to AdamW, which suits noisy gradients (policy gradient), because Muon
+            scales every direction of a gradient to full length.
 
-    Raises ConfigError for a group that does not say what it holds.
+    Raises ConfigError for a group without the key ``matrices``.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class MuonAdamW(Optimizer):
         matrices, others = [], []
         for group in params:
             if MATRICES not in group:
-                raise ConfigError("MuonAdamW: a parameter group lacks the key 'matrices'; make it by parameter_groups")
+                raise ConfigError("MuonAdamW: a parameter group lacks the key 'matrices'; use parameter_groups")
             rate, parameters = group.get("muon_lr", muon_lr), list(group["params"])
             inner = set(group[MATRICES]) if rate > 0 else set[int]()
             named = {key: value for key, value in group.items() if key not in ("params", "lr", "muon_lr", MATRICES)}
@@ -79,7 +79,7 @@ class MuonAdamW(Optimizer):
         self._share()
 
     def _share(self) -> None:
-        """Both parts work on this object's groups and state, which are those of any optimizer."""
+        """Both optimizers work on this object's groups and state, so that it can be used like any optimizer."""
         first = 0
         for part in self.parts:
             last = first + len(part.param_groups)

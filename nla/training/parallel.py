@@ -1,9 +1,9 @@
-"""FSDP2 around a pair and its target, applied from outside: the models know nothing of it.
+"""FSDP2 around a pair and its target, applied from outside: the models are unaware of it.
 
-Each half and the target is one FSDP root, each of its blocks a group of its own. Under FSDP2 every pass through a block
-is a meeting of all ranks, and ranks do not sample or read equally often. `gathered` keeps them together: it gathers the
-weights once, after which nobody waits for anybody, or, where they do not fit, lets ranks that are done take part in the
-gathering of the others.
+Each half and the target is an FSDP root, and each of its blocks is a group of its own. Under FSDP2 all ranks must take
+part in every pass through a block, but ranks do not sample or read equally often. `gathered` solves this: it gathers
+the weights once, after which no rank waits for another; where they do not fit, ranks that have finished keep taking
+part in the gathering of the others.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -43,8 +43,8 @@ def shard(
 ) -> None:
     """Spread the weights of both halves, the KL reference, the target and further `readers` over all ranks, in place.
 
-    Kept weights, gradients and the optimizer's state stay in the weights' own type (fp32 master weights); what is
-    gathered and computed with has that of `precision`. Gradients are reduced in fp32. Raises ConfigError for adapters:
+    Stored weights, gradients and the optimizer's state keep the weights' own type (fp32 master weights); gathered
+    weights and computation have that of `precision`. Gradients are reduced in fp32. Raises ConfigError for adapters:
     their halves share the target's weights, which cannot belong to several groups.
     """
     if has_lora(nla):
@@ -64,7 +64,7 @@ def shard(
 
 
 def _shard(root: nn.Module, model: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> None:
-    # resharded after every pass, the root too: weights left gathered would be stale after a step of the optimizer
+    # the root is resharded after every pass too: weights left gathered would be stale after an optimizer step
     for block in blocks(body(model)):
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     fully_shard(root, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
@@ -72,10 +72,10 @@ def _shard(root: nn.Module, model: nn.Module, mesh: DeviceMesh, policy: MixedPre
 
 @contextmanager
 def gathered(module: Verbalizer | Reconstructor | Target, gather: Gather = "once") -> Iterator[None]:
-    """Inside, each rank may run the module as often as it needs. Without FSDP2 it does nothing.
+    """Inside, each rank may run the module as often as it needs. Does nothing without FSDP2.
 
-    `once`: all weights that are used are gathered at the start and released at the end. `blocks`: one block at a time,
-    at each pass anew; a rank that is done goes on gathering until all are. All ranks must enter.
+    `once`: all weights in use are gathered at the start and released at the end. `blocks`: one block at a time, in each
+    pass; a rank that has finished keeps gathering until all have. All ranks must enter.
     """
     if not isinstance(module, FSDPModule):
         yield
@@ -92,7 +92,7 @@ def gathered(module: Verbalizer | Reconstructor | Target, gather: Gather = "once
                 part.reshard()
                 part.set_reshard_after_forward(True, recurse=False)
     else:
-        # a reconstructor's every pass goes through its root; verbalizer and target hold theirs for all their passes
+        # each pass of a reconstructor goes through its root; verbalizer and target hold theirs for all passes
         with _in_step(parts if isinstance(module, Reconstructor) else parts[1:]):
             yield
 
@@ -107,25 +107,25 @@ def _parts(module: FSDPModule) -> list[FSDPModule]:
 
 @contextmanager
 def _in_step(parts: list[FSDPModule]) -> Iterator[None]:
-    """Before each pass, which begins with the first part, a rank says that it comes; one that is done gathers along,
-    until nobody comes."""
+    """Before each pass, which begins with the first part, a rank announces it; a rank that has finished gathers along
+    until no rank announces another pass."""
     first = cast(nn.Module, parts[0])
     device = next(first.parameters()).device
 
-    def somebody(comes: bool) -> bool:
-        flag = torch.tensor(float(comes), device=device)
+    def any_rank(runs: bool) -> bool:
+        flag = torch.tensor(float(runs), device=device)
         distributed.all_reduce(flag, op=distributed.ReduceOp.MAX)
         return bool(flag)
 
     def announce(_part: nn.Module, _arguments: Any) -> None:
-        somebody(True)
+        any_rank(True)
 
     handle = first.register_forward_pre_hook(announce, prepend=True)  # before FSDP's own, which gathers
     try:
         yield
     finally:
         handle.remove()
-    while somebody(False):
+    while any_rank(False):
         for part in parts:
             part.unshard()
             part.reshard()
@@ -154,29 +154,29 @@ def reduced_once(model: nn.Module | None) -> Iterator[None]:
 
 
 def checkpoint_activations(half: nn.Module) -> None:
-    """Blocks keep their input only and are run again in the backward pass; names and results stay as they are."""
+    """Blocks keep only their input and run again in the backward pass; names and results do not change."""
     model = half.model if isinstance(half, Verbalizer) else cast(Reconstructor, half).body
     for block in blocks(body(cast(nn.Module, model))):
         checkpoint(block)
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The tensor itself, put together where it is spread over ranks (all of them must call)."""
+    """The full tensor; where it is sharded over ranks, all of them must call."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 @torch.no_grad()
 def whole_pair(nla: NLA, make: Callable[[], NLA]) -> NLA:
-    """A plain pair with a sharded one's weights, on rank 0; the pair itself elsewhere and where nothing is sharded.
+    """A plain pair with a sharded one's weights, on rank 0; the pair itself elsewhere, and where nothing is sharded.
 
-    `make` gives a pair of the same shape to fill, one weight at a time. All ranks must call.
+    `make` gives a pair of the same shape, which is filled one weight at a time. All ranks must call.
     """
     if not isinstance(nla.verbalizer, FSDPModule):
         return nla
     plain = make() if distributed.get_rank() == 0 else None
-    places = {} if plain is None else dict(plain.named_parameters())
+    destination = {} if plain is None else dict(plain.named_parameters())
     for name, weight in nla.named_parameters():
         full = whole(weight)
         if plain is not None:
-            places[name].copy_(full)
+            destination[name].copy_(full)
     return nla if plain is None else plain

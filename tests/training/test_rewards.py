@@ -332,7 +332,7 @@ def test_each_file_of_the_group_is_one_variant() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("reward.per_token=-1", "reward.per_token=-1: a penalty is 0 or more"),
+        ("reward.per_token=-1", "reward.per_token=-1: a penalty must be 0 or more"),
         ("stage.joint.kl.final=-1", "kl.final=-1: must be 0 or more"),
         ("reward.reads=prefix", "reads='prefix': Input should be 'whole', 'random_prefix' or 'without_quotes'"),
         ("stage.joint.kl.schedule=step", "schedule='step'"),

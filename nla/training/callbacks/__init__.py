@@ -1,4 +1,8 @@
-"""What happens beside the training step: progress, metrics, samples, alarms, checkpoints, stopping on a signal."""
+"""What happens beside the training step: progress, metrics, samples, alarms, checkpoints, stopping on a signal.
+
+Allowed imports: those of `nla.training`, without its stages, program and preflight.
+Public: the callbacks that `conf/callbacks` and `nla.training.program` name.
+"""
 
 from nla.training.callbacks.alarms import Alarms
 from nla.training.callbacks.checkpointing import Checkpointing, StateFile

@@ -1,4 +1,8 @@
-"""Everything that can go wrong in a long run, tried out in under a minute before it: `nla preflight`."""
+"""`nla preflight`: what can go wrong in a long run is tried out before it, in under a minute.
+
+Allowed imports: those of `nla.training`, without its program.
+Public: `preflight` runs the checks, `require` also stops where one failed, `show` prints the table.
+"""
 
 from nla.training.preflight.checks import Check
 from nla.training.preflight.run import preflight, require, show

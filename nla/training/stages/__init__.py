@@ -1,4 +1,8 @@
-"""How a pair is trained: two supervised warm starts, then both halves together."""
+"""The stages of training: a supervised warm start of each half, then both halves jointly.
+
+Allowed imports: those of `nla.training`, without its program, callbacks and preflight.
+Public: the three stages, each a LightningModule around a pair.
+"""
 
 from nla.training.stages.joint import JointStage
 from nla.training.stages.reconstructor import ReconstructorStage

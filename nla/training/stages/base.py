@@ -1,4 +1,4 @@
-"""What the stages share: the pair, the frozen target, the optimizer and the validation. It knows no loss.
+"""What the stages share: the pair, the frozen target, the optimizer and the validation; not the loss.
 
 Logged by every stage's validation: ``<stage>/fve`` and ``<stage>/fve_normalized_mean`` (greedy explanations, malformed
 ones counted as orthogonal), ``cosine``, ``well_formed`` and ``explanation_tokens``.
@@ -47,12 +47,13 @@ class Stage(LightningModule):
             the last step; 1 keeps it constant.
         clip_norm: largest gradient norm of each model.
         micro_batch_size: rows per forward and backward pass; never changes the result. Halved when memory runs out.
-        activation_checkpointing: run each block again in the backward pass instead of keeping what it computed.
-        gather: of sharded weights while sampling and reading: `once` per rollout, or `blocks`, at each pass.
+        activation_checkpointing: run each block again in the backward pass instead of storing its activations.
+        gather: how sharded weights are gathered for sampling and reading: `once` per rollout, or by `blocks` in each
+            pass.
         max_new_tokens: length cap of the explanations that validation writes.
-        skipped_in_a_row: so many steps without a finite loss and gradient, one after the other, stop the run.
+        skipped_in_a_row: number of consecutive steps without a finite loss and gradient that stops the run.
         seed: of the sampled explanations.
-        groups: settings of the optimizer that one half has to itself: ``{"reconstructor": {"lr": 1e-3}}``.
+        groups: optimizer settings of one half alone: ``{"reconstructor": {"lr": 1e-3}}``.
     """
 
     name: ClassVar[str]
@@ -115,18 +116,18 @@ class Stage(LightningModule):
 
     @property
     def frozen_readers(self) -> tuple[Reconstructor, ...]:
-        """Reconstructors besides the pair's own, which are not trained."""
+        """Further reconstructors, which are not trained."""
         return ()
 
     def configure_model(self) -> None:
-        if self._configured:  # Lightning asks again at each entry point
+        if self._configured:  # Lightning calls it again at each entry point
             return
         self._configured = True
         if self.activation_checkpointing:
             for half in self.halves().values():
                 checkpoint_activations(half)
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
-            # GPUs may differ: the one with the least room decides
+            # GPUs may differ: the one with the least memory decides
             once = self.trainer.strategy.reduce_boolean_decision(self.gather == "once", all=True)
             self.gather = "once" if once else "blocks"
             device, precision = self.trainer.strategy.root_device, self.trainer.precision
@@ -137,7 +138,7 @@ class Stage(LightningModule):
         settings = {
             "steps": self.steps, "warmup_steps": self.warmup_steps, "final_fraction": self.final_fraction,
         }  # fmt: skip
-        # a plain function: of any other callable LambdaLR would put the attributes into each checkpoint
+        # a plain function: LambdaLR saves the attributes of any other callable in each checkpoint
         scheduler = LambdaLR(optimizer, lambda step: learning_rate_share(step, **settings))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler}}
 
@@ -156,24 +157,24 @@ class Stage(LightningModule):
         return ActivationBatch(activation, batch.document, batch.position, batch.text, batch.explanation, batch.padding)
 
     def sample(self, activation: Tensor, params: SamplingParams, seed: int = 0, first_row: int = 0) -> Completions:
-        """As `Verbalizer.sample`, in parts where memory runs out: rows have their own seeds, so tokens are the same."""
+        """`Verbalizer.sample`, in parts where memory runs out: rows have their own seeds, so tokens are the same."""
 
-        def part(rows: slice) -> Completions:
+        def sample_rows(rows: slice) -> Completions:
             first = first_row + rows.start * params.group_size
             return self.nla.verbalizer.sample(activation[rows], params, seed, first)
 
         with gathered(self.nla.verbalizer, self.gather):
-            parts = self.sampling_parts.run(self, part, len(activation))
+            parts = self.sampling_parts.run(self, sample_rows, len(activation))
         return Completions.join(parts, self.nla.verbalizer.pad_id)
 
     def mean_over_ranks(self, value: Tensor) -> Tensor:
-        """Of counts that gradients are divided by, since gradients are averaged over ranks."""
+        """The mean of counts that divide a loss; gradients are averaged over ranks, so counts must be too."""
         return self.trainer.strategy.reduce(value.float(), reduce_op="mean")
 
     def micro_batches(self, batch: ActivationBatch, size: int) -> Iterator[ActivationBatch]:
-        """Parts of at most `size` rows. Under FSDP2, where ranks meet in each pass, all of them run equally many.
+        """Parts of at most `size` rows. Under FSDP2, where ranks meet in each pass, all ranks run the same number.
 
-        Their rows may differ: positions without an explanation are left out.
+        Ranks may have different numbers of rows, because positions without an explanation are left out.
         """
         parts = -(-len(batch) // size)
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
@@ -186,7 +187,7 @@ class Stage(LightningModule):
         return batch.parts(parts)
 
     def update(self, batch: ActivationBatch, loss: Float[Tensor, ""]) -> dict[str, Tensor]:
-        """Clip each half, then one optimizer step, unless loss or gradient is not finite on any rank: then skip it.
+        """Clip each half and take one optimizer step, or skip it where a loss or gradient is not finite on any rank.
 
         Skipped steps are counted and their rows recorded. Raises TrainingError after ``skipped_in_a_row`` of them.
         """
@@ -198,7 +199,7 @@ class Stage(LightningModule):
         finite = all(bool(value.isfinite()) for value in (loss.detach(), *norms.values()))
         if self.trainer.strategy.reduce_boolean_decision(finite, all=True):
             optimizer.step()
-            self.scheduler.step()  # with the optimizer, so that a skipped step leaves nothing behind
+            self.scheduler.step()  # together with the optimizer, so that a skipped step changes nothing
             self.skipped_steps.took()
         else:
             optimizer.zero_grad()
@@ -218,7 +219,7 @@ class Stage(LightningModule):
         self.skipped_steps.load_state_dict(checkpoint.get("skips", {}))
 
     def log_step(self, metrics: dict[str, Tensor | float], shown: Iterable[str] = ()) -> None:
-        """Log ``<stage>/<name>``, the mean over ranks, the ``shown`` ones in the progress bar too; skipped steps."""
+        """Log ``<stage>/<name>``, each the mean over ranks, and the skipped steps; ``shown`` ones go to the bar too."""
         bar = set(shown)
         metrics = {**metrics, "skipped_steps": float(self.skipped_steps.total)}
         values = torch.stack(
@@ -249,13 +250,13 @@ class Stage(LightningModule):
         return {"text": batch.text, "explanation": completions.explanation, "cosine": cosines}
 
     def log_validation(self, metrics: dict[str, Float[Tensor, ""]], weight: int) -> None:
-        """Log means over all batches of all ranks, in which this batch has the weight of so many rows, or tokens."""
+        """Log means over all batches of all ranks, where this batch has a weight of `weight` rows or tokens."""
         for name, value in metrics.items():
             share = torch.tensor([float(value) * weight, weight], dtype=torch.float64)  # on the CPU: MPS has no float64
             self._validated[name] = self._validated.get(name, torch.zeros_like(share)) + share
 
     def on_validation_epoch_end(self) -> None:
-        if self._validated:  # each rank has run as many batches, spare ones among them
+        if self._validated:  # each rank has run the same number of batches, padding ones included
             sums = torch.stack(list(self._validated.values())).float().to(self.device)
             shares = self.trainer.strategy.reduce(sums, reduce_op="sum")
             for name, (total, weight) in zip(self._validated, shares, strict=True):
@@ -267,10 +268,10 @@ class Stage(LightningModule):
             self.fve.reset()
 
     def explanations_of(self, batch: ActivationBatch) -> list[str]:
-        """The batch's warm-start texts. Raises TrainingError where it has none."""
+        """The batch's warm-start texts. Raises TrainingError if it has none."""
         if batch.explanation is None:
             raise TrainingError(
-                f"stage {self.name} learns from given explanations and the data carry none: "
-                "give data.explanation_column, or leave the warm start out with stages=[joint]"
+                f"stage {self.name} learns from given explanations, but the data have none: "
+                "set data.explanation_column, or leave the warm start out with stages=[joint]"
             )
         return batch.explanation

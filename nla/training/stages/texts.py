@@ -1,4 +1,4 @@
-"""What can be seen in sampled explanations without reading them: length, form, repetition."""
+"""Statistics of sampled explanations: length, form, repetition."""
 
 from jaxtyping import Float
 from torch import Tensor

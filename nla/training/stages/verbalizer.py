@@ -13,7 +13,7 @@ class VerbalizerStage(Stage):
     """Teaches p(z | h) from texts by a teacher (method, section 5).
 
     Logs ``loss`` (nats per token) and, in validation, ``reading_gap``: the loss with activations of other rows minus
-    the loss with the right ones. A gap of 0 says that the verbalizer writes without reading its activation.
+    the loss with the right ones. A gap of 0 means that the verbalizer writes without reading its activation.
     """
 
     name = "verbalizer"
@@ -41,6 +41,6 @@ class VerbalizerStage(Stage):
         return super().validation_step(batch, batch_idx)
 
     def _surprisal(self, batch: ActivationBatch, activation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of the given explanations in all, in nats, and how many tokens they have."""
+        """The total surprisal of the given explanations, in nats, and their number of tokens."""
         tokens, mask = self.nla.verbalizer.respond(self.explanations_of(batch))
         return -self.nla.verbalizer(activation, tokens, mask).sum(), mask.sum()
