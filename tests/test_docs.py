@@ -232,6 +232,22 @@ def test_every_file_exists(page: Path) -> None:
             )
 
 
+def test_every_page_that_code_or_config_names_exists() -> None:
+    named: set[tuple[str, str]] = set()
+    for folder, ending in (
+        ("nla", "py"),
+        ("conf", "yaml"),
+        ("tests", "py"),
+        ("benchmarks", "py"),
+        ("notebooks", "ipynb"),
+    ):
+        for path in (ROOT / folder).rglob(f"*.{ending}"):
+            pages = re.findall(r"(?<![\w/])docs/[\w/-]+\.(?:md|png)", path.read_text(encoding="utf-8"))
+            named |= {(str(path.relative_to(ROOT)), page) for page in pages}
+    assert len(named) >= 20
+    assert sorted((path, page) for path, page in named if not (ROOT / page).exists()) == []
+
+
 def resolves(path: str) -> bool:
     """A module, or what one defines; `nla.<name>` may also be an attribute of a pair called `nla`."""
     parts = path.split(".")
