@@ -234,13 +234,8 @@ def test_every_file_exists(page: Path) -> None:
 
 def test_every_page_that_code_or_config_names_exists() -> None:
     named: set[tuple[str, str]] = set()
-    for folder, ending in (
-        ("nla", "py"),
-        ("conf", "yaml"),
-        ("tests", "py"),
-        ("benchmarks", "py"),
-        ("notebooks", "ipynb"),
-    ):
+    endings = {"nla": "py", "conf": "yaml", "tests": "py", "benchmarks": "py", "notebooks": "ipynb"}
+    for folder, ending in endings.items():
         for path in (ROOT / folder).rglob(f"*.{ending}"):
             pages = re.findall(r"(?<![\w/])docs/[\w/-]+\.(?:md|png)", path.read_text(encoding="utf-8"))
             named |= {(str(path.relative_to(ROOT)), page) for page in pages}
@@ -251,7 +246,7 @@ def test_every_page_that_code_or_config_names_exists() -> None:
 def resolves(path: str) -> bool:
     """A module, or what one defines; `nla.<name>` may also be an attribute of a pair called `nla`."""
     parts = path.split(".")
-    if hasattr(NLA, parts[1]) or parts[1] in inspect.signature(NLA.__init__).parameters or parts[1] == "summary":
+    if hasattr(NLA, parts[1]) or parts[1] in inspect.signature(NLA.__init__).parameters:
         return True
     for count in range(len(parts), 0, -1):
         try:
