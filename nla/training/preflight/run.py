@@ -1,4 +1,4 @@
-"""Joins the checks: the run's own config, data, parts and hardware, one step of each stage, one table."""
+"""All checks on the run's own config, data, modules and hardware, one step of each stage, and one table."""
 
 import logging
 from collections.abc import Iterator
@@ -27,13 +27,13 @@ from nla.training.preflight.trial import trial
 from nla.training.stages import JointStage
 from nla.training.stages.base import Stage
 
-ROWS = 64  # activations that the pair is looked at with
+ROWS = 64  # activations that the pair is checked with
 SAMPLES = 8
 STYLE = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 
 
 def preflight(settings: TrainSettings) -> list[Check]:
-    """All checks of a training run; its folder is left alone. Raises NLAError."""
+    """All checks of a training run; its folder is not touched. Raises NLAError."""
     settings = with_gather(settings)
     for logger in CHATTY:
         logging.getLogger(logger).setLevel(logging.WARNING)
@@ -41,25 +41,25 @@ def preflight(settings: TrainSettings) -> list[Check]:
 
 
 def require(settings: TrainSettings) -> None:
-    """Print the table. Raises TrainingError where a check failed."""
-    found = preflight(settings)
-    show(found)
-    failed = [check for check in found if check.status == "failed"]
+    """Print the table. Raises TrainingError if a check failed."""
+    results = preflight(settings)
+    show(results)
+    failed = [check for check in results if check.status == "failed"]
     if failed:
-        raise TrainingError(f"preflight: {failed[0].name} failed ({len(failed)} in all): {failed[0].said}")
+        raise TrainingError(f"preflight: {failed[0].name} failed ({len(failed)} in all): {failed[0].message}")
 
 
-def show(found: list[Check]) -> None:
-    """Print the table, of rank 0."""
+def show(results: list[Check]) -> None:
+    """Print the table on rank 0."""
     if rank_zero_only.rank == 0:
-        rich.get_console().print(table(found))
+        rich.get_console().print(table(results))
 
 
-def table(found: list[Check]) -> Table:
+def table(results: list[Check]) -> Table:
     """One row per check."""
     shown = Table("check", "", "found", title="preflight", title_justify="left")
-    for check in found:
-        shown.add_row(check.name, Text(check.status, style=STYLE[check.status]), Text(check.said))
+    for check in results:
+        shown.add_row(check.name, Text(check.status, style=STYLE[check.status]), Text(check.message))
     return shown
 
 
@@ -83,22 +83,22 @@ def _checks(settings: TrainSettings) -> Iterator[Check]:
 def _pair(stage: Stage, data: NLADataModule, settings: TrainSettings, trained: bool) -> list[Check]:
     """What the pair does with activations of the first training documents."""
     verbalizer, batch = stage.nla.verbalizer, _rows(stage, data)
-    found = [checks.injection(verbalizer, batch), checks.injection_scale(verbalizer, batch)]
+    results = [checks.injection(verbalizer, batch), checks.injection_scale(verbalizer, batch)]
     if trained:
-        found.append(checks.reconstruction(stage.nla, batch))
+        results.append(checks.reconstruction(stage.nla, batch))
     few = next(batch.split(SAMPLES))
     node = {**settings.sampling, "group_size": 1, "graphs": None}
     params = instantiate(node, _convert_="all")
     with gathered(verbalizer, stage.gather):
         completions = verbalizer.sample(few.activation, params)
-    found.append(checks.explanations(completions, trained or isinstance(stage, JointStage)))
+    results.append(checks.explanations(completions, trained or isinstance(stage, JointStage)))
     limit = (settings.callbacks.get("alarms") or {}).get("sampling_gap")
-    found.append(checks.sampling_gap(verbalizer, few, completions, float("inf") if limit is None else limit))
-    return found
+    results.append(checks.sampling_gap(verbalizer, few, completions, float("inf") if limit is None else limit))
+    return results
 
 
 def _rows(stage: Stage, data: NLADataModule) -> ActivationBatch:
-    """One position of each of the first `ROWS` documents of the training split, others on each rank."""
+    """One position of each of the first `ROWS` documents of the training split; ranks have different documents."""
     each = data.plan.positions_per_document
     batch_size, data.batch_size = data.batch_size, ROWS * each * stage.trainer.world_size
     try:

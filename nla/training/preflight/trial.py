@@ -1,4 +1,4 @@
-"""One step of a stage by a real Trainer, with the run's own hardware config, and what it shows."""
+"""One step of a stage in a real Trainer with the run's own hardware config, and its figures."""
 
 import resource
 import tempfile
@@ -18,21 +18,23 @@ from nla.errors import NLAError
 from nla.models.parameters import trainable
 from nla.models.sampling import SamplingParams
 from nla.training.parallel import gathered, whole
-from nla.training.preflight.checks import GB, Check, divergence
+from nla.training.preflight.checks import GB, Check, kl
 from nla.training.stages import JointStage
 from nla.training.stages.base import Stage
 
-NUDGE = 0.02  # of a weight's standard deviation: so far the policy is moved off the reference
+NUDGE = 0.02  # share of a weight's standard deviation by which the policy is moved off the reference
 
 
 @dataclass
 class Trial(Callback):
-    """Watches the steps: figures of the first, then, for the joint stage, one whose samples are as long as the cap.
+    """Records the figures of the first step; the joint stage takes a second, whose samples are as long as the cap.
 
-    The second step is there for its memory: what an untrained policy happens to write may be short.
+    The second step shows the memory needed: the texts of an untrained policy may be short.
     """
 
-    look: Callable[[Stage], list[Check]] | None = None  # at the parts as the strategy has laid them out, before a step
+    look: Callable[[Stage], list[Check]] | None = (
+        None  # called before the first step, with the modules as the strategy has placed them
+    )
     seen: list[Check] = field(default_factory=list)
     figures: dict[str, float] = field(default_factory=dict)
     kl_gradient: float | None = None
@@ -57,7 +59,7 @@ class Trial(Callback):
 
 
 def kl_gradient(stage: JointStage, activation: torch.Tensor) -> float:
-    """Norm of the KL's gradient in the verbalizer, whose weights are nudged first, for good."""
+    """Norm of the KL's gradient in the verbalizer, whose weights are moved first and not restored."""
     verbalizer = stage.nla.verbalizer
     weights = trainable(verbalizer)
     with gathered(verbalizer, stage.gather):
@@ -65,7 +67,7 @@ def kl_gradient(stage: JointStage, activation: torch.Tensor) -> float:
     with torch.no_grad():
         for weight in weights:
             share = weight.to_local() if isinstance(weight, DTensor) else weight
-            if share.numel():  # a rank may have none of it
+            if share.numel():  # a rank may have no share of it
                 share.add_(torch.randn_like(share) * (NUDGE * share.float().std(correction=0).clamp_min(1e-3)))
     assert stage.reference is not None
     with stage.reference.active() as reference:
@@ -86,7 +88,7 @@ def trial(
     expected: tuple[str, ...],
     look: Callable[[Stage], list[Check]] | None = None,
 ) -> list[Check]:
-    """Step with one micro-batch per rank; the stage's weights are of no use afterwards. `look` goes before the step."""
+    """A step of one micro-batch per rank; the stage's weights are useless afterwards. `look` runs before the step."""
     name, configured = f"step of {stage.name}", stage.micro_batch_size
     watch, started = Trial(look), time.perf_counter()
     joint = isinstance(stage, JointStage)
@@ -96,7 +98,7 @@ def trial(
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
         for message in expected:
             warnings.filterwarnings("ignore", message)
-        warnings.filterwarnings("ignore", ".*out of memory with micro-batches.*")  # said in the table
+        warnings.filterwarnings("ignore", ".*out of memory with micro-batches.*")  # reported in the table
         trainer = Trainer(
             default_root_dir=scratch, max_steps=2 if joint else 1, max_epochs=-1, limit_val_batches=0, logger=False,
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
@@ -112,12 +114,12 @@ def trial(
         _step(name, watch.figures, configured, stage.micro_batch_size, time.perf_counter() - started),
     ]
     if joint:
-        checks.append(divergence(watch.figures.get("kl"), watch.kl_gradient))
+        checks.append(kl(watch.figures.get("kl"), watch.kl_gradient))
     return checks
 
 
 def one_micro_batch(stage: Stage, data: NLADataModule, ranks: int) -> int:
-    """Positions that fill one micro-batch of each rank, no more than the run's own batch has."""
+    """Number of positions that fills one micro-batch on each rank, at most the run's own batch."""
     unit = data.plan.positions_per_document * ranks
     group = stage.sampling.group_size if isinstance(stage, JointStage) else 1
     rows = max(1, stage.micro_batch_size // group) * ranks
@@ -127,16 +129,16 @@ def one_micro_batch(stage: Stage, data: NLADataModule, ranks: int) -> int:
 def _step(name: str, figures: Mapping[str, float], configured: int, fitted: int, seconds: float) -> Check:
     norms = {key.removeprefix("gradient_norm_"): value for key, value in figures.items() if "gradient_norm" in key}
     gradients = ", ".join(f"{half} {norm:.3g}" for half, norm in norms.items())
-    said = f"gradient norm: {gradients}; micro-batch {fitted}; peak memory {peak_memory()}; {seconds:.1f} s"
+    message = f"gradient norm: {gradients}; micro-batch {fitted}; peak memory {peak_memory()}; {seconds:.1f} s"
     if fitted < configured:
-        return Check(name, "warning", f"{said}; {configured} did not fit: hardware.micro_batch_size={fitted} does")
+        return Check(name, "warning", f"{message}; {configured} did not fit: hardware.micro_batch_size={fitted} does")
     if not any(norms.values()):
-        return Check(name, "warning", f"{said}; no gradient at all: every sample earned the same")
-    return Check(name, "ok", said)
+        return Check(name, "warning", f"{message}; no gradient at all: every sample has the same reward")
+    return Check(name, "ok", message)
 
 
 def peak_memory() -> str:
-    """Of this process so far: on a GPU what torch allocated of it, else what the machine gave."""
+    """Peak memory of this process so far: allocated by torch on a GPU, else resident."""
     if torch.cuda.is_available():
         total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
         return f"{torch.cuda.max_memory_allocated() / GB:.2f} of {total / GB:.0f} GB"
