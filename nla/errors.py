@@ -35,7 +35,7 @@ class InjectionError(NLAError):
 
 
 class TrainingError(NLAError):
-    """A run that cannot go on: gradients that stay non-finite, a collapsed policy, data without what a stage needs."""
+    """A run that cannot continue: non-finite gradients, a collapsed policy, data that lack what a stage needs."""
 
 
 class CheckpointError(NLAError):
@@ -63,5 +63,5 @@ class BudgetError(TeacherError):
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says, short enough to stand inside one of ours."""
+    """What another library's error says, short enough to fit into one of ours."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

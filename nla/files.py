@@ -85,7 +85,7 @@ def digest(path: Path, pattern: str = "*") -> str:
     """A hash of a file, or of the files in a folder and below whose names match: names, sizes, contents.
 
     Of a file above 256 MiB, 256 evenly spaced blocks of 1 MiB count, its first and last among them: that finds a file
-    that was cut short or written anew in a second, where reading a terabyte of checkpoints would take an hour.
+    that was cut short or rewritten in a second, where reading a terabyte of checkpoints would take an hour.
     """
     files = [path] if path.is_file() else sorted(child for child in path.rglob(pattern) if child.is_file())
     whole = hashlib.blake2b(digest_size=16)

@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("text", help="the text to be read")
     explain.add_argument("--positions", default="all", help="all (default), last, or token indices: 3,7,-1")
     explain.add_argument("--samples", type=int, default=1, help="explanations per position (default 1)")
-    explain.add_argument("--best-of", type=int, default=1, help="show the best of so many, by reconstruction")
+    explain.add_argument("--best-of", type=int, default=1, help="show the best of this many, by reconstruction")
     explain.add_argument("--temperature", type=float, default=None, help="0 is greedy, the default for one sample")
     explain.add_argument("--max-new-tokens", type=int, default=150)
     explain.add_argument("--seed", type=int, default=0)

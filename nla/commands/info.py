@@ -1,6 +1,6 @@
 """`nla info`: what a pair is, from its metadata alone; no weights are fetched or read.
 
-Read are the two `nla_meta.yaml`, whether an adapter lies beside the weights, and what the evaluation found: that of the
+It reads the two `nla_meta.yaml`, whether an adapter lies beside the weights, and what the evaluation found: that of the
 run that made the pair (metrics.json), else the model card.
 """
 
@@ -71,7 +71,7 @@ def _weights(folder: Path) -> str:
 
 
 def evaluation(pair: Path, folders: tuple[Path, Path]) -> Iterator[str]:
-    """The numbers of the pair's evaluation, and where they stand; that there are none, where there are none."""
+    """The numbers of the pair's evaluation and where they are, or that there are none."""
     for path in dict.fromkeys((pair.resolve().parent / METRICS, pair / METRICS)):
         if path.is_file() and folders[0].parent.resolve() == pair.resolve():
             yield from _told(path)

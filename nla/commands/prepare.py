@@ -168,7 +168,7 @@ def prepare(settings: PrepareSettings) -> Path:
     if not finished:
         raise BudgetError(
             f"{path}: the teacher's budget is spent; what is explained can be trained on, and the same command with a "
-            "higher teacher.usd or teacher.tokens goes on"
+            "higher teacher.usd or teacher.tokens continues"
         )
     return path
 
@@ -213,7 +213,7 @@ def start(hardware: HardwareSettings) -> Fabric:
 
 
 def build(node: dict[str, Any], key: str) -> Any:
-    """A part of the config; a mistake that its constructor finds is told as such. Raises NLAError."""
+    """A part of the config. Raises NLAError, also for a mistake that only the constructor finds."""
     try:
         return instantiate(node, _convert_="all")
     except InstantiationException as error:

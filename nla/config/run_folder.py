@@ -1,4 +1,4 @@
-"""The folder of a run: its recorded config, which stages are finished, and whose checkpoints may go on in it."""
+"""The folder of a run: its recorded config, which stages are finished, and whose checkpoints may be continued in it."""
 
 import os
 import shutil
@@ -83,7 +83,7 @@ def _at(node: Any, key: str) -> Any:
 
 
 def is_pair(folder: Path) -> bool:
-    """Whether both halves stand there: `save_pretrained` lets them appear together, when they are whole."""
+    """Whether both halves are there: `save_pretrained` lets them appear together, when they are whole."""
     return all((folder / half).is_dir() for half in HALVES)
 
 
@@ -97,7 +97,7 @@ def finished(pair: Path, steps: int) -> bool:
 
 
 def copy_pair(source: Path, destination: Path) -> Path:
-    """Copy the pair, unless the very same stands there; a kill never leaves half of one."""
+    """Copy the pair, unless the very same is there; a kill never leaves half of one."""
     files.restore_folder(destination)
     if not (is_pair(destination) and files.digest(destination) == files.digest(source)):
         with files.new_folder(destination) as scratch:

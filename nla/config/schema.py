@@ -1,4 +1,4 @@
-"""The shape of a composed config: every key with its type and bounds, and nothing besides."""
+"""The shape of a composed config: every key with its type and bounds, and nothing else."""
 
 import re
 from typing import Annotated, Any, Literal, TypeVar
@@ -33,7 +33,7 @@ class TemplateSettings(Settings):
 
 
 class ShapeSettings(Settings):
-    """Numbers of a model's config.json under their names there, so that much can be said without a download."""
+    """Numbers of a model's config.json under the names they have there: much can be said without a download."""
 
     model_type: str
     hidden_size: PositiveInt

@@ -39,7 +39,7 @@ def normalize(
 ) -> Float[Tensor, "*rows d_model"]:
     """`scale * v / sqrt(|v|^2 + eps)`, computed in at least fp32; `scale=None` gives the vector itself.
 
-    eps stands inside the root: a clamp outside it gives NaN gradients at tiny norms.
+    eps is inside the root: a clamp outside it gives NaN gradients at tiny norms.
     """
     vector = vector if vector.dtype == torch.float64 else vector.float()
     if scale is None:

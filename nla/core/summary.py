@@ -1,6 +1,6 @@
 """What the activations of training look like, in a few numbers, and whether a given vector is like them.
 
-Saved beside a pair's verbalizer; pairs from elsewhere lack it, and then the injection scale stands for the norm.
+Saved beside a pair's verbalizer; pairs from elsewhere lack it, and the injection scale takes the place of the norm.
 """
 
 from dataclasses import dataclass

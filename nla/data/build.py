@@ -25,7 +25,7 @@ def build_data(data: DataSettings, target: Target, **options: Any) -> NLADataMod
 
 
 def build_source(node: Mapping[str, Any]) -> Source:
-    """A mistake that the constructor finds is told as such. Raises NLAError."""
+    """The source that a node names. Raises NLAError, also for a mistake that only the constructor finds."""
     try:
         return instantiate(node, _convert_="all")
     except InstantiationException as error:

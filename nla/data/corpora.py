@@ -20,7 +20,7 @@ from nla.models.pretrained.hub import remedy
 @runtime_checkable
 class Corpus(Protocol):
     name: str
-    """as it stands in metadata: no path of this machine"""
+    """as in metadata: no path of this machine"""
     skipped: Counter[str]
     """rows that could not be read, by reason"""
 
@@ -121,7 +121,7 @@ class HubCorpus:
     def _unreachable(self, error: Exception) -> DataError:
         return DataError(
             f"corpus.dataset={self.dataset}: cannot be read ({remedy(error, self.dataset, self.revision)}); the same "
-            "command goes on where it stopped, and corpus=files reads a downloaded copy"
+            "command continues where it stopped, and corpus=files reads a downloaded copy"
         )
 
 

@@ -49,7 +49,7 @@ class NLADataModule(LightningDataModule):
 
     Training goes through the split endlessly, in a new seeded order each epoch, every document once per epoch; an epoch
     may end inside a batch. The place is one integer, the number of documents consumed by all ranks together, so a
-    resumed run goes on with the next document whatever the number of ranks or loader workers was. Each step takes
+    resumed run continues with the next document whatever the number of ranks or loader workers was. Each step takes
     `batch_size` positions over all ranks: a run on two ranks sees the batches of a run on one.
 
     Args:

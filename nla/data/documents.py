@@ -33,7 +33,7 @@ class ReadingPlan:
         positions_per_document: of each document; one where the corpus explains whole texts and `explanations` is set.
         min_context: ordinary tokens to the left of a position, at least.
         max_tokens: tokens of a document that are looked at; the rest is cut off.
-        seed: positions hang on it and on the document's id alone.
+        seed: positions depend on it and on the document's id alone.
     """
 
     positions_per_document: int

@@ -25,7 +25,7 @@ class Row:
     Args:
         id: unique within the corpus.
         content: a text, or the messages of a chat.
-        origin: what splits go by where several rows belong together; None: the row stands for itself.
+        origin: what splits go by where several rows belong together; None: each row by itself.
         explanation: of the whole text, where the corpus has one.
         split: where the corpus itself says so.
     """

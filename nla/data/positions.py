@@ -1,4 +1,4 @@
-"""Choices that hang on names, not on order: the same in every process, shard and run."""
+"""Choices that depend on names, not on order: the same in every process, shard and run."""
 
 import hashlib
 import random

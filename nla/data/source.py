@@ -1,4 +1,4 @@
-"""What a corpus must offer, and what one that knows the truth may offer besides.
+"""What a corpus must offer, and what one that knows the truth may add.
 
 Two protocols, so that a source is any class with these methods: training needs `Source`, evaluation judges the truth of
 explanations where the source is also a `GroundTruth`.
@@ -14,7 +14,7 @@ SPLITS: tuple[str, ...] = get_args(Split)
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text with the id that its split, its positions and its bootstrap cluster hang on.
+    """A text with the id that its split, its positions and its bootstrap cluster depend on.
 
     Args:
         id: unique within the corpus; positions are drawn from it.

@@ -32,7 +32,7 @@ class TextSource:
         min_characters: shorter documents and remainders are skipped.
         max_characters: longer documents are cut into chunks of at most that many, at white space where there is some.
             Texts with an explanation of their own are never cut.
-        max_documents: read no more than the first so many; None: all.
+        max_documents: read no more than this many, the first ones; None: all.
     """
 
     def __init__(

@@ -16,9 +16,11 @@ from nla.config.renamed import CONFIG, read_recorded
 from nla.config.run_folder import is_pair, run_folder
 from nla.config.schema import DataSettings, EvaluateSettings
 from nla.config.trainer import check_ranks
-from nla.data.build import build_data
+from nla.data.build import build_source
+from nla.data.documents import ReadingPlan
 from nla.errors import ConfigError
 from nla.evaluation import run as run_evaluation
+from nla.evaluation.rows import Corpus
 from nla.evaluation.shares import is_first
 from nla.evaluation.sweep import METRICS, is_sweep, job_folders, summarize
 from nla.models.backbone import DTYPES, QUANTIZED, usable_device
@@ -55,9 +57,9 @@ def evaluate_pair(settings: EvaluateSettings) -> Path:
     pair = NLA.from_pretrained(settings.nla, dtype=dtype, adapter="saved", base=target.model).to(device)
     output = Path(settings.output) if settings.output else default_output(Path(settings.nla), run)
     how = instantiate(settings.evaluation, _convert_="all")
-    size = how.batch_size
-    loader = build_data(data, target, split="joint", explanations=False, batch_size=size, seed=settings.seed)
-    run_evaluation(pair, target, loader, output, settings=how, seed=settings.seed, run_folder=run, dtype=dtype)
+    plan = ReadingPlan(data.positions_per_document, data.min_context, data.max_tokens, settings.seed)
+    corpus = Corpus(build_source(data.source), plan)
+    run_evaluation(pair, target, corpus, output, settings=how, seed=settings.seed, run_folder=run, dtype=dtype)
     return output
 
 

@@ -69,7 +69,7 @@ def read_rows(target: Target, data: Data, split: str, documents: int | None, tai
             f"split '{split}' gives fewer than two activations to evaluate on ({len(found)} documents, skipped: "
             f"{dict(skipped)}): give more or longer texts, or lower data.min_context or positions_per_document"
         )
-    prepared.sort(key=lambda item: item.document.root)  # a document's chunks stand together
+    prepared.sort(key=lambda item: item.document.root)  # keeps a document's chunks together
     activation = torch.zeros(sum(len(item.positions) for item in prepared), target.d_model)
     first, total = [], 0
     for item in prepared:

@@ -1,4 +1,4 @@
-"""What evaluate.py does once pair, target and data stand: find the warm start, evaluate, write, print."""
+"""What evaluate.py does once pair, target and data are there: find the warm start, evaluate, write, print."""
 
 import importlib.metadata
 import platform
@@ -50,7 +50,7 @@ def run(
     if not is_first():
         return result
     write_samples(result, output)
-    write_metrics(result.metrics, output)  # last: where it stands, the evaluation is complete
+    write_metrics(result.metrics, output)  # last: its presence says that the evaluation is complete
     console = console or rich.get_console()
     show(result, console, examples)
     console.print(f"\nwritten to {output}", markup=False)
@@ -60,7 +60,7 @@ def run(
 def load_warm_start(run_folder: str | Path | None, nla: NLA, target: Target, dtype: str = "float32") -> NLA | str:
     """The pair that `run_folder`'s reconstructor stage left, or why there is none.
 
-    Adapters stand on the target's weights, as those of `nla` do where it has any.
+    Adapters use the target's weights, as those of `nla` do where it has any.
     """
     if nla.stage in ("verbalizer", "reconstructor"):
         return f"the pair itself comes from a warm start (stage {nla.stage})"
@@ -78,7 +78,7 @@ def command_line() -> str:
 
 
 def versions() -> dict[str, str | None]:
-    """Of Python and of the packages that the numbers hang on; None: not installed."""
+    """Of Python and of the packages that the numbers depend on; None: not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in PACKAGES:
         try:

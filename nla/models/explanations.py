@@ -25,7 +25,7 @@ def parse_explanation(text: str, forbidden: Sequence[str] = ()) -> str | None:
 
     One of more than `LONGEST` characters is None too.
 
-    `forbidden`: what must not stand inside (the marker, the reconstructor's suffix, special tokens), so that an answer
+    `forbidden`: what must not occur inside (the marker, the reconstructor's suffix, special tokens), so that an answer
     cannot close the reconstructor's prompt early.
     """
     if text.count(OPEN) != 1 or text.count(CLOSE) != 1:
@@ -74,7 +74,7 @@ def forbidden_in_explanations(
 
 
 def without_quotes(text: str) -> str:
-    """The text without what stands in quotation marks; spaces are joined."""
+    """The text without what is in quotation marks; spaces are joined."""
     return " ".join(QUOTED.sub(" ", text).split())
 
 

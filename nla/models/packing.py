@@ -4,7 +4,7 @@
 
 Each sample attends to the prompt and to itself, at the positions it would have alone, so that log-probs equal those of
 separate rows to rounding while the prompt is run once and no sample is padded to the longest. Samples of one activation
-share its whole prompt; answers to different activations share what stands before the marker, and the rest of the prompt
+share its whole prompt; answers to different activations share what precedes the marker, and the rest of the prompt
 is a part of the sample.
 """
 

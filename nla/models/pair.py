@@ -57,7 +57,7 @@ class NLA(nn.Module):
         self.base_revision = base_revision
         self.parents = parents
         self.summary = summary  # of the training activations, where it is known
-        self.own_weights = own_weights  # adapters, if any, stand on other weights than the base model's
+        self.own_weights = own_weights  # adapters, if any, are on other weights than the base model's
         self.eval()
 
     @property
@@ -131,8 +131,8 @@ class NLA(nn.Module):
     ) -> list[list[str | None]]:
         """`samples` explanations of each activation, `[batch][samples]`; None where malformed or cut off.
 
-        Temperature 0 is greedy. `best_of`: each is the one of so many that the reconstructor gives back with the least
-        error (published: 10 add 0.024 to FVE). The texts depend on the seed and a row's index, not on `batch_size`.
+        Temperature 0 is greedy. `best_of`: each is the best of this many samples, by the error of its reconstruction
+        (published: 10 add 0.024 to FVE). The texts depend on the seed and a row's index, not on `batch_size`.
 
         Any vector can be explained; one unlike the training activations in norm or direction brings a warning.
         """

@@ -102,7 +102,7 @@ class Verbalizer(nn.Module):
     ) -> None:
         """The injection counter: what the decoder is about to read at each marker's place is its own activation.
 
-        Rows of one activation are contiguous. Compared is, in the model's own type, with `normalize(h,
+        Rows of one activation are contiguous. Each is compared, in the model's own type, with `normalize(h,
         injection_scale)`. Raises InjectionError unless the rows injected equal the rows.
         """
         each = len(injected) // max(1, len(activation))
@@ -153,7 +153,7 @@ class Verbalizer(nn.Module):
     ) -> Float[Tensor, "asked d_model"]:
         """What predicts each unmasked token. Several samples share a row where that costs less (`nla.models.packing`).
 
-        Samples of one activation stand behind its whole prompt, answers to different ones behind what comes before the
+        Samples of one activation follow its whole prompt, answers to different ones follow what precedes the
         marker; the rest of the prompt is then part of the sample.
         """
         decoder, place, prompt = body(self.model), self.prompt.position, self.prompt_embeddings(activation)

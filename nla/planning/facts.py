@@ -68,9 +68,9 @@ class Assumptions(Settings):
         return (self.memory_gib - self.reserved_gib) * GIB * (1 - self.fragmentation)
 
     def rate(self, compute: int) -> float:
-        """FLOPs per second of one GPU at its peak, for numbers of so many bytes."""
+        """FLOPs per second of one GPU at its peak, for numbers of this many bytes."""
         return 1e12 * (self.tflops.bfloat16 if compute == 2 else self.tflops.float32)
 
     def exchange(self, gpus: int) -> float:
-        """Bytes per second that each GPU sends in a collective of so many."""
+        """Bytes per second that each GPU sends in a collective of this many GPUs."""
         return 1e9 * (self.link_gb_s if gpus <= self.gpus_per_node else self.network_gb_s)

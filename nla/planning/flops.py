@@ -2,7 +2,7 @@
 
 forward   2 active tokens + 4 query pairs     per block, and 2 d_model vocab asked for the head
 backward  twice the matrices (once where the weights are frozen), 2.5 times fused attention, which computes its
-          scores anew, twice the plain one
+          scores again, twice the plain one
 """
 
 from nla.planning.shapes import Block, Shape

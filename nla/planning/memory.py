@@ -1,6 +1,6 @@
 """Bytes on the fullest GPU, by phase of a step: what the stages hold (docs/guides/planning.md has each formula).
 
-read + sample   weights and states stand, gradients of the step before too; cache and buffers of the rollout
+read + sample   weights, states and the gradients of the step before; cache and buffers of the rollout
 update          activations of one micro-batch, up to the first backward pass
 step            activations are gone; the optimizer's scratch
 """

@@ -29,7 +29,7 @@ class Block:
     width: int  # d_model
     tensors: tuple[Size, ...]  # of all parameters
     inner: tuple[Size, ...]  # of its linear layers' weights, those that Muon takes
-    linear: tuple[tuple[int, int], ...]  # (in, out) of the layers that adapters go on
+    linear: tuple[tuple[int, int], ...]  # (in, out) of the layers that carry adapters
     stacks: tuple[
         tuple[int, int, int, int], ...
     ]  # the same of stacked experts: how many, in, out, parts (2: gate and up)

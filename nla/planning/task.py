@@ -162,7 +162,7 @@ class Task:
         return max(phase.total for phase in self.phases(gather).values())
 
     def gathered_peak(self, gather: Gather) -> float:
-        """Of the phases that hang on how weights are gathered: reading and sampling."""
+        """Of the phases that depend on how weights are gathered: reading and sampling."""
         return max((m.total for n, m in self.phases(gather).items() if n in ("read", "sample")), default=0)
 
     # arithmetic

@@ -49,7 +49,7 @@ def teacher_forced(activations: float, group: int, prompt: int, response: int, d
 
 
 def prefill(activations: float, prompt: int, shared: int) -> Pass:
-    """What stands before the marker once, the rest of the prompt once per activation."""
+    """What precedes the marker once, the rest of the prompt once per activation."""
     own = prompt - shared
     return Pass(shared + activations * own, shared**2 + activations * own * prompt, activations, own)
 

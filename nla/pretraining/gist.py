@@ -16,7 +16,7 @@ class GistLoss(nn.Module):
 
     Args:
         frequency: `[vocab]` relative frequency of each token; its weight is `min(1, rare / frequency)`.
-        share: of the positions that are scored, drawn anew at each call.
+        share: of the positions that are scored, drawn again at each call.
     """
 
     weight: Tensor

@@ -1,7 +1,7 @@
 """What a target reads while it is pretrained: texts, descriptions of texts, and texts that follow a description.
 
 The verbalizer and the reconstructor start as copies of the target, so it must be able to write a description of a
-text it was shown, through the chat template, and to go on from a description as from the text itself. It never meets
+text it was shown, through the chat template, and to continue from a description as from the text itself. It never meets
 an activation: that is learned in the warm start.
 """
 

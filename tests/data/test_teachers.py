@@ -178,7 +178,7 @@ def test_retry_after_is_a_number_or_a_date(tmp_path: Path):
         service.script = [{"status": 503, "headers": {"retry-after": formatdate(time.time() - 5)}, "body": "{}"}]
         assert teacher(AnthropicTeacher, url, tmp_path).explain(PASSAGES[1:2])[0].status == "ok"
         service.script = [{"status": 429, "headers": {"retry-after": "86400"}, "body": "{}"}]
-        with pytest.raises(TeacherError, match="asks to wait 86400 s; the same command goes on later"):
+        with pytest.raises(TeacherError, match="asks to wait 86400 s; the same command continues later"):
             teacher(AnthropicTeacher, url, tmp_path).explain(PASSAGES[2:3])
 
 

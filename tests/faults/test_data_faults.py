@@ -240,7 +240,7 @@ def test_a_document_on_two_sides_is_refused(folder: Path):
     test["rows"] = joint["rows"]
     content = {**manifest(folder), "files": [e if e["path"] != test["path"] else test for e in entries]}
     (folder / "manifest.json").write_text(json.dumps(content))
-    with pytest.raises(DataError, match=r"document 'texts.jsonl:\d+' of split (joint|test) stands in (joint|test) too"):
+    with pytest.raises(DataError, match=r"document 'texts.jsonl:\d+' of split (joint|test) is in (joint|test) too"):
         source(folder)
 
 
@@ -336,7 +336,7 @@ def test_passing_troubles_are_tried_again_and_cost_nothing(kind: Any, status: in
         assert teacher.explain(PASSAGE)[0].status == "ok" and len(service.seen) == 3
         assert teacher.ledger.spent()[1] == 150
         service.script = [{"status": status, "body": "busy"}] * 9
-        with pytest.raises(TeacherError, match=f"HTTP {status}: busy, tried 4 times; the same command goes on later"):
+        with pytest.raises(TeacherError, match=f"HTTP {status}: busy, tried 4 times; the same command continues later"):
             teacher.explain([Passage("e", "another")])
         assert teacher.ledger.spent()[1] == 150
 
@@ -417,7 +417,7 @@ def test_a_spent_budget_ends_cleanly_and_more_goes_on(
     with serving() as (service, url):
         assert main(command(out, tiny_folder, corpus, url, "teacher.usd=0.15")) == 2
         shown = capsys.readouterr()
-        assert "budget is spent" in shown.err and "goes on" in shown.err and "passages to explain" in shown.out
+        assert "budget is spent" in shown.err and "continues" in shown.err and "passages to explain" in shown.out
         first, partial = len(service.seen), explained(out)
         assert 0 < first < 108 and first * 0.0035 <= 0.15 and partial["ok"] >= first and partial["unasked"] > 0
         assert len(ShardRows(source(out).pieces("warm_start", 1, target.d_model, True), 64, 0)) == partial["ok"]
@@ -461,7 +461,7 @@ def test_a_budget_is_never_exceeded(tmp_path: Path):
         teacher = asked(AnthropicTeacher, url, tmp_path, usd=0.05, concurrency=4)
         found = teacher.explain([Passage(str(n), f"text {n}") for n in range(40)])
         assert teacher.ledger.spent()[0] <= 0.05 and {one.status for one in found} == {"ok", "unasked"}
-        with pytest.raises(BudgetError, match="of teacher.usd=0.05 are spent; raise it to go on"):
+        with pytest.raises(BudgetError, match="of teacher.usd=0.05 are spent; raise it to continue"):
             teacher.ledger.enter("another", 10, 0.05)
 
 

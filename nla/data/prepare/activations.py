@@ -1,7 +1,7 @@
 """From rows of a corpus to shards of activations: positions, one forward pass for all layers, files by split.
 
 Shard `n` covers rows `n * size` to `(n + 1) * size` of the corpus, whatever the number of processes, so a preparation
-goes on with another number of them. Each process reads the whole corpus and works on its own shards; memory holds one.
+continues with another number of them. Each process reads the whole corpus and works on its own shards, one at a time.
 """
 
 from collections import Counter
@@ -60,7 +60,7 @@ def read_corpus(
     ranks: int = 1,
     progress: Callable[[int], Any] = lambda rows: None,
 ) -> int:
-    """Write this process's shards, those that stand and are whole left as they are; the number of all shards.
+    """Write this process's shards, leaving whole ones as they are; the number of all shards.
 
     `facts` are those of the files, but for layer and rows. Raises DataError.
     """

@@ -1,7 +1,7 @@
 """From shards to explanations: the teacher is asked about every row of some splits, once for all layers.
 
 An explanations file holds the rows of its shard in the same order and row groups. Those that another teacher wrote, or
-that a spent budget left unfinished, are made anew; what was paid for comes out of the teacher's ledger.
+that a spent budget left unfinished, are made again; what was paid for comes out of the teacher's ledger.
 """
 
 import logging

@@ -1,7 +1,7 @@
 """The prepared folder: which shards in it are whole, and the manifest that says so to training.
 
 prepare.yaml                the settings, without secrets
-records/00000.json          what shard 0 consists of; written when all its files stand
+records/00000.json          what shard 0 consists of; written when all its files are there
 layer-20/<split>-00000.parquet, explanations/<split>-00000.parquet
 manifest.json               the sum; written last
 """

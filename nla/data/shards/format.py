@@ -34,7 +34,7 @@ BAD_SHARE = 0.001  # of the rows may be dropped; above it the data are wrong, no
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What stands beside a file of activations."""
+    """What a file of activations says about itself."""
 
     base_model: str
     d_model: int
@@ -162,7 +162,7 @@ def open_parquet(path: Path) -> pq.ParquetFile:
         raise DataError(f"{path} is not a readable Parquet file ({first_line(error)}); {REMEDY}") from error
 
 
-REMEDY = "prepare it again (nla prepare writes damaged shards anew), or restore it"
+REMEDY = "prepare it again (nla prepare replaces damaged shards), or restore it"
 
 
 def read_group(path: Path, group: int, columns: list[str] | None = None) -> pa.Table:

@@ -46,7 +46,7 @@ class File:
 class ShardSource:
     """Activations that `nla prepare`, or the released code, has stored.
 
-    Training reads the stored vectors. Evaluation, which needs the target anyway, reads the documents of its split anew
+    Training reads the stored vectors. Evaluation, which needs the target anyway, reads the documents of its split again
     as far as the shards show them: up to the last position of each.
 
     Args:
@@ -148,7 +148,7 @@ class ShardSource:
     def _check_splits(self) -> None:
         """No document on two sides. Raises DataError."""
         if self.manifest is None:
-            return  # by construction: the side hangs on the id alone
+            return  # by construction: the side depends on the id alone
         seen: dict[int, str] = {}
         for file in self.files:
             if file.facts.layer != self.layers[0]:
@@ -160,7 +160,7 @@ class ShardSource:
                 other = seen.setdefault(keyed_seed(name), str(file.split))
                 if other != file.split:
                     raise DataError(
-                        f"{file.path}: document {name!r} of split {file.split} stands in {other} too; a score on "
+                        f"{file.path}: document {name!r} of split {file.split} is in {other} too; a score on "
                         "it would say nothing: prepare the data again"
                     )
 

@@ -64,7 +64,7 @@ class CachedTeacher(ABC):
         return self._ledger
 
     def identity(self) -> dict[str, Any]:
-        """All that a reply depends on besides the passage."""
+        """All that a reply depends on, except the passage."""
         return {
             "kind": type(self).__name__,
             "model": self.model,

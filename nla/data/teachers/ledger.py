@@ -66,9 +66,9 @@ class Ledger:
         with self._lock:
             paid, used = self._spent()
             if self.usd is not None and paid + usd > self.usd:
-                raise BudgetError(f"{paid:.4f} of teacher.usd={self.usd} are spent; raise it to go on")
+                raise BudgetError(f"{paid:.4f} of teacher.usd={self.usd} are spent; raise it to continue")
             if self.tokens is not None and used + tokens > self.tokens:
-                raise BudgetError(f"{used} of teacher.tokens={self.tokens} are spent; raise it to go on")
+                raise BudgetError(f"{used} of teacher.tokens={self.tokens} are spent; raise it to continue")
             entered = self._base.execute("INSERT INTO requests (key, tokens, usd) VALUES (?, ?, ?)", (key, tokens, usd))
             return int(entered.lastrowid or 0)
 

@@ -53,7 +53,7 @@ class Estimate:
 @runtime_checkable
 class Teacher(Protocol):
     name: str
-    """as it stands in the manifest"""
+    """as in the manifest"""
     every_rank: bool
     """whether each process asks for its own shards; a service is asked by one, which keeps the budget"""
 

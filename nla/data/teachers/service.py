@@ -125,7 +125,7 @@ class ServiceTeacher(CachedTeacher):
         if failure.status in (401, 403):
             raise TeacherError(
                 f"{where}: the key is not accepted (HTTP {failure.status}: {said}); set teacher.api_key or "
-                "teacher.api_key_file, the same command goes on"
+                "teacher.api_key_file, the same command continues"
             )
         if failure.status is not None and failure.status not in AGAIN:
             raise TeacherError(f"{where}: HTTP {failure.status} ({said}); check teacher.model and teacher.base_url")
@@ -135,7 +135,7 @@ class ServiceTeacher(CachedTeacher):
             raise TeacherError(
                 f"{where}: {status}{said}, tried {attempt + 1} times"
                 + (f", asks to wait {seconds:.0f} s" if seconds > LONGEST_WAIT else "")
-                + "; the same command goes on later, paid replies are kept"
+                + "; the same command continues later, paid replies are kept"
             )
         self._stop.wait(seconds)
 

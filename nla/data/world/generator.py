@@ -91,7 +91,7 @@ class WorldDocument:
     def known(self, end: int | None = None) -> dict[str, str]:
         """The facts that ``text[:end]`` has revealed, in order of revelation, and what its end is about.
 
-        A word counts once it stands complete in the prefix; ``ending`` is the topic of the last such word.
+        A word counts once it is complete in the prefix; ``ending`` is the topic of the last such word.
         """
         known: dict[str, str] = {}
         ending, offset = None, 0

@@ -10,14 +10,14 @@ from nla.errors import DataError
 
 
 class WorldSource:
-    """Documents of the embedded world. Splits draw on disjoint ids, so no document stands in two of them.
+    """Documents of the embedded world. Splits draw on disjoint ids, so no document is in two of them.
 
     Args:
         sizes: documents per split (``warm_start``, ``joint``, ``validation``, ``test``, ...).
         seed: of the world; another seed gives other documents under the same ids.
         statements: which of the known facts a warm-start text mentions, a few, so that joint training has more to
             find: each with this probability, or as many as lie in this range, fewest and most. With a probability the
-            decision on one fact does not hang on how many were told before.
+            decision on one fact does not depend on how many were told before.
         thorough: share of the warm-start texts that tell all known facts instead, in an order of their own. In a text
             that tells a few, a fact that is missing is mostly one that was left out; only in these is it always one
             that the context has not revealed.

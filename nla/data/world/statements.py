@@ -36,8 +36,8 @@ OUTSIDE_IN = ("genre", "tense", "time", "place", "weather", "hero", "job", "mood
 def describe(facts: dict[str, str], count: int, rng: random.Random, order: Sequence[str] | None = tuple(STEMS)) -> str:
     """``count`` statements of ``facts``, chosen at random, told in this order; None: a random one, the ending last.
 
-    In a fixed order leaving a kind out is a choice of its own at its own place, which joint training can explore: after
-    shuffled texts the verbalizer learnt to go on until every kind was named, whether the text had revealed it or not.
+    In a fixed order, leaving a kind out is a choice of its own at its own place, which joint training can explore.
+    After shuffled texts the verbalizer learnt to continue until every kind was named, revealed or not.
     """
     chosen = rng.sample(sorted(facts), min(count, len(facts)))
     chosen.sort(key=order.index if order else lambda kind: kind == "ending")

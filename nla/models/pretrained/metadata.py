@@ -84,7 +84,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, path: Path) -> dict[str, Any]:
-    """The same of text that stands in `path`."""
+    """The same of the text in `path`."""
     if len(text) > MAX_METADATA_BYTES:
         raise ReleaseError(f"{path} holds {len(text)} characters of YAML, at most {MAX_METADATA_BYTES} are read")
     try:

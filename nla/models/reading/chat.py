@@ -75,7 +75,7 @@ def _spans(rendered: str, messages: Messages, where: Any) -> list[tuple[int, int
 
 
 def _contents(rendered: str, messages: Messages, role: str) -> list[tuple[int, int]]:
-    """Where the contents of one role's messages stand; a template may have stripped them."""
+    """Where the contents of one role's messages are; a template may have stripped them."""
     roles = list(dict.fromkeys(message["role"] for message in messages))
     if role not in roles:
         raise DataError(f"where={role!r}: expected 'all', 'last', a list of spans, or a role of {roles}")

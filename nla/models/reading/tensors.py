@@ -32,7 +32,7 @@ class HookMatch:
 
     @property
     def right(self) -> bool:
-        """Whether it is what the target reads, as it stands."""
+        """Whether it is what the target reads, unchanged."""
         return self.difference <= TOLERANCE and self.block == self.wanted and not self.centered
 
     def __str__(self) -> str:

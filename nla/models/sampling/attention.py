@@ -76,7 +76,7 @@ def attention(
     """Causal attention of the newest tokens to the prefixes and to the row's own tokens so far.
 
     Heads that share keys are one matrix, not copies of the keys. The softmax is in fp32. `place` says where the newest
-    tokens stand among a row's own, where `key` is a buffer that is not full yet.
+    tokens are among a row's own, where `key` is a buffer that is not full yet.
     """
     rows, heads, new, size = query.shape
     kv_heads, own = key.shape[1], key.shape[2]

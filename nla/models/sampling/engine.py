@@ -1,6 +1,6 @@
 """The decode loop for prompts that differ in one embedding: prefill once what is shared, drop rows that have ended.
 
-What stands before the marker is run once, the rest of the prompt once for each activation; its samples attend to both
+What precedes the marker is run once, the rest of the prompt once for each activation; its samples attend to both
 where they lie (`attention.py`). A sample depends on (seed, row, step) only, not on what else is in the batch, beyond
 rounding. Prompts have one length, hence no mask.
 """

@@ -37,7 +37,7 @@ class GraphedStep:
         prefixes: Any,
         position: Int[Tensor, "1 1"],
     ) -> Float[Tensor, "row d_model"]:
-        """The step's result; it stands in a buffer that the next call overwrites."""
+        """The step's result, in a buffer that the next call overwrites."""
         shape = (len(embeddings), cache.size)
         if shape != self.shape or not self.recordable:
             self.shape, self.graph = shape, None
