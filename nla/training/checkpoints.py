@@ -1,10 +1,10 @@
-"""The checkpoints of one stage on disk: written whole, found again, checked, kept and removed.
+"""The checkpoints of one stage on disk: how they are written, found, checked, kept and removed.
 
     checkpoints/000050/state           a file, or a folder where every rank writes its own share
     checkpoints/000050/manifest.json   written last: step, identity of the run, size and digest of the state
 
-A checkpoint is filled beside its place and renamed, so what stands there was finished. What is damaged later (cut
-short, emptied, without its manifest) is named and passed over for the one before.
+A checkpoint is filled in a scratch folder and renamed, so every checkpoint was finished. One that is damaged later (cut
+short, emptied, without its manifest) is named and skipped for the one before.
 """
 
 import json
@@ -49,45 +49,45 @@ class CheckpointFolder:
         self.path, self.keep = path, max(1, keep)
 
     def scratch(self, step: int) -> Path:
-        """The folder in which a checkpoint is filled; nobody reads it."""
+        """The folder in which a checkpoint is filled; it is never read."""
         return files.scratch_of(self.path / f"{step:06d}")
 
     def begin(self, step: int) -> Path:
-        """An empty scratch folder, and with it the place of the state. One rank calls it."""
+        """Make an empty scratch folder and return the path of the state in it. One rank calls it."""
         scratch = self.scratch(step)
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
         return scratch / STATE
 
     def commit(self, step: int, identity: RunIdentity) -> Saved:
-        """Write the manifest, let the checkpoint appear, remove what is no longer wanted. One rank calls it."""
-        scratch, place = self.scratch(step), self.path / f"{step:06d}"
+        """Write the manifest, move the checkpoint into place, remove old ones. One rank calls it."""
+        scratch, path = self.scratch(step), self.path / f"{step:06d}"
         state = scratch / STATE
         manifest = {"schema": SCHEMA, "step": step, "bytes": size(state), "digest": files.digest(state)}
         files.write_text(scratch / MANIFEST, json.dumps({**manifest, "facts": dict(identity)}, indent=2) + "\n")
-        shutil.rmtree(place, ignore_errors=True)  # a damaged one of this step, which was passed over
-        os.replace(scratch, place)
+        shutil.rmtree(path, ignore_errors=True)  # a damaged one of this step, which was skipped
+        os.replace(scratch, path)
         self._prune(step)
-        return Saved(place, step, dict(identity))
+        return Saved(path, step, dict(identity))
 
     def abandon(self, step: int) -> None:
-        """Remove what a failed write has left, so that it takes no room."""
+        """Remove what a failed write has left."""
         shutil.rmtree(self.scratch(step), ignore_errors=True)
 
     def newest(self) -> Saved | None:
-        """The newest valid checkpoint; None where none was ever finished.
+        """The newest valid checkpoint; None if none was ever finished.
 
-        Damaged ones are named in a warning. Raises CheckpointError where checkpoints stand and none is valid, since a
-        fresh start would throw work away without a word; and for one of a newer schema.
+        Damaged ones are named in a warning. Raises CheckpointError if there are checkpoints but none is valid,
+        because a fresh start would silently discard work; and for one of a newer schema.
         """
         problems = []
-        for path in sorted(self._standing(), key=step_of, reverse=True):
-            found = self._read(path)
-            if isinstance(found, Saved):
+        for path in sorted(self._paths(), key=step_of, reverse=True):
+            saved = self._read(path)
+            if isinstance(saved, Saved):
                 for problem in problems:
-                    warnings.warn(f"{problem}; going on from step {found.step}, {found.path}", stacklevel=2)
-                return found
-            problems.append(found)
+                    warnings.warn(f"{problem}; continuing from step {saved.step}, {saved.path}", stacklevel=2)
+                return saved
+            problems.append(saved)
         if problems:
             raise CheckpointError(
                 f"{self.path}: no checkpoint can be used ({'; '.join(problems)}): restore one, or remove "
@@ -95,7 +95,7 @@ class CheckpointFolder:
             )
         return None
 
-    def _standing(self) -> list[Path]:
+    def _paths(self) -> list[Path]:
         return [path for path in self.path.glob("[0-9]*") if path.name.isdigit()]
 
     def _read(self, path: Path) -> Saved | str:
@@ -121,9 +121,9 @@ class CheckpointFolder:
         return Saved(path, int(manifest["step"]), dict(manifest.get("facts", {})))
 
     def _prune(self, step: int) -> None:
-        """Remove leftovers of killed writes, later ones that were passed over, and all but the newest `keep`."""
-        standing = sorted(self._standing(), key=step_of, reverse=True)
-        kept = [path for path in standing if step_of(path) <= step][: self.keep]
+        """Remove leftovers of killed writes, later checkpoints that were skipped, and all but the newest `keep`."""
+        paths = sorted(self._paths(), key=step_of, reverse=True)
+        kept = [path for path in paths if step_of(path) <= step][: self.keep]
         for path in self.path.iterdir():
             if path.is_dir() and path not in kept:
                 shutil.rmtree(path, ignore_errors=True)

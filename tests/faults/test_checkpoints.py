@@ -89,7 +89,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     with pytest.warns(UserWarning, match=said) as said_so:
         found = folder.newest()
     assert found is not None and found.path == older and found.step == 5 and found.sharded == sharded
-    assert str(newest) in str(said_so[0].message) and "going on from step 5" in str(said_so[0].message)
+    assert str(newest) in str(said_so[0].message) and "continuing from step 5" in str(said_so[0].message)
     write(folder, 10, sharded)  # the step comes again and takes the damaged one's place
     again = folder.newest()
     assert again is not None and again.step == 10

@@ -1,7 +1,7 @@
 """Alarms of the joint stage: each step's figures against limits that a healthy policy keeps.
 
-A collapse seldom shows in the reward alone: entropy is gone, explanations run into the cap or in circles, groups earn
-the same. An alarm says which value passed which limit for how long, what that usually means, and what to try.
+A collapse seldom shows in the reward alone: entropy vanishes, explanations reach the cap or repeat themselves, groups
+have equal rewards. An alarm names the value, its limit and for how long, what that usually means, and what to try.
 """
 
 import warnings
@@ -14,13 +14,13 @@ from nla.errors import ConfigError, TrainingError
 
 
 class Alarm(NamedTuple):
-    """A metric that the joint stage logs at each step, and what it says beyond its limit."""
+    """A metric that the joint stage logs at each step, and its meaning beyond the limit."""
 
     metric: str
     below: bool  # the bad side of the limit
     meaning: str
     remedy: str
-    at_once: bool = False  # no patience: it is no matter of chance
+    at_once: bool = False  # without patience: it never happens by chance
 
 
 ALARMS = (
@@ -66,11 +66,11 @@ ALARMS = (
 class Alarms(Callback):
     """Warns, or stops the run, when a figure stays beyond its limit.
 
-    A limit of null switches its alarm off. An alarm that has rung is silent until its figure has come back. What is
-    logged is the mean over all ranks, so that all of them decide the same.
+    A limit of null switches its alarm off. An alarm that has rung is silent until its figure has recovered. Logged
+    values are means over all ranks, so that all ranks decide the same.
 
     Args:
-        patience: so many steps in a row beyond a limit ring (`sampling_gap`: the first).
+        patience: consecutive steps beyond a limit until an alarm rings (`sampling_gap`: one).
         stop_on: alarms that end the run with TrainingError instead of a warning.
         surprisal: nats per token, at least.
         well_formed: share of the samples, at least.
@@ -107,12 +107,12 @@ class Alarms(Callback):
         stage, logged = str(getattr(pl_module, "name", "")), trainer.callback_metrics
         wanted = {name: f"{stage}/{name}" for name, limit in self.limits.items() if limit is not None}
         values = {name: float(logged[key]) for name, key in wanted.items() if key in logged}
-        for said in self.check(values, stage, trainer.global_step):
+        for message in self.check(values, stage, trainer.global_step):
             if trainer.is_global_zero:
-                warnings.warn(said, stacklevel=2)
+                warnings.warn(message, stacklevel=2)
 
     def check(self, values: Mapping[str, float], stage: str, step: int) -> list[str]:
-        """What rings after a step with these figures. Raises TrainingError where that ends the run."""
+        """Messages of the alarms that ring after a step. Raises TrainingError for an alarm in `stop_on`."""
         ringing = []
         for alarm in ALARMS:
             limit, value = self.limits[alarm.metric], values.get(alarm.metric)
@@ -123,13 +123,13 @@ class Alarms(Callback):
             patience = 1 if alarm.at_once else self.patience
             if count == patience:
                 side, during = "below" if alarm.below else "above", f" for {patience} steps" if patience > 1 else ""
-                said = (
+                message = (
                     f"{stage}/{alarm.metric} is {value:.3g} at step {step}, {side} callbacks.alarms.{alarm.metric}="
                     f"{limit:g}{during}: {alarm.meaning}; {alarm.remedy}"
                 )
                 if alarm.metric in self.stop_on:
-                    raise TrainingError(f"stage {stage} stopped: {said}")
-                ringing.append(said)
+                    raise TrainingError(f"stage {stage} stopped: {message}")
+                ringing.append(message)
         return ringing
 
     def state_dict(self) -> dict[str, Any]:

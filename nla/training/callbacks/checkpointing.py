@@ -1,7 +1,7 @@
-"""When a stage saves, what its checkpoint holds beyond Lightning's, and how it stops on a signal.
+"""When a stage saves, what its checkpoint holds besides Lightning's state, and how it stops on a signal.
 
 A step boundary is the moment after an optimizer step and, where one is due, after its validation. There the ranks agree
-on whether anyone was asked to stop; if so they save that step and raise `Interrupted`.
+whether any of them was asked to stop; if so they save that step and raise `Interrupted`.
 """
 
 import os
@@ -26,10 +26,10 @@ RNG = "rng"
 
 
 class Checkpointing(Checkpoint):
-    """Takes the place of Lightning's ModelCheckpoint.
+    """Replaces Lightning's ModelCheckpoint.
 
-    Beside Lightning's state a checkpoint holds the random states of every rank. Frozen weights (the target's, under
-    LoRA) are left out, unless the ranks' shares are saved apart.
+    Besides Lightning's state, a checkpoint holds the random states of every rank. Frozen weights (the target's, under
+    LoRA) are left out, unless each rank saves its own share.
 
     Args:
         folder: of the checkpoints, in that of the stage (`newest` says which).
@@ -130,7 +130,7 @@ class Checkpointing(Checkpoint):
             self._raise(trainer, pl_module, stopped)
 
     def _stopped(self, trainer: Trainer) -> int:
-        """The signal that any rank has got, the same answer on all of them."""
+        """The signal that any rank has received, the same number on all ranks; 0 for none."""
         if trainer.world_size == 1:
             return self.stop.signal
         noted = torch.tensor(float(self.stop.signal), device=trainer.strategy.root_device)
@@ -145,7 +145,7 @@ class Checkpointing(Checkpoint):
         )
 
     def _save(self, trainer: Trainer, step: int) -> None:
-        """Raises CheckpointError where the disk is full or forbids it; the checkpoints before stay as they are."""
+        """Raises CheckpointError if the disk is full or forbids it; earlier checkpoints are not touched."""
         try:
             if trainer.is_global_zero:
                 self.folder.begin(step)
@@ -159,7 +159,7 @@ class Checkpointing(Checkpoint):
                 self.folder.abandon(step)
             raise CheckpointError(
                 f"step {step} cannot be saved in {self.folder.path} ({first_line(error)}): make room or give "
-                "permission, then the same command goes on from the last checkpoint, which is untouched"
+                "permission, then the same command continues from the last checkpoint, which is untouched"
             ) from error
         self._saved_step = step
 

@@ -10,7 +10,7 @@ from nla.errors import first_line
 
 
 class FaultTolerantLogger(Logger):
-    """Passes everything on to `inner` until it fails; then says so once and leaves it alone."""
+    """Forwards everything to `inner` until it fails; then warns once and stops using it."""
 
     def __init__(self, inner: Logger) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class FaultTolerantLogger(Logger):
 
     @property
     def experiment(self) -> Any:
-        """Made by Lightning before the run, so that a logger which is down is found out at once."""
+        """Made by Lightning before the run, so that a failing logger is noticed at once."""
         return self._try(lambda: getattr(self.inner, "experiment", None))
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:

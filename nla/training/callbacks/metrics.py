@@ -1,7 +1,7 @@
-"""metrics.csv: a line per logged step and per validation, on the disk as soon as it is known.
+"""metrics.csv: a line per logged step and per validation, written as soon as it is known.
 
-Lightning's CSVLogger keeps lines in memory and deletes the file when a run resumes. Here a checkpoint knows how many
-lines were written before it, and a resumed run goes on after exactly those.
+Lightning's CSVLogger keeps lines in memory and deletes the file when a run resumes. Here a checkpoint stores how many
+lines were written before it, and a resumed run continues after exactly those.
 """
 
 import csv
@@ -43,11 +43,11 @@ class MetricsFile(Callback):
         self._lines = int(state_dict["lines"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Drop the lines after the checkpoint: their steps come again."""
+        """Drop the lines after the checkpoint: their steps will be repeated."""
         if not trainer.is_global_zero or trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
             return
-        found = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
-        rows = list(csv.reader(io.StringIO(found)))
+        text = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
+        rows = list(csv.reader(io.StringIO(text)))
         self._columns = rows[0] if rows else ["step"]
         self._write([dict(zip(self._columns, row)) for row in rows[1 : self._lines + 1]])
 
@@ -81,7 +81,7 @@ class MetricsFile(Callback):
         except OSError as error:
             raise TrainingError(
                 f"{self.path}: the metrics of step {trainer.global_step} cannot be written ({error.strerror}): make "
-                "room or give permission, then the same command goes on from the last checkpoint"
+                "room or give permission, then the same command continues from the last checkpoint"
             ) from error
         self._lines += 1
 

@@ -1,7 +1,7 @@
 """A table of explanations at each validation, for TensorBoard and for the person watching.
 
-It takes what a stage's `validation_step` returns: `text` (contexts), `explanation` (None: malformed), `cosine`. The
-rows shown are the same at each validation, so that one can follow them through training.
+It reads what a stage's `validation_step` returns: `text` (contexts), `explanation` (None: malformed), `cosine`. Each
+validation shows the same rows, so that they can be followed through training.
 """
 
 import re
@@ -40,11 +40,11 @@ class Samples(Callback):
         if batch_idx or trainer.sanity_checking or not isinstance(outputs, dict) or "explanation" not in outputs:
             return
         count = min(self.count, len(outputs["text"]))
-        for place in (k * len(outputs["text"]) // count for k in range(count)):
-            context = " ".join(outputs["text"][place].split())
+        for row in (k * len(outputs["text"]) // count for k in range(count)):
+            context = " ".join(outputs["text"][row].split())
             if len(context) > self.context_characters:
                 context = f"…{context[-self.context_characters :]}"
-            self._rows.append((context, outputs["explanation"][place], float(outputs["cosine"][place])))
+            self._rows.append((context, outputs["explanation"][row], float(outputs["cosine"][row])))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._rows or not trainer.is_global_zero:
@@ -59,7 +59,7 @@ class Samples(Callback):
 
 
 def markdown_table(rows: list[Row]) -> str:
-    """For TensorBoard, which renders Markdown and HTML: the texts are shown literally."""
+    """For TensorBoard, which renders Markdown and HTML; texts are shown literally."""
     lines = ["| context | explanation | cosine |", "|---|---|---:|"]
     for context, explanation, cosine in rows:
         lines.append(f"| {escape(context)} | {escape(explanation or MALFORMED)} | {cosine:.3f} |")
@@ -67,17 +67,17 @@ def markdown_table(rows: list[Row]) -> str:
 
 
 def terminal_table(rows: list[Row], title: str) -> Table:
-    """For a terminal; brackets in the texts are no markup."""
+    """For a terminal; brackets in the texts are not markup."""
     table = Table(title=Text(title), title_justify="left", show_lines=True)
     table.add_column("context", ratio=1)
     table.add_column("explanation", ratio=1)
     table.add_column("cosine", justify="right")
     for context, explanation, cosine in rows:
-        said = Text(explanation) if explanation is not None else Text(MALFORMED, style="red")
-        table.add_row(Text(context), said, f"{cosine:.2f}")
+        shown = Text(explanation) if explanation is not None else Text(MALFORMED, style="red")
+        table.add_row(Text(context), shown, f"{cosine:.2f}")
     return table
 
 
 def escape(text: str) -> str:
-    """Every sign that is neither letter, digit nor space as a character reference: inert in Markdown and in HTML."""
+    """Every character other than letters, digits and spaces as a character reference: inert in Markdown and in HTML."""
     return re.sub(r"[^\w\s]|_", lambda sign: f"&#{ord(sign[0])};", " ".join(text.split()))

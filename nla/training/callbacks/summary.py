@@ -15,23 +15,23 @@ class Summary(Callback):
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
-        self._found: list[Tensor] = []
+        self._activations: list[Tensor] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._found = []  # before a checkpoint is restored
+        self._activations = []  # before a checkpoint is restored
 
     def state_dict(self) -> dict[str, Any]:
-        return {"found": torch.cat(self._found)} if self._found else {}
+        return {"found": torch.cat(self._activations)} if self._activations else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._found = list(state_dict.values())
+        self._activations = list(state_dict.values())
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if isinstance(batch, ActivationBatch) and sum(map(len, self._found)) < self.rows:
-            self._found.append(batch.activation.detach().float().cpu())
+        if isinstance(batch, ActivationBatch) and sum(map(len, self._activations)) < self.rows:
+            self._activations.append(batch.activation.detach().float().cpu())
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if sum(map(len, self._found)) > 1:
-            pl_module.nla.summary = ActivationSummary.of(torch.cat(self._found)[: max(2, self.rows)])  # pyright: ignore
+        if sum(map(len, self._activations)) > 1:
+            pl_module.nla.summary = ActivationSummary.of(torch.cat(self._activations)[: max(2, self.rows)])  # pyright: ignore
