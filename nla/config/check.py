@@ -1,7 +1,7 @@
 """What a composed config must look like. Every mistake is one line with the key, the value, the rule and the fix.
 
-Nothing is loaded here but a model's config.json. Parts with a `_target_` are checked against the constructor they name
-(`nla.config.targets`); a key that nobody reads is refused everywhere.
+Nothing is loaded here but a model's config.json. Nodes with a `_target_` are checked against the constructor they name
+(`nla.config.targets`); an unread key is refused everywhere.
 """
 
 import re
@@ -65,7 +65,7 @@ def check_evaluate(cfg: DictConfig) -> EvaluateSettings:
 
 
 def plain_config(cfg: DictConfig, unneeded: Sequence[str] = ()) -> dict[str, Any]:
-    """Resolved, as plain containers. Raises ConfigError for what is not set or cannot be resolved.
+    """Resolved, as plain containers. Raises ConfigError for a key that is not set or cannot be resolved.
 
     An `unneeded` key that is not set becomes null.
     """
@@ -98,16 +98,16 @@ def model_depth(model: ModelSettings) -> int:
 def text_config(model: ModelSettings) -> Any:
     """The language model's part of config.json, fetched where it is on the hub. Raises ModelError with the remedy.
 
-    Raises ConfigError where `model.shape` says something else.
+    Raises ConfigError where `model.shape` differs from it.
     """
     from transformers import AutoConfig
 
     try:
-        found = AutoConfig.from_pretrained(resolve(model.id), revision=model.revision, trust_remote_code=False)
+        loaded = AutoConfig.from_pretrained(resolve(model.id), revision=model.revision, trust_remote_code=False)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError... for a wrong id
         reason = remedy(error, model.id, model.revision)
         raise ModelError(f"model.id={model.id}: cannot be found ({reason}); give a folder or a hub id") from error
-    config = found.get_text_config()
+    config = loaded.get_text_config()
     for key, value in (model.shape.model_dump() if model.shape is not None else {}).items():
         actual = getattr(config, key, value)
         if actual != value:
@@ -119,7 +119,7 @@ def text_config(model: ModelSettings) -> Any:
 
 
 def check_pair(pair: str) -> None:
-    """Raises ConfigError where a saved pair is plainly not there; a hub id is left to the loader."""
+    """Raises ConfigError for a folder that holds no saved pair; a hub id is left to the loader."""
     folder = Path(pair)
     hub_like = re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", pair) is not None and not folder.parent.exists()
     if not folder.is_dir() and not hub_like:
@@ -130,7 +130,7 @@ def check_pair(pair: str) -> None:
 
 
 def check_data(data: DataSettings, trusted: bool = True) -> None:
-    """Raises ConfigError for a path that is not there and a source whose class does not take its keys."""
+    """Raises ConfigError for a missing path, and for a source whose class does not take its keys."""
     if data.path is not None and not Path(data.path).exists():
         raise ConfigError(f"data.path={data.path}: no such file or folder; give UTF-8 files, Parquet or JSONL")
     if "_target_" not in data.source:
@@ -147,8 +147,8 @@ def parse(schema: type[S], plain: dict[str, Any]) -> S:
 
 def _message(error: ValidationError, plain: dict[str, Any]) -> str:
     first = error.errors()[0]
-    parts = [part for part in first["loc"] if not isinstance(part, str) or part not in ("full", "lora")]
-    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
+    steps = [step for step in first["loc"] if step not in ("full", "lora")]  # the adapter's kind is no key
+    key = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).lstrip(".")
     others = f" ({error.error_count()} mistakes in all)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         known = [known for known in dotted_keys(plain) if known != key]

@@ -34,7 +34,7 @@ def config_folder() -> Path:
 
 
 def compose(config_name: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """The config of these overrides, as a notebook or test wants it. Raises ConfigError with a suggestion."""
+    """The config of these overrides, for a program, notebook or test. Raises ConfigError with a suggestion."""
     register_resolvers()
     with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
         try:
@@ -68,18 +68,18 @@ def _explain(error: Exception, config_name: str) -> str:
     """Hydra's message in one line, with the nearest known key, group or option."""
     text = str(error)
     if isinstance(error, MissingConfigException):
-        found = re.search(r"Could not find '([^']+)'", text)
+        missing = re.search(r"Could not find '([^']+)'", text)
         options = list(error.options or [])
-        group, _, choice = (found.group(1) if found else text).rpartition("/")
+        group, _, choice = (missing.group(1) if missing else text).rpartition("/")
         known = f"there are {', '.join(options)}" if options else "there is no such file in conf/"
         return f"{group or 'config'}={choice}: no such config, {known}{suggestion(choice, options)}"
-    found = re.search(r"Could not override '([^']+)'", text)
-    if isinstance(error, ConfigCompositionException) and found:
-        key = found.group(1).split("@")[0]
+    unknown = re.search(r"Could not override '([^']+)'", text)
+    if isinstance(error, ConfigCompositionException) and unknown:
+        key = unknown.group(1).split("@")[0]
         return f"{key}: no such key in the config{suggestion(key, _known_keys(config_name))}"
     if "requires --multirun" in text or "--multirun" in text:
         value = re.search(r"[Aa]mbiguous value for argument '([^']+)'|Sweep parameters '([^']+)'", text)
-        given = next((part for part in value.groups() if part), "") if value else ""
+        given = next((key for key in value.groups() if key), "") if value else ""
         return f"{given}: several values need a sweep (add -m), a list needs brackets (key=[a,b])"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: cannot be read as an override; write key=value, and quote values with special signs"

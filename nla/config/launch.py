@@ -30,8 +30,8 @@ S = TypeVar("S")
 def launch(task: Callable[[S], object], config_name: str, check: Callable[[DictConfig], S]) -> int:
     """Run `task` on the command line's settings, or on those of each job of a sweep.
 
-    The status is 2 after a person's mistake, 128 + signal for a run that a signal has stopped. The jobs of a sweep are
-    processes of their own, unless a launcher of Hydra's is chosen, which starts them itself.
+    The status is 2 after a person's mistake, 128 + signal for a run that a signal has stopped. Each job of a sweep is
+    a separate process, unless a Hydra launcher is chosen, which starts the jobs itself.
     """
     flags, overrides = _split(sys.argv[1:])
     try:
@@ -47,13 +47,13 @@ def launch(task: Callable[[S], object], config_name: str, check: Callable[[DictC
 
 
 def _run(task: Callable[[S], object], settings: S) -> int:
-    """Log lines go to stdout, as `hydra/job_logging: stdout` has it."""
+    """Log lines go to stdout, as under `hydra/job_logging: stdout`."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     try:
         task(settings)
     except NLAError as error:
         return report(error)
-    except KeyboardInterrupt:  # outside of a stage's training, where it ends a step first
+    except KeyboardInterrupt:  # outside a stage's training; inside, the step is finished first
         return _interrupted()
     return 0
 
@@ -86,7 +86,7 @@ def _interrupted() -> int:
 
 
 def report(error: NLAError) -> int:
-    """Say it on one line of stderr, with its details below; the exit status."""
+    """Print the error on one line of stderr, its details below it, and return the exit status."""
     print("error:" if error.status == 2 else "stopped:", " ".join(str(error).split()), file=sys.stderr, flush=True)
     if error.details:
         print(error.details, file=sys.stderr, flush=True)
@@ -124,16 +124,16 @@ def _jobs(overrides: Sequence[str], config_name: str) -> list[Job]:
     parsed = parse_overrides(overrides)
     register_resolvers()
     with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
-        return [Job(given, _job_place(config_name, given)) for given in combinations(parsed, config_folder())]
+        return [Job(given, _job_folder(config_name, given)) for given in combinations(parsed, config_folder())]
 
 
-def _job_place(config_name: str, overrides: Sequence[str]) -> Path | None:
+def _job_folder(config_name: str, overrides: Sequence[str]) -> Path | None:
     cfg = hydra.compose(config_name, list(overrides), return_hydra_config=True)
     return Path(cfg.hydra.sweep.dir, cfg.hydra.sweep.subdir) if "run_dir" in cfg else None
 
 
 def _launcher(overrides: Sequence[str]) -> bool:
-    """Whether a launcher of Hydra's was chosen."""
+    """Whether a Hydra launcher was chosen."""
     return any(override.partition("=")[0] in LAUNCHERS for override in overrides)
 
 

@@ -28,8 +28,8 @@ def secret_keys(node: Any, path: str = "") -> Iterator[str]:
     """Dotted keys of what `redacted` would hide; references such as `${oc.env:NAME}` hold no secret themselves."""
     items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
     for key, value in items:
-        place = f"{path}.{key}" if path else str(key)
+        dotted = f"{path}.{key}" if path else str(key)
         if not isinstance(value, str):
-            yield from secret_keys(value, place)
+            yield from secret_keys(value, dotted)
         elif not value.startswith("${") and redacted({str(key): value}) != {str(key): value}:
-            yield place
+            yield dotted

@@ -1,4 +1,4 @@
-"""The folder of a run: its recorded config, which stages are finished, and whose checkpoints may be continued in it."""
+"""The folder of a run: its recorded config, which stages are finished, and whose checkpoints may continue in it."""
 
 import os
 import shutil
@@ -19,14 +19,14 @@ from nla.models.pretrained.hub import cached_commit
 from nla.models.pretrained.loading import HALVES
 from nla.models.pretrained.metadata import read_metadata
 
-# A run folder belongs to one setting of these, and of a begun stage's own but for FREE, which never changes the result.
+# A run folder belongs to one value of each of these and of a begun stage's keys, but FREE, which changes no result.
 FREE = ("trainer", "micro_batch_size", "activation_checkpointing", "gather")
 FIXED = ("model", "layer", "adapter", "data.source", "data.positions_per_document", "data.min_context", "seed")
 WEIGHTS = "*.safetensors"
 
 
 def record_config(plain: Mapping[str, Any], run: Path) -> None:
-    """Write config.yaml, or refuse a folder that holds a run with other facts. Raises ConfigError."""
+    """Write config.yaml, or refuse a folder that holds a different run. Raises ConfigError."""
     public = redacted(plain)
     path = run / CONFIG
     if path.is_file():
@@ -63,32 +63,32 @@ def _begun(stages: Mapping[str, Any], folder: Path) -> list[str]:
 
 def _extends(key: str, before: Any, now: Any, stages: list[str], run: Path) -> bool:
     """Whether the change makes a finished stage longer whose pair no later stage has started from."""
-    parts = key.split(".")
-    if parts[0] != "stage" or parts[2:] != ["steps"] or not isinstance(before, int) or now < before:
+    path = key.split(".")
+    if path[0] != "stage" or path[2:] != ["steps"] or not isinstance(before, int) or now < before:
         return False
-    later = stages[stages.index(parts[1]) + 1 :] if parts[1] in stages else ()
+    later = stages[stages.index(path[1]) + 1 :] if path[1] in stages else ()
     for stage in later:
         if (run / "stages" / stage).is_dir():
             raise ConfigError(
-                f"{key}={now}: stage {stage} has started from the pair that {parts[1]} left after {before} steps: "
+                f"{key}={now}: stage {stage} has started from the pair that {path[1]} left after {before} steps: "
                 f"choose name=<another>, or remove {run / 'stages' / stage}"
             )
     return True
 
 
 def _at(node: Any, key: str) -> Any:
-    for part in key.split("."):
-        node = node.get(part) if isinstance(node, dict) else None
+    for name in key.split("."):
+        node = node.get(name) if isinstance(node, dict) else None
     return node
 
 
 def is_pair(folder: Path) -> bool:
-    """Whether both halves are there: `save_pretrained` lets them appear together, when they are whole."""
+    """Whether both halves are in the folder: `save_pretrained` moves them in together, once complete."""
     return all((folder / half).is_dir() for half in HALVES)
 
 
 def finished(pair: Path, steps: int) -> bool:
-    """Whether a stage has exported its pair after as many steps; one made without a count is taken as it is."""
+    """Whether a stage has exported its pair after this many steps; a pair without a count is accepted."""
     files.restore_folder(pair)
     if not is_pair(pair):
         return False
@@ -97,7 +97,7 @@ def finished(pair: Path, steps: int) -> bool:
 
 
 def copy_pair(source: Path, destination: Path) -> Path:
-    """Copy the pair, unless the very same is there; a kill never leaves half of one."""
+    """Copy the pair, unless an identical one is already there; a kill never leaves half of one."""
     files.restore_folder(destination)
     if not (is_pair(destination) and files.digest(destination) == files.digest(source)):
         with files.new_folder(destination) as scratch:

@@ -1,4 +1,4 @@
-"""The shape of a composed config: every key with its type and bounds, and nothing else."""
+"""The shape of a composed config: every key with its type and bounds; no other key is accepted."""
 
 import re
 from typing import Annotated, Any, Literal, TypeVar
@@ -14,7 +14,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+-]{0,99}")
 
 
 class Settings(BaseModel):
-    """Frozen: a step that decides something returns changed settings."""
+    """Frozen: a step that changes a value returns new settings."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True, protected_namespaces=())
 
@@ -33,7 +33,7 @@ class TemplateSettings(Settings):
 
 
 class ShapeSettings(Settings):
-    """Numbers of a model's config.json under the names they have there: much can be said without a download."""
+    """Numbers of a model's config.json under the names used there: enough to check and plan without a download."""
 
     model_type: str
     hidden_size: PositiveInt
@@ -115,7 +115,7 @@ class StageSettings(Settings):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Of the stage's constructor, `_target_` among them."""
+        """The arguments of the stage's constructor, with `_target_`."""
         return {"steps": self.steps, **(self.model_extra or {})}
 
 

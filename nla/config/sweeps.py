@@ -1,7 +1,7 @@
-"""The jobs of a sweep, each a process of its own: one that fails or is killed leaves the others to run.
+"""The jobs of a sweep, each in its own process: when one fails or is killed, the others still run.
 
-Under Hydra's own launcher all jobs share one process, so the first that is killed takes the rest along, and Hydra
-writes the overrides into multirun.yaml as they are. Its other launchers (submitit) have a process per job already.
+Under Hydra's own launcher all jobs share one process, so the first that is killed ends the rest, and Hydra
+writes the overrides into multirun.yaml unredacted. Its submitit launchers already start a process per job.
 
     runs/<name>/sweep/jobs.json     status and command of each job, without secrets
 """
@@ -25,7 +25,7 @@ from nla.errors import ConfigError
 from nla.signals import StopRequest
 
 JOBS = "jobs.json"
-POLL = 0.1  # seconds between two looks at a running job
+POLL = 0.1  # seconds between polls of a running job
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,8 @@ class Job:
     @property
     def command(self) -> list[str]:
         """What runs this job, alone and in its own folder."""
-        place = [] if self.folder is None else [f'run_dir="{self.folder}"']
-        return [sys.argv[0], *self.overrides, *place]
+        run_dir = [] if self.folder is None else [f'run_dir="{self.folder}"']
+        return [sys.argv[0], *self.overrides, *run_dir]
 
 
 def combinations(parsed: Sequence[Override], groups: Path) -> Iterator[tuple[str, ...]]:
@@ -52,7 +52,7 @@ def combinations(parsed: Sequence[Override], groups: Path) -> Iterator[tuple[str
 
 
 def choices(override: Override, groups: Path) -> list[str]:
-    """The values of a sweep over this key, each as an override of its own; `groups` holds the config groups."""
+    """The values of a sweep over this key, each as a separate override; `groups` holds the config groups."""
     if not override.is_sweep_override():
         return [str(override.input_line)]
     key, value = override.get_key_element(), override.value()
@@ -75,10 +75,10 @@ def refuse_secrets(parsed: Sequence[Override]) -> None:
 
 
 def run_jobs(jobs: Sequence[Job]) -> int:
-    """Run one after the other and print what became of each; the exit status.
+    """Run one after the other, print each job's result and return the exit status.
 
-    0 where all are done; 2 where nothing but a person's mistakes failed; 128 + signal where one stopped the sweep,
-    which the running job gets as well; else 1.
+    0 if all are done; 2 if every failure was a person's mistake; 128 + signal if one stopped the sweep (the running
+    job receives it too); else 1.
     """
     stop = StopRequest()
     stop.listen()
@@ -94,7 +94,7 @@ def run_jobs(jobs: Sequence[Job]) -> int:
 
 
 def status(code: int | None) -> str:
-    """In words, from a process's return code: negative for the signal that killed it, None where it was not started."""
+    """In words, from a process's return code: negative for the signal that killed it, None if it was not started."""
     if code is None:
         return "not started"
     if code < 0:
@@ -106,7 +106,7 @@ def status(code: int | None) -> str:
 
 def _run(job: Job, stop: StopRequest) -> int:
     print(f"job {job.name}", flush=True)
-    # a process group of its own: a Ctrl-C reaches this process alone, which passes it on once
+    # own process group: a Ctrl-C reaches only this process, which passes it on once
     process = subprocess.Popen([sys.executable, *job.command], process_group=0)
     passed_on = False
     while (code := process.poll()) is None:

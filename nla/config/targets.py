@@ -1,7 +1,7 @@
 """Checks every `_target_` of a config against the constructor it names, before anything is built.
 
-The constructor's signature is the schema: a misspelt key, a value of the wrong type or a missing argument is found in a
-second, not after a model was loaded. A config that came with a checkpoint may name nothing but this package's classes.
+The constructor's signature is the schema: a misspelt key, a wrong type or a missing argument is reported within a
+second, before a model is loaded. A config that came with a checkpoint may name nothing but this package's classes.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 
 
 def suggestion(word: str, options: Collection[str]) -> str:
-    """`; did you mean 'x'?`, or nothing. Dotted keys are compared whole and by their last part."""
+    """`; did you mean 'x'?`, or nothing. Dotted keys are compared whole and by their last component."""
     close = get_close_matches(word, list(options), 1, 0.6)
     if not close:
         by_leaf = {option.rpartition(".")[2]: option for option in options}
@@ -63,8 +63,8 @@ def _check(node: Mapping[str, Any], key: str, injected: Collection[str], trusted
                 f"{suggestion(name, settable) or '; it takes ' + ', '.join(settable)}"
             )
     # a subclass may itself give what its base class requires, so only its own requirements count
-    own = [p.name for p in _own(constructor) if p.default is p.empty]
-    missing = [name for name in own if name in named and name not in given and name not in injected]
+    required = [p.name for p in _signature(constructor) if p.default is p.empty]
+    missing = [name for name in required if name in named and name not in given and name not in injected]
     if missing and not node.get("_partial_") and not node.get("_args_"):
         raise ConfigError(f"{key}.{missing[0]} is not set: {node['_target_']} needs it; add {key}.{missing[0]}=<value>")
     hints = _hints(constructor)
@@ -76,9 +76,9 @@ def _check(node: Mapping[str, Any], key: str, injected: Collection[str], trusted
 
 
 def _check_record(constructor: Any, arguments: dict[str, Any]) -> None:
-    """A dataclass of this package is made once, since its own `__post_init__` knows rules that no type can say."""
-    own = inspect.isclass(constructor) and dataclasses.is_dataclass(constructor)
-    if own and constructor.__module__.startswith(OWN) and not _has_target(arguments):
+    """A dataclass of this package is constructed once, since `__post_init__` checks rules that types cannot express."""
+    is_record = inspect.isclass(constructor) and dataclasses.is_dataclass(constructor)
+    if is_record and constructor.__module__.startswith(OWN) and not _has_target(arguments):
         constructor(**arguments)
 
 
@@ -88,7 +88,7 @@ def takes(node: Mapping[str, Any], name: str) -> bool:
 
 
 def check_type(value: Any, hint: Any, key: str) -> None:
-    """Raises ConfigError where `value` does not fit the annotation; annotations that nothing is known of pass."""
+    """Raises ConfigError where `value` does not fit the annotation; annotations that pydantic does not know pass."""
     try:
         config = ConfigDict(arbitrary_types_allowed=True, coerce_numbers_to_str=True)
         adapter = TypeAdapter(hint, config=None if hasattr(hint, "__pydantic_config__") else config)
@@ -111,19 +111,19 @@ def _locate(path: Any, key: str, trusted: bool) -> Any:
             "give the data yourself (data=<name>)"
         )
     try:
-        found = get_object(path)
+        located = get_object(path)
     except Exception as error:  # hydra reports a missing module, class or a failing import alike
         reason = (str(error).strip().splitlines() or [""])[-1]
         raise ConfigError(f"{key}._target_={path}: cannot be imported ({reason}); correct the path") from error
-    if not trusted and not (inspect.isclass(found) and str(found.__module__).startswith(OWN)):
+    if not trusted and not (inspect.isclass(located) and str(located.__module__).startswith(OWN)):
         raise ConfigError(f"{key}._target_={path}: is no class of this package; give the data yourself (data=<name>)")
-    if not callable(found):
-        raise ConfigError(f"{key}._target_={path}: is a {type(found).__name__}, not a class or function")
-    return found
+    if not callable(located):
+        raise ConfigError(f"{key}._target_={path}: is a {type(located).__name__}, not a class or function")
+    return located
 
 
 def _parameters(constructor: Any) -> tuple[dict[str, inspect.Parameter], bool]:
-    """Named parameters, and whether others pass unseen.
+    """Named parameters, and whether others are accepted.
 
     A class of this package hands its `**kwargs` to the base class, so their parameters count as its own.
     """
@@ -131,8 +131,8 @@ def _parameters(constructor: Any) -> tuple[dict[str, inspect.Parameter], bool]:
     if inspect.isclass(constructor) and constructor.__module__.startswith(OWN):
         chain = [c for c in constructor.__mro__ if "__init__" in vars(c) and c.__module__.startswith(OWN)] or chain
     named: dict[str, inspect.Parameter] = {}
-    for part in chain:
-        parameters = _own(part)
+    for owner in chain:
+        parameters = _signature(owner)
         for parameter in parameters:
             if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 named.setdefault(parameter.name, parameter)
@@ -141,7 +141,7 @@ def _parameters(constructor: Any) -> tuple[dict[str, inspect.Parameter], bool]:
     return named, True
 
 
-def _own(constructor: Any) -> list[inspect.Parameter]:
+def _signature(constructor: Any) -> list[inspect.Parameter]:
     try:
         return list(inspect.signature(constructor).parameters.values())
     except (TypeError, ValueError):

@@ -15,7 +15,7 @@ Gather = Literal["once", "blocks"]
 
 
 def with_strategy(trainer: Mapping[str, Any], adapter: str) -> dict[str, Any]:
-    """A Trainer's arguments with our name `fsdp2` for Lightning's ModelParallelStrategy.
+    """A Trainer's arguments, with `fsdp2` replaced by Lightning's ModelParallelStrategy.
 
     `strategy` may name one for each kind of adapter: `{full: fsdp2, lora: ddp}`. Raises ConfigError.
     """
@@ -35,9 +35,9 @@ def with_strategy(trainer: Mapping[str, Any], adapter: str) -> dict[str, Any]:
 
 
 def check_ranks(trainer: Mapping[str, Any]) -> None:
-    """Raises ConfigError unless as many ranks were started as the config has devices.
+    """Raises ConfigError unless the number of started ranks is the config's number of devices.
 
-    Ranks come from torchrun or SLURM. One that does not know of the others would train alone into their run folder.
+    Ranks come from torchrun or SLURM. A rank unaware of the others would train alone into the same run folder.
     """
     devices, nodes = trainer.get("devices"), trainer.get("num_nodes", 1)
     if not isinstance(devices, int):

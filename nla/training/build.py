@@ -22,7 +22,7 @@ from nla.training.checkpoints import RunIdentity
 from nla.training.stages.base import Stage
 
 WEIGHTS = "*.safetensors"
-# Lightning's remarks on what is meant here: the stage reads activations after the transfer, dropout stays off.
+# Lightning warns about choices made on purpose: the stage reads activations after the transfer, dropout stays off.
 EXPECTED_WARNINGS = (
     ".*overridden `on_after_batch_transfer`.*",
     r"Found \d+ module\(s\) in eval mode.*",
@@ -35,7 +35,7 @@ CHATTY = ("lightning.pytorch", "huggingface_hub.serialization._torch")  # device
 
 
 def build_stage(settings: TrainSettings, name: str, start: str | None) -> Stage:
-    """A stage of the config with its own modules: those of the pair `start`, or of the target."""
+    """A stage of the config with the modules of the pair `start`, or of the target."""
     target = starting_target(settings, start)
     pair = starting_pair(settings, start, target)
     return instantiate({**settings.stage[name].arguments, "_partial_": True}, _convert_="all")(nla=pair, target=target)
@@ -70,7 +70,7 @@ def starting_pair(settings: TrainSettings, start: str | None, target: Target) ->
 
 
 def run_identity(name: str, pair: NLA, start: str | None, world_size: int) -> RunIdentity:
-    """What a checkpoint of this stage must have in common with the run that goes on from it.
+    """What a checkpoint of this stage must have in common with the run that continues from it.
 
     The start pair is the KL reference, and what frozen halves are loaded from; neither is in the checkpoint.
     """
@@ -91,7 +91,7 @@ def run_identity(name: str, pair: NLA, start: str | None, world_size: int) -> Ru
 
 
 def build_all(group: Mapping[str, Any], folder: Path | None = None) -> list[Any]:
-    """The parts of a config group; one set to null is left out.
+    """The objects of a config group; an entry set to null is left out.
 
     Those whose constructor takes `save_dir`, as Lightning's loggers do, get `folder` unless they name one.
     """
@@ -99,8 +99,8 @@ def build_all(group: Mapping[str, Any], folder: Path | None = None) -> list[Any]
     for name, node in group.items():
         if node is not None:
             try:
-                place = {} if folder is None or not takes(node, "save_dir") else {"save_dir": str(folder)}
-                built.append(instantiate({**place, **node}, _convert_="all"))
+                save_dir = {} if folder is None or not takes(node, "save_dir") else {"save_dir": str(folder)}
+                built.append(instantiate({**save_dir, **node}, _convert_="all"))
             except (ModuleNotFoundError, InstantiationException) as error:
                 cause = error if isinstance(error, ModuleNotFoundError) else error.__cause__
                 if not isinstance(cause, ImportError):

@@ -4,7 +4,7 @@
     runs/<name>/stages/<stage>/        checkpoints and metrics; nla/ in it once the stage is done
     runs/<name>/nla/                   the final pair
 
-A stage whose pair stands is not run again, so the same command continues where it stopped.
+A stage whose pair exists is not run again, so the same command continues where it stopped.
 """
 
 import logging
@@ -46,7 +46,7 @@ def train(settings: TrainSettings) -> Path:
     settings = with_gather(with_pinned_model(settings, run))
     if settings.preflight:
         require(settings)
-    first = rank_zero_only.rank == 0  # as the launcher says, before there is a trainer
+    first = rank_zero_only.rank == 0  # set by the launcher; no trainer exists yet
     with locked(run) if first else nullcontext():
         if first:
             record_config(settings.model_dump(), run)
@@ -60,7 +60,7 @@ def train(settings: TrainSettings) -> Path:
 
 
 def with_pinned_model(settings: TrainSettings, run: Path) -> TrainSettings:
-    """The model's commit and the block that is read, as numbers that a later run finds again."""
+    """The model's commit and the block to read, fixed so that a later run uses the same."""
     if settings.nla is not None:
         return settings
     layer, revision = settings.layer.block(model_depth(settings.model)), pinned_revision(settings.model, run)
@@ -100,7 +100,7 @@ def run_stage(settings: TrainSettings, name: str, start: str | None) -> None:
 
 
 def fit(trainer: Trainer, stage: Stage, data: NLADataModule, start: str | None) -> None:
-    """Train up to the last step, from the newest checkpoint on. Raises NLAError where it ended before."""
+    """Train up to the last step, starting at the newest checkpoint. Raises NLAError if it ended earlier."""
     with warnings.catch_warnings():
         for message in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message)
@@ -116,14 +116,14 @@ def fit(trainer: Trainer, stage: Stage, data: NLADataModule, start: str | None) 
 
 
 def resume_point(stage: Stage, trainer: Trainer, start: str | None) -> Path | None:
-    """The state that the stage goes on from. Raises CheckpointError where there should be one and is none that fits."""
+    """The checkpoint to continue from, or None. Raises CheckpointError if one is required and none fits."""
     folder = Path(trainer.default_root_dir)
     sharded = isinstance(trainer.strategy, ModelParallelStrategy)
     identity = run_identity(stage.name, stage.nla, start, trainer.world_size)
-    found = None
+    newest = None
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, Checkpointing):
-            found = callback.newest(folder, identity, sharded=sharded)
-    if found is None and is_pair(folder / "nla"):
+            newest = callback.newest(folder, identity, sharded=sharded)
+    if newest is None and is_pair(folder / "nla"):
         raise CheckpointError(f"{folder}: the stage has ended and cannot be made longer: it has no checkpoint")
-    return None if found is None else found.state
+    return None if newest is None else newest.state
