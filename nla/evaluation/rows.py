@@ -22,7 +22,7 @@ TOKENS_AT_ONCE = 8192  # of a reading batch, padding included
 
 @runtime_checkable
 class Data(Protocol):
-    """What to evaluate on: the loader of a run (`NLADataModule`), or `Corpus` in a notebook."""
+    """What to evaluate on: a source and a reading plan, such as `Corpus`."""
 
     @property
     def source(self) -> Source: ...

@@ -9,10 +9,12 @@ from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from support.services import GOOD, serving
 
 from nla.data.teachers import AnthropicTeacher, LocalTeacher, OpenAITeacher, Passage, TruthTeacher
+from nla.data.teachers.http import Failure, post
 from nla.data.teachers.ledger import Ledger
 from nla.data.teachers.prompt import judge, question
 from nla.data.teachers.protocol import Reply
@@ -164,6 +166,18 @@ def test_a_local_model_answers_through_its_chat_template(tiny_folder: str, tmp_p
     again.model, again.name = asked.model, asked.name  # nothing is loaded where everything is in the ledger
     again.open(tmp_path)
     assert again.explain(PASSAGES[:3]) == found
+
+
+def test_a_key_that_is_not_ascii_is_refused_without_quoting_it(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"teacher.api_key: .* copy it again") as raised:
+        teacher(OpenAITeacher, "http://127.0.0.1:1/v1", tmp_path, api_key="s\u2019cret")
+    assert "cret" not in str(raised.value)
+
+
+def test_an_address_that_is_none_is_not_paid_for(tmp_path: Path):
+    with httpx.Client(timeout=1.0) as client, pytest.raises(Failure) as raised:
+        post(client, "http://exa mple:x/v1", {}, {})
+    assert not raised.value.sent and "cannot be reached" in str(raised.value)
 
 
 def test_retry_after_is_a_number_or_a_date(tmp_path: Path):

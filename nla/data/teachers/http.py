@@ -9,7 +9,9 @@ from typing import Any
 import httpx
 
 LONGEST_REPLY = 4 << 20  # bytes
-NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol, httpx.PoolTimeout)
+NOT_SENT = (
+    httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol, httpx.PoolTimeout, httpx.InvalidURL
+)  # fmt: skip
 
 
 class Failure(Exception):
@@ -40,7 +42,7 @@ def post(client: httpx.Client, url: str, headers: Mapping[str, str], body: Mappi
                     break
     except NOT_SENT as error:
         raise Failure(f"cannot be reached ({error})") from None
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except httpx.HTTPError as error:
         raise Failure(f"no answer ({type(error).__name__})", sent=True) from None
     if not response.is_success:
         message = " ".join(content[:2000].decode("utf-8", "replace").split())[:300]

@@ -56,6 +56,8 @@ class ServiceTeacher(CachedTeacher):
         self.base_url, self.price, self.extra = base_url.rstrip("/"), price, extra or {}
         self.concurrency, self.retries = concurrency, retries
         self._key = _read_key(api_key, api_key_file)
+        if self._key is not None and not self._key.isascii():
+            raise ConfigError("teacher.api_key: holds a character that no key has (not ASCII); copy it again")
         self._stop = Event()
         self._client = httpx.Client(timeout=timeout, limits=httpx.Limits(max_connections=concurrency))
 
