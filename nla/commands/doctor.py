@@ -11,8 +11,9 @@ from typing import Literal
 
 PACKAGES = (
     "nla", "torch", "transformers", "peft", "lightning", "torchmetrics", "hydra-core", "huggingface_hub", "safetensors",
+    "httpx",
 )  # fmt: skip
-EXTRAS = ("bitsandbytes", "wandb", "anthropic", "openai")
+EXTRAS = ("bitsandbytes", "wandb", "datasets", "hydra-submitit-launcher")  # those of pyproject.toml
 LEAST_DISK = 20  # GiB below which a 7B model's files do not fit
 
 
@@ -32,15 +33,15 @@ def examine(folder: Path) -> list[Finding]:
 
 def versions() -> Iterator[Finding]:
     yield Finding("python", f"{platform.python_version()} on {platform.platform()}")
-    found = {name: _version(name) for name in (*PACKAGES, *EXTRAS)}
+    installed = {name: _version(name) for name in (*PACKAGES, *EXTRAS)}
     for name in PACKAGES:
-        version = found[name]
+        version = installed[name]
         yield Finding(
             name, version or "not installed: run make demo, or pip install nla", "fact" if version else "problem"
         )
     for name in EXTRAS:
-        yield Finding(name, found[name] or "not installed (optional)")
-    yield from known_troubles({name: version for name, version in found.items() if version})
+        yield Finding(name, installed[name] or "not installed (optional)")
+    yield from known_troubles({name: version for name, version in installed.items() if version})
 
 
 def known_troubles(found: dict[str, str]) -> Iterator[Finding]:
@@ -54,8 +55,6 @@ def known_troubles(found: dict[str, str]) -> Iterator[Finding]:
         )
     if "bitsandbytes" in found and _numbers(found["bitsandbytes"]) < (0, 46):
         yield Finding("bitsandbytes", f"{found['bitsandbytes']} is older than 0.46: upgrade it", "problem")
-    if "deepspeed" in found:
-        yield Finding("deepspeed", "Lightning pins an old one: use hardware=h100_x8 (FSDP2) in its place", "note")
 
 
 def devices() -> Iterator[Finding]:

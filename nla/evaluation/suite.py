@@ -109,7 +109,7 @@ def evaluate(
     """Explain the test split and score it.
 
     Args:
-        data: source and reading plan: an `NLADataModule`, or a `Corpus`.
+        data: a source and a reading plan, such as a `Corpus`.
         warm_start: the pair before joint training, or why there is none.
 
     Raises ConfigError where pair and target do not belong together, DataError where there is nothing to read.

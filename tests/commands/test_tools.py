@@ -31,7 +31,6 @@ def test_doctor_says_what_is_there(capsys: pytest.CaptureFixture[str], monkeypat
         ("transformers", "4.57.0", "problem"),
         ("transformers", "6.0.0", "problem"),
         ("bitsandbytes", "0.43.1", "problem"),
-        ("deepspeed", "0.15.0", "note"),
     ],
 )
 def test_known_bad_combinations(name: str, version: str, kind: str):
