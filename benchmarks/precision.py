@@ -35,8 +35,10 @@ def main() -> int:
             torch.set_float32_matmul_precision(precision)
             figures[f"{shape} {precision}"] = float((F.linear(left, weight) - exact).norm() / exact.norm())
         times = max(1, int(2e9 / (tokens * width * inner)))
-        runs = (functools.partial(product, precision, left, weight, times) for precision in ("highest", "medium"))
-        comparison = alternate(*runs, arguments.repeats)
+        high, medium = (
+            functools.partial(product, precision, left, weight, times) for precision in ("highest", "medium")
+        )
+        comparison = alternate(high, medium, arguments.repeats)
         rows.append(comparison.row(f"precision_{tokens}_{width}", f"product {shape}, highest", "medium", "products"))
     record("precision", arguments, rows, {"relative_error": figures})
     return 0

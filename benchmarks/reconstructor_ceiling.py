@@ -19,9 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nla import Target
-from nla.core.objectives import fraction_of_variance_explained, normalize, reconstruction_error
-from nla.core.records import ActivationBatch
+from nla.core.fve import FractionOfVarianceExplained
+from nla.core.objectives import normalize, reconstruction_error
+from nla.core.records import ActivationBatch, TokenBatch
 from nla.data.datamodule import NLADataModule
+from nla.data.document_rows import DocumentReader
+from nla.data.documents import ReadingPlan
 from nla.data.world import WorldSource
 from nla.data.world.statements import describe
 from nla.data.world.vocabulary import KINDS
@@ -33,6 +36,7 @@ ROOT = Path(__file__).parents[1]
 def read(target: Target, data: NLADataModule, split: str, number: int) -> ActivationBatch:
     """One batch of a split with its activations."""
     batch = data.batch(split, 0, number)
+    assert isinstance(batch, TokenBatch)
     activation = target(batch.tokens, batch.mask, batch.row, batch.position)
     return ActivationBatch(activation, batch.document, batch.position, batch.text, None)
 
@@ -81,15 +85,14 @@ def main() -> None:
     settings = yaml.safe_load((ROOT / "conf/data/world.yaml").read_text())
     source = WorldSource({"joint": 6000, "validation": 256})
     target = Target.from_pretrained("world", model["default_layer"])
+    plan = ReadingPlan(
+        positions_per_document=1, min_context=settings["min_context"], max_tokens=settings["max_tokens"], seed=0
+    )
     data = NLADataModule(
-        source,
-        target.tokenizer,
+        DocumentReader(source, target.tokenizer, plan),
         split="joint",
         explanations=False,
         batch_size=arguments.batch,
-        positions_per_document=1,
-        min_context=settings["min_context"],
-        max_tokens=settings["max_tokens"],
         validation_documents=None,
         seed=0,
         num_workers=0,
@@ -114,7 +117,9 @@ def main() -> None:
             optimizer.step()
             rate.step()
         written = [text for batch in held_out for text in texts(source, batch, guess)]
-        figures[name] = fraction_of_variance_explained(reconstructor.reconstruct(written), truth)
+        fve = FractionOfVarianceExplained(truth.shape[1])
+        fve.update(reconstructor.reconstruct(written), truth)
+        figures[name] = float(fve.compute()["fve"])
         print(f"{name}: FVE {figures[name]:.3f} on {len(truth)} activations, {time.perf_counter() - started:.0f} s")
     seen = [read(target, data, "joint", number) for number in range(40)]
     kinds = [kind for kind in KINDS if kind not in ("genre", "tense", "hero", "ending")]  # known at once

@@ -42,7 +42,7 @@ def main() -> int:
 
 
 def explanations(count: int) -> list[str]:
-    """Of as many documents, the first so many sentences of all that is true of each."""
+    """Of each of `count` documents, the first sentences of all that is true of it."""
     source = WorldSource({"test": count})
     chance = random.Random(0)
     texts = []

@@ -147,7 +147,7 @@ def seeds(found: list[dict[str, Any]]) -> str:
 def less_true(m: dict[str, Any]) -> list[str]:
     """Kinds less often true than at the warm start, beyond what comparing all of them gives by chance.
 
-    The paired interval lies below 0, and Fisher's exact p is below 0.05 by Holm's correction for so many kinds.
+    The paired interval lies below 0, and Fisher's exact p is below 0.05 by Holm's correction for the number of kinds.
     """
     found: dict[str, float] = {}
     for kind, after in m["claims"]["by_kind"].items():

@@ -41,10 +41,14 @@ def new_file(path: Path) -> Iterator[Path]:
     It lacks the suffix of `path`, so that no listing by suffix finds a half-written file: name the format yourself.
     """
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    yield scratch
-    with scratch.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
+    try:
+        yield scratch
+        with scratch.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager

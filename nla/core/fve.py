@@ -1,7 +1,8 @@
-"""Fraction of variance explained as a torchmetrics metric: streamed, reduced over ranks, as exact as float64.
+"""Fraction of variance explained (method, section 2) from three sums: functions, and a torchmetrics metric on top.
 
-Apple's GPUs have no float64, and NCCL reduces nothing that lies on the CPU. So sums are taken on the CPU in float64 and
-kept on the device as pairs of float32, a number and what its rounding left, which together hold 48 bits.
+Error, count and total (of the normalized activations) are float64 sums over a set, or one row of sums per resample.
+The metric is streamed and reduced over ranks. Apple's GPUs have no float64 and NCCL does not reduce CPU tensors, so it
+sums on the CPU in float64 and keeps pairs of float32 on the device: a value and its rounding error, 48 bits together.
 """
 
 import math
@@ -14,10 +15,34 @@ from torchmetrics import Metric
 from nla.core.objectives import normalize
 
 
-class FractionOfVarianceExplained(Metric):
-    """FVE (method, section 2): ``1 - sum error_i / sum mean_d (g_i - mu)^2``, ``g = normalize(h, sqrt d)``.
+def normalized_activations(activation: Float[Tensor, "sample d_model"]) -> Float[Tensor, "sample d_model"]:
+    """``g = normalize(h, sqrt d)`` in float64 on the CPU."""
+    return normalize(activation.cpu().double(), math.sqrt(activation.shape[-1]))
 
-    ``mu`` is the plain mean of the ``g`` that were seen. Malformed explanations count with the error 2 of an orthogonal
+
+def mean_length(count: Float[Tensor, "*set"], total: Float[Tensor, "*set d_model"]) -> Float[Tensor, "*set"]:
+    """``|mu| / sqrt d`` in [0, 1], with ``mu = total / count`` the plain mean of the ``g``."""
+    return (total / count.unsqueeze(-1)).norm(dim=-1) / math.sqrt(total.shape[-1])
+
+
+def explained(
+    error: Float[Tensor, "*set"], count: Float[Tensor, "*set"], length: Float[Tensor, "*set"]
+) -> Float[Tensor, "*set"]:
+    """FVE. Every ``|g|^2 = d``, hence ``sum_i mean_d (g_i - mu)^2 = count (1 - length^2)``."""
+    return 1 - error / (count * (1 - length.square()))
+
+
+def explained_beyond_normalized_mean(
+    error: Float[Tensor, "*set"], count: Float[Tensor, "*set"], length: Float[Tensor, "*set"]
+) -> Float[Tensor, "*set"]:
+    """The other definition, with variance about normalize(mu), ``2 count (1 - length)``: higher; never quote as FVE."""
+    return 1 - error / (2 * count * (1 - length))
+
+
+class FractionOfVarianceExplained(Metric):
+    """FVE: ``1 - sum error_i / sum mean_d (g_i - mu)^2``, ``g = normalize(h, sqrt d)``.
+
+    ``mu`` is the plain mean of the ``g`` seen so far. Malformed explanations count with the error 2 of an orthogonal
     vector. ``compute`` gives ``fve`` and, under its own name, the inflated ``fve_normalized_mean``, in float32.
     """
 
@@ -38,9 +63,8 @@ class FractionOfVarianceExplained(Metric):
         activation: Float[Tensor, "sample d_model"],
         well_formed: Bool[Tensor, " sample"] | None = None,
     ) -> None:
-        scale = math.sqrt(self.d_model)
-        truth = normalize(activation.cpu().double(), scale)
-        error = (normalize(prediction.cpu().double(), scale) - truth).square().mean(-1)
+        truth = normalized_activations(activation)
+        error = (normalized_activations(prediction) - truth).square().mean(-1)
         if well_formed is not None:
             error = torch.where(well_formed.cpu(), error, 2.0)
         count = torch.tensor(float(len(truth)), dtype=torch.float64)
@@ -49,13 +73,13 @@ class FractionOfVarianceExplained(Metric):
             setattr(self, name, _pair(_whole(state) + more).to(state.device))
 
     def compute(self) -> dict[str, Tensor]:
-        """``sum |g - m|^2 / d = n (1 - 2 mu.m/d + |m|^2/d)`` for any m, since every ``|g|^2 = d``."""
-        error, count, total = _whole(self.error), _whole(self.count), _whole(self.total)
-        mean = total / count
-        plain = count * (1 - mean.square().mean())
-        normalized = 2 * count * (1 - mean.norm() / math.sqrt(self.d_model))
-        found = {"fve": 1 - error / plain, "fve_normalized_mean": 1 - error / normalized}
-        return {name: value.float().to(self.error.device) for name, value in found.items()}
+        error, count = _whole(self.error), _whole(self.count)
+        length = mean_length(count, _whole(self.total))
+        values = {
+            "fve": explained(error, count, length),
+            "fve_normalized_mean": explained_beyond_normalized_mean(error, count, length),
+        }
+        return {name: value.float().to(self.error.device) for name, value in values.items()}
 
 
 def _pair(value: Float[Tensor, "*shape"]) -> Float[Tensor, "2 *shape"]:

@@ -20,6 +20,11 @@ Device = torch.device | str | int
 R = TypeVar("R", bound="Record")
 
 
+def well_formed(texts: Sequence[str | None], device: Device | None = None) -> Bool[Tensor, " sample"]:
+    """False where an explanation is None: malformed, or cut off by the length cap."""
+    return torch.tensor([text is not None for text in texts], dtype=torch.bool, device=device)
+
+
 class Record:
     """Gives a frozen dataclass of tensors its `.to(device)`."""
 
@@ -92,7 +97,7 @@ class Completions(Record):
 
     @property
     def well_formed(self) -> Bool[Tensor, " sample"]:
-        return torch.tensor([text is not None for text in self.explanation], device=self.tokens.device)
+        return well_formed(self.explanation, self.tokens.device)
 
     def __len__(self) -> int:
         return len(self.explanation)

@@ -6,7 +6,6 @@ recomputed in each, a resampled FVE lies lower by about the unexplained share di
 few documents the interval leans to the low side.
 """
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nla.core.objectives import normalize
+from nla.core.fve import explained, explained_beyond_normalized_mean, mean_length, normalized_activations
 
 Interval = list[float] | None  # None: one document only, or nothing to count
 
@@ -54,19 +53,14 @@ class Resamples:
 
 
 class Variance:
-    """FVE of any errors on one set of activations, with mu recomputed in each resample.
-
-    For `g = normalize(h, sqrt d)`, `|g|^2 = d`, hence `sum_i mean_d (g_i - mu)^2 = n (1 - mean_d mu^2)`.
-    """
+    """FVE (`nla.core.fve`) of any errors on one set of activations, with mu recomputed in each resample."""
 
     def __init__(self, activation: Float[Tensor, "batch d_model"], resamples: Resamples) -> None:
-        self.d_model = activation.shape[-1]
         self.resamples = resamples
-        truth = normalize(activation.double(), math.sqrt(self.d_model))
+        truth = normalized_activations(activation)
         self._count = resamples.sums(torch.ones(len(truth)))
         self._length = tuple(  # |mu| / sqrt(d), of the whole set and of each resample
-            (total / count.unsqueeze(-1)).norm(dim=-1) / math.sqrt(self.d_model)
-            for total, count in zip(resamples.sums(truth), self._count, strict=True)
+            mean_length(count, total) for total, count in zip(resamples.sums(truth), self._count, strict=True)
         )
 
     def fve(self, error: Float[Tensor, " batch"]) -> dict[str, float | Interval]:
@@ -88,11 +82,11 @@ class Variance:
 
     def normalized_mean(self, error: Float[Tensor, " batch"]) -> float:
         """The other definition, whose denominator is taken about normalize(mu): higher; never quote it as FVE."""
-        return float(1 - error.double().sum() / (2 * self._count[0] * (1 - self._length[0])))
+        return float(explained_beyond_normalized_mean(error.double().sum(), self._count[0], self._length[0]))
 
     def _fve(self, error: Tensor) -> tuple[Tensor, Tensor]:
         sums = zip(self.resamples.sums(error), self._count, self._length, strict=True)
-        whole, resampled = (1 - total / (count * (1 - length.square())) for total, count, length in sums)
+        whole, resampled = (explained(total, count, length) for total, count, length in sums)
         return whole, resampled
 
     def _summary(self, whole: Tensor, resampled: Tensor) -> dict[str, float | Interval]:

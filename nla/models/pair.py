@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from nla import files
 from nla.core.objectives import Scale, cosine, orthogonal_error, reconstruction_error, resolve_scale
-from nla.core.records import Score
+from nla.core.records import Score, well_formed
 from nla.core.summary import ActivationSummary, unusual
 from nla.errors import DataError
 from nla.models.backbone import check_layer, load_model, load_tokenizer, shared_copy, width
@@ -153,7 +153,7 @@ class NLA(nn.Module):
     def _best(self, activation: Float[Tensor, " d_model"], texts: list[str | None], best_of: int) -> list[str | None]:
         """Of each `best_of` texts that with the least error; a malformed one only where all are."""
         error = self.score(activation.expand(len(texts), -1), texts).error.view(-1, best_of)
-        formed = torch.tensor([text is not None for text in texts], device=error.device).view(-1, best_of)
+        formed = well_formed(texts, error.device).view(-1, best_of)
         chosen = torch.where(formed, error, torch.inf).argmin(1).tolist()
         return [texts[first * best_of + index] for first, index in enumerate(chosen)]
 
@@ -167,7 +167,7 @@ class NLA(nn.Module):
             raise DataError(f"{len(texts)} texts for {len(activation)} activations: give one text for each")
         truth = activation.to(self.device).float()
         prediction = self.reconstruct([text or "" for text in texts])
-        formed = torch.tensor([text is not None for text in texts], dtype=torch.bool, device=self.device)
+        formed = well_formed(texts, self.device)
         error = reconstruction_error(prediction, truth, self.mse_scale)
         return Score(
             error=torch.where(formed, error, orthogonal_error(truth, self.mse_scale)),

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from nla.models.packing import samples_per_row
+from nla.models.packing import shared_layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +39,9 @@ def teacher_forced(activations: float, group: int, prompt: int, response: int, d
         shared: tokens of the prompt before the marker.
     """
     asked = activations * group * response
-    if group > 1:
-        before, own, packed = prompt, response, group
-    else:
-        before, own, packed = shared, prompt - shared + response, max(1, round(activations))
-    together = samples_per_row(packed, before, own, d_model) if before else 1
-    plain = rows_of(activations * group / together, before + together * (own - 1), asked)
+    before, together = shared_layout(max(1, round(activations)), group, prompt, shared, response, d_model)
+    sample = prompt - before + response
+    plain = rows_of(activations * group / together, before + together * (sample - 1), asked)
     return Pass(plain.tokens, plain.pairs, asked, plain.length, masked=together > 1)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
 from nla import files
+from nla.core.padding import padded
 from nla.core.schedule import learning_rate_share
 from nla.data.source import Document
 from nla.errors import DataError
@@ -102,15 +103,6 @@ def batches(
         for index in order[skip:]:
             yield padded(tokens[index * size : (index + 1) * size], pad)
         start += 1
-
-
-def padded(rows: list[list[int]], pad: int) -> tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"]]:
-    """Right-pad token lists."""
-    lengths = torch.tensor([len(row) for row in rows])
-    tokens = torch.full((len(rows), int(lengths.max())), pad)
-    for index, row in enumerate(rows):
-        tokens[index, : len(row)] = torch.tensor(row)
-    return tokens, torch.arange(tokens.shape[1]) < lengths[:, None]
 
 
 def next_token_loss(

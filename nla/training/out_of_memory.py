@@ -75,6 +75,7 @@ def retried(stage: LightningModule, work: Work, attempt: Callable[[int], R], siz
             raise TrainingError(f"{where} ({cause}): {work.smallest}")
         if meets_in_each_pass(stage):
             raise TrainingError(f"{where} ({cause}): {work.sharded.format(size=smaller)}")
+        stage.zero_grad()  # what the failed attempt has left must be free before the cache is emptied
         torch.cuda.empty_cache()
         warnings.warn(f"{where}; {work.retried.format(size=smaller)}", stacklevel=3)
         size = smaller

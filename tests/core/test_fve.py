@@ -1,15 +1,18 @@
 """FVE streamed: as exact as float64, without float64 where a device may lack it."""
 
+import math
 from typing import Any
 
 import pytest
 import torch
+from support.fve import fraction_of_variance_explained, fve_normalized_mean
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torchmetrics.functional import r2_score
 
 from nla.core.fve import FractionOfVarianceExplained
-from nla.core.objectives import fraction_of_variance_explained
+from nla.core.objectives import normalize
 
 
 class NoDoubles(TorchDispatchMode):
@@ -61,3 +64,37 @@ def test_ranks_are_summed():
         setattr(whole, name, reduction(torch.stack([getattr(part, name) for part in parts])))  # pyright: ignore
     whole._update_count = 1
     assert float(whole.compute()["fve"]) == pytest.approx(fraction_of_variance_explained(prediction, truth), abs=1e-6)
+
+
+def test_fve_is_variance_weighted_r2_on_normalized_vectors():
+    torch.manual_seed(0)
+    activation = torch.randn(50, 8) + 2
+    prediction = activation + 0.5 * torch.randn(50, 8)
+    scale = math.sqrt(8)
+    expected = r2_score(
+        normalize(prediction.double(), scale),
+        normalize(activation.double(), scale),
+        multioutput="variance_weighted",
+    )
+    assert fraction_of_variance_explained(prediction, activation) == pytest.approx(expected.item(), abs=1e-12)
+
+
+def test_fve_definitions_differ_as_they_should():
+    torch.manual_seed(0)
+    activation = torch.randn(200, 8) + 1.5
+    constant = normalize(activation, math.sqrt(8)).mean(0).expand(200, 8)
+    assert fraction_of_variance_explained(activation, activation) == 1.0
+    assert fraction_of_variance_explained(constant, activation) < 0  # a reconstructor cannot output mu itself
+    assert fve_normalized_mean(constant, activation) == pytest.approx(0.0, abs=1e-9)
+    noisy = activation + torch.randn(200, 8)
+    assert fve_normalized_mean(noisy, activation) > fraction_of_variance_explained(noisy, activation)
+
+
+def test_malformed_rows_count_as_orthogonal():
+    torch.manual_seed(0)
+    activation = torch.randn(40, 4)
+    formed = torch.arange(40) % 2 == 0
+    mean = normalize(activation.double(), 2.0)
+    spread = (mean - mean.mean(0)).square().mean(-1).sum().item()
+    value = fraction_of_variance_explained(activation, activation, formed)
+    assert value == pytest.approx(1 - 20 * 2 / spread)

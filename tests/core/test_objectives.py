@@ -6,7 +6,6 @@ from collections.abc import Callable
 import pytest
 import torch
 from jaxtyping import TypeCheckError
-from torchmetrics.functional import r2_score
 
 from nla.core import objectives as o
 from nla.errors import ConfigError
@@ -177,40 +176,6 @@ def test_kl_estimators_agree_with_the_exact_divergence():
         exact, rel=0.05
     )
     assert o.sequence_kl(log_probs, anchor, mask).mean().item() == pytest.approx(exact, rel=0.1)
-
-
-def test_fve_is_variance_weighted_r2_on_normalized_vectors():
-    torch.manual_seed(0)
-    activation = torch.randn(50, 8) + 2
-    prediction = activation + 0.5 * torch.randn(50, 8)
-    scale = math.sqrt(8)
-    expected = r2_score(
-        o.normalize(prediction.double(), scale),
-        o.normalize(activation.double(), scale),
-        multioutput="variance_weighted",
-    )
-    assert o.fraction_of_variance_explained(prediction, activation) == pytest.approx(expected.item(), abs=1e-12)
-
-
-def test_fve_definitions_differ_as_they_should():
-    torch.manual_seed(0)
-    activation = torch.randn(200, 8) + 1.5
-    constant = o.normalize(activation, math.sqrt(8)).mean(0).expand(200, 8)
-    assert o.fraction_of_variance_explained(activation, activation) == 1.0
-    assert o.fraction_of_variance_explained(constant, activation) < 0  # a reconstructor cannot output mu itself
-    assert o.fve_normalized_mean(constant, activation) == pytest.approx(0.0, abs=1e-9)
-    noisy = activation + torch.randn(200, 8)
-    assert o.fve_normalized_mean(noisy, activation) > o.fraction_of_variance_explained(noisy, activation)
-
-
-def test_malformed_rows_count_as_orthogonal():
-    torch.manual_seed(0)
-    activation = torch.randn(40, 4)
-    formed = torch.arange(40) % 2 == 0
-    mean = o.normalize(activation.double(), 2.0)
-    spread = (mean - mean.mean(0)).square().mean(-1).sum().item()
-    value = o.fraction_of_variance_explained(activation, activation, formed)
-    assert value == pytest.approx(1 - 20 * 2 / spread)
 
 
 def test_error_gradient_against_finite_differences():

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from support.evaluation import ToySource
+from support.fve import fraction_of_variance_explained
 
-from nla.core.objectives import fraction_of_variance_explained
 from nla.evaluation.bootstrap import Resamples, Variance
 from nla.evaluation.explanations import score
 from nla.evaluation.rows import Rows

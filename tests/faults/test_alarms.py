@@ -31,7 +31,7 @@ def steps(alarms: Alarms, *figures: dict[str, float]) -> list[str]:
 
 @pytest.mark.parametrize("metric", [alarm.metric for alarm in ALARMS])
 def test_each_alarm_names_value_limit_step_meaning_and_remedy(metric: str) -> None:
-    """31, 32: it rings once after so many steps in a row, and again only after its figure has come back."""
+    """31, 32: it rings once after `patience` steps in a row, and again only after its figure has come back."""
     alarm = next(alarm for alarm in ALARMS if alarm.metric == metric)
     needed = 1 if alarm.at_once else 3
     ill = HEALTHY | {metric: ILL[metric]}

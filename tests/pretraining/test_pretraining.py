@@ -18,7 +18,7 @@ from nla.models.explanations import parse_explanation
 from nla.models.prompts import build_verbalizer_prompt, find_marker
 from nla.pretraining.gist import GistLoss
 from nla.pretraining.lessons import Lessons
-from nla.pretraining.loop import Architecture, Recipe, batches, frequencies, padded, pretrain
+from nla.pretraining.loop import Architecture, Recipe, batches, frequencies, pretrain
 from nla.pretraining.tokenizer import END, MARKER, PAD, TAGS, train_tokenizer
 
 VERBALIZER = "Describe this text: <concept>{injection_char}</concept>"
@@ -132,12 +132,6 @@ def test_batches_continue_at_any_step(lessons: Lessons, source: WorldSource):
         for (tokens, mask), (again, again_mask) in zip(whole[first:], later, strict=True):
             assert torch.equal(tokens, again)
             assert torch.equal(mask, again_mask)
-
-
-def test_padded():
-    tokens, mask = padded([[5, 6, 7], [8]], pad=0)
-    assert tokens.tolist() == [[5, 6, 7], [8, 0, 0]]
-    assert mask.tolist() == [[True] * 3, [True, False, False]]
 
 
 # Gist loss

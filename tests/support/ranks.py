@@ -11,13 +11,13 @@ from support import parallel_workers
 
 
 def start(ranks: int, strategy: str, work: Path, task: str, out: Path) -> None:
-    """Run a task on so many ranks; fails when one of them does, or when they hang."""
+    """Run a task on this many ranks; fails when one of them fails or hangs."""
     codes = exit_codes(ranks, strategy, work, task, out)
     assert codes == [0] * ranks, f"{task} with {strategy}: exit codes {codes}"
 
 
 def exit_codes(ranks: int, strategy: str, work: Path, task: str, out: Path, grace: float = 0.0) -> list[int | None]:
-    """How each rank ended; None: it had not, so many seconds after the first that failed."""
+    """The exit code of each rank; None for one still running `grace` seconds after the first failure."""
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # of the server, which loads the libraries once for all
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["support.parallel_workers"])

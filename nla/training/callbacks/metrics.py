@@ -29,12 +29,12 @@ class MetricsFile(Callback):
     """
 
     def __init__(self, path: str) -> None:
-        self.path = Path(path)
+        self.name, self.path = path, Path(path)
         self._columns: list[str] = []
         self._lines = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.path = Path(trainer.default_root_dir) / self.path
+        self.path = Path(trainer.default_root_dir) / self.name
 
     def state_dict(self) -> dict[str, Any]:
         return {"lines": self._lines}

@@ -58,6 +58,7 @@ class Stage(LightningModule):
 
     name: ClassVar[str]
     trains: ClassVar[tuple[str, ...]]
+    reference: Reference | None = None  # the KL reference of a stage that has one
 
     def __init__(
         self,
@@ -111,8 +112,6 @@ class Stage(LightningModule):
     def halves(self) -> dict[str, nn.Module]:
         """The modules that this stage trains, by name."""
         return {name: getattr(self.nla, name) for name in self.trains}
-
-    reference: Reference | None = None  # the KL reference of a stage that has one
 
     @property
     def frozen_readers(self) -> tuple[Reconstructor, ...]:

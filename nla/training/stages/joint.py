@@ -33,7 +33,7 @@ from nla.core.objectives import (
     reconstruction_error,
     sequence_kl,
 )
-from nla.core.records import ActivationBatch, Rollout
+from nla.core.records import ActivationBatch, Rollout, well_formed
 from nla.errors import ConfigError
 from nla.models.parameters import trainable
 from nla.models.reconstructor import Reconstructor, frozen_copy
@@ -244,7 +244,7 @@ class JointStage(Stage):
         for frozen in self._frozen:
             with gathered(frozen, self.gather):
                 prediction = frozen.to(self.device).reconstruct([text or "" for text in rows["explanation"]])
-            formed = torch.tensor([text is not None for text in rows["explanation"]], device=self.device)
+            formed = well_formed(rows["explanation"], self.device)
             counted = slice(0 if batch.padding else None)
             self.fve_frozen.update(prediction[counted], batch.activation[counted], formed[counted])
         return rows
