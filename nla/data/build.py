@@ -6,22 +6,37 @@ from typing import Any
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
-from nla.config.schema import DataSettings
+from nla.config.schema import DataSettings, StageData
 from nla.data.datamodule import NLADataModule
-from nla.data.shards.datamodule import ShardDataModule
+from nla.data.document_rows import DocumentReader
+from nla.data.documents import ReadingPlan
+from nla.data.shards.reader import ShardReader, agreement
 from nla.data.shards.source import ShardSource
 from nla.data.source import Source
 from nla.errors import NLAError
 from nla.models.target import Target
 
 
-def build_data(data: DataSettings, target: Target, **options: Any) -> NLADataModule:
-    """The loader of a data config; `options` (split, batch_size, seed ...) go before its own settings."""
-    reading = data.model_dump(exclude={"path", "source"}) | options
+def build_data(data: DataSettings, stage: StageData, target: Target, seed: int) -> NLADataModule:
+    """The loader of a stage. Raises DataError where stored activations are not the target's."""
     source = build_source(data.source)
+    plan = ReadingPlan(stage.positions_per_document, stage.min_context, data.max_tokens, seed)
     if isinstance(source, ShardSource):
-        return ShardDataModule(source, target, **reading)
-    return NLADataModule(source, target.tokenizer, **reading)
+        reader = ShardReader(source, target.layer, target.d_model)
+    else:
+        reader = DocumentReader(source, target.tokenizer, plan)
+    module = NLADataModule(
+        reader,
+        split=stage.split,
+        explanations=stage.explanations,
+        batch_size=stage.batch_size,
+        validation_documents=data.validation_documents,
+        seed=seed,
+        num_workers=data.num_workers,
+    )
+    if isinstance(source, ShardSource):
+        agreement(module.rows(stage.split), target, source.path)
+    return module
 
 
 def build_source(node: Mapping[str, Any]) -> Source:

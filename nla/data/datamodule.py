@@ -1,35 +1,31 @@
-"""The Lightning loader: whole documents with their positions, in an order that any restart finds again."""
+"""The Lightning loader: rows of a split, in an order that any restart finds again."""
 
 import dataclasses
 import logging
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from transformers import PreTrainedTokenizerBase
 
-from nla.core.records import TokenBatch
-from nla.data.documents import Prepared, ReadingPlan, collate, prepare
-from nla.data.positions import keyed_seed
-from nla.data.source import Document, Source
+from nla.core.records import ActivationBatch, TokenBatch
+from nla.data.cursor import Cursor
+from nla.data.rows import RowReader, Rows, Selection
 from nla.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
-VALIDATION_ROWS = 64  # positions that a rank validates on at once
+VALIDATION_POSITIONS = 64  # that a rank validates on at once
 
 
-class Batches(IterableDataset[TokenBatch]):
+class Batches(IterableDataset[TokenBatch | ActivationBatch]):
     """Batch number `i` of a sequence of batches; loader workers take turns, so that their number changes nothing."""
 
     def __init__(self, module: "NLADataModule", split: str, first: int, count: int | None) -> None:
         self.module, self.split, self.first, self.count = module, split, first, count
 
-    def __iter__(self) -> Iterator[TokenBatch]:
+    def __iter__(self) -> Iterator[TokenBatch | ActivationBatch]:
         worker = get_worker_info()
         number, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
         while self.count is None or number < self.count:
@@ -45,62 +41,51 @@ class FiniteBatches(Batches):
 
 
 class NLADataModule(LightningDataModule):
-    """Documents of one training split, and of validation and test.
+    """Rows of one training split, and of validation and test: documents, or stored activations.
 
-    Training goes through the split endlessly, in a new seeded order each epoch, every document once per epoch; an epoch
-    may end inside a batch. The place is one integer, the number of documents consumed by all ranks together, so a
-    resumed run continues with the next document whatever the number of ranks or loader workers was. Each step takes
-    `batch_size` positions over all ranks: a run on two ranks sees the batches of a run on one.
+    Training goes through the split endlessly, in a new seeded order each epoch, every row once per epoch; an epoch may
+    end inside a batch. The place is one integer, the number of rows consumed by all ranks together, so a resumed run
+    continues with the next row whatever the number of ranks or loader workers was. Each step takes `batch_size`
+    positions over all ranks: a run on two ranks sees the batches of a run on one.
 
     Args:
-        source: where the documents come from.
-        tokenizer: the target's.
+        reader: makes the rows of a split.
         split: what training reads: `warm_start` or `joint`.
         explanations: whether training and validation batches carry warm-start texts.
         batch_size: positions per optimizer step, over all ranks.
-        positions_per_document: positions read in a document; they share its one forward pass.
-        min_context: tokens to the left of a position, at least.
-        max_tokens: tokens of a document that are looked at.
         validation_documents: how many to validate on, a choice keyed by their ids; None: all.
-        seed: of positions, order and the choice of warm-start texts.
+        seed: of the order and of the choice of warm-start texts.
         num_workers: loader processes per rank.
     """
 
     def __init__(
         self,
-        source: Source,
-        tokenizer: PreTrainedTokenizerBase,
+        reader: RowReader,
         *,
         split: str,
         explanations: bool,
         batch_size: int,
-        positions_per_document: int,
-        min_context: int,
-        max_tokens: int,
         validation_documents: int | None,
         seed: int,
         num_workers: int,
     ) -> None:
         super().__init__()
-        self.source, self.tokenizer, self.split, self.explanations = source, tokenizer, split, explanations
+        self.reader, self.split, self.explanations = reader, split, explanations
         self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
         self.validation_documents = validation_documents
-        self.plan = ReadingPlan(positions_per_document, min_context, max_tokens, seed)
-        self.skipped: dict[str, Counter[str]] = {}
-        self._prepared: dict[str, list[Prepared]] = {}
-        self._start = 0  # documents consumed when the current loader was made
-        self._processed: int | None = None  # Lightning's count of batches at that moment
-        self._order: tuple[int, np.ndarray] | None = None
+        self._rows: dict[str, Rows] = {}
+        self._cursor = Cursor()
 
     def setup(self, stage: str | None = None) -> None:
         splits = {"fit": (self.split, "validation"), "validate": ("validation",), "test": ("test",)}
         for split in splits.get(stage or "fit", (self.split, "validation")):
-            self.prepared(split)
+            rows = self.rows(split)
+            if self._ranks()[1] == 0:
+                log.info("%s: %s", split, rows.description)
 
     def train_dataloader(self) -> DataLoader:
-        self._start = self.cursor
-        self._processed = self._batches_processed()
-        return self._loader(Batches(self, self.split, self._start, None))
+        first = self._cursor.loader_made(self._batches_processed(), self.rows_per_step)
+        return self._loader(Batches(self, self.split, first, None))
 
     def val_dataloader(self) -> DataLoader:
         return self._finite("validation")
@@ -108,76 +93,62 @@ class NLADataModule(LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         return self._finite("test")
 
-    def prepared(self, split: str) -> list[Prepared]:
-        """The split's documents, tokenized on first use. Raises DataError where none can be read."""
-        if split not in self._prepared:
-            explain = self.source.explanation if self._explains(split) else None
-            documents = self.source.documents(split)
-            if split == "validation" and self.validation_documents is not None:
-                documents = _keyed_choice(documents, self.validation_documents)
-            found, skipped = prepare(documents, self.tokenizer, self.plan, explain)
-            if not found:
-                raise DataError(self._nothing(split, skipped))
-            self._prepared[split], self.skipped[split] = found, skipped
-            left_out = f", {skipped.total()} skipped ({dict(skipped)})" if skipped else ""
-            if self._ranks()[1] == 0:
-                log.info("%s: %d documents with %d positions%s", split, len(found), _positions(found), left_out)
-        return self._prepared[split]
-
-    @property
-    def cursor(self) -> int:
-        """Documents consumed so far, by all ranks together, over all epochs.
-
-        Batches that the loader has fetched ahead, or whose step did not finish, are not consumed.
-        """
-        if self._processed is None:  # no loader yet; on resume Lightning restores its own count after this state
-            return self._start
-        steps = self._batches_processed() - self._processed
-        return self._start + (steps * self.documents_per_step if steps else 0)
-
-    @property
-    def documents_per_step(self) -> int:
-        """Over all ranks. Raises ConfigError where the batch size does not divide."""
-        each = len(self.prepared(self.split)[0].positions)
-        ranks, _ = self._ranks()
-        unit = each * ranks
-        if self.batch_size < 1 or self.batch_size % unit:
-            raise ConfigError(
-                f"batch_size={self.batch_size} of the {self.split} data: it must be a multiple of {unit} "
-                f"({each} positions per document, {ranks} ranks); try {max(1, self.batch_size // unit) * unit}"
+    def rows(self, split: str) -> Rows:
+        """The split's rows, found on first use. Raises DataError where there are none."""
+        if split not in self._rows:
+            selection = Selection(
+                split=split,
+                shuffled=split == self.split,
+                explanations=self.explanations and split in (self.split, "validation"),
+                documents=self.validation_documents if split == "validation" else None,
+                seed=self.seed,
             )
-        return self.batch_size // each
+            self._rows[split] = self.reader(selection)
+        return self._rows[split]
 
-    def batch(self, split: str, first: int, number: int) -> TokenBatch:
-        """This rank's part of step `number` after `first` documents of the split; training wraps around at its end."""
-        documents = self.prepared(split)
-        ranks, rank = self._ranks()
-        explanations, padding = self._explains(split), False
+    @property
+    def unit(self) -> int:
+        """Positions in each row of the training split."""
+        return self.rows(self.split).unit
+
+    @property
+    def rows_per_step(self) -> int:
+        """Over all ranks. Raises ConfigError where the batch size does not divide."""
+        ranks, _ = self._ranks()
+        smallest = self.unit * ranks
+        if self.batch_size < 1 or self.batch_size % smallest:
+            each = f"{self.unit} positions per document, " if self.unit > 1 else ""
+            raise ConfigError(
+                f"batch_size={self.batch_size} of the {self.split} data: it must be a multiple of {smallest} "
+                f"({each}{ranks} ranks); try {max(1, self.batch_size // smallest) * smallest}"
+            )
+        return self.batch_size // self.unit
+
+    def batch(self, split: str, first: int, number: int) -> TokenBatch | ActivationBatch:
+        """This rank's part of step `number` after `first` rows of the split; training wraps around at its end."""
+        rows, (ranks, rank), padding = self.rows(split), self._ranks(), False
+        place = number * ranks + rank
         if split == self.split:
-            size = self.documents_per_step // ranks
-            start = first + (number * ranks + rank) * size
-            places = [self._at(place, len(documents)) for place in range(start, start + size)]
-            rows = [(documents[index], epoch) for epoch, index in places]
+            size = self.rows_per_step // ranks
+            start = first + place * size
         else:
-            place, count = number * ranks + rank, self._batches(split)
-            padding = place >= count
-            size = -(-len(documents) // count)
+            count = self._batches(split)
+            padding, size = place >= count, -(-len(rows) // count)
             start = 0 if padding else place * size
-            rows = [(item, 0) for item in documents[start : start + size]]
-        pad_id = self.tokenizer.pad_token_id
-        batch = collate(rows, self.source, explanations, self.seed, pad_id if isinstance(pad_id, int) else 0)
-        return dataclasses.replace(batch, padding=padding)
+            size = min(size, len(rows) - start)
+        return dataclasses.replace(rows.batch(start, size), padding=padding)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"consumed_documents": self.cursor, "corpus": self._corpus()}
+        place = self._cursor.place(self._batches_processed(), self.rows_per_step)
+        return {"consumed_documents": place, "corpus": self.rows(self.split).fingerprint()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if state_dict["corpus"] != self._corpus():
+        if state_dict["corpus"] != self.rows(self.split).fingerprint():
             raise DataError(
                 f"the checkpoint was made on other {self.split} data (documents, positions or seed have changed), so "
                 "its place in them means nothing: restore the data, or start a new run with name=<another>"
             )
-        self._start, self._processed = int(state_dict["consumed_documents"]), None
+        self._cursor.restore(int(state_dict["consumed_documents"]))
 
     def _finite(self, split: str) -> DataLoader:
         return self._loader(FiniteBatches(self, split, 0, -(-self._batches(split) // self._ranks()[0])))
@@ -192,21 +163,10 @@ class NLADataModule(LightningDataModule):
         """How many batches validation and test are cut into, the same on any number of ranks.
 
         Ranks take turns. All run equally many, since one with a batch more would wait for the others: where they do not
-        divide, the last ranks run a spare one, which counts for nothing.
+        divide, the last ranks run a padding batch, which counts for nothing.
         """
-        documents = self.prepared(split)
-        size = max(1, VALIDATION_ROWS // len(documents[0].positions))
-        return -(-len(documents) // size)
-
-    def _at(self, place: int, size: int) -> tuple[int, int]:
-        """Epoch, and index of the document at this place of the endless order."""
-        epoch, offset = divmod(place, size)
-        if self._order is None or self._order[0] != epoch:
-            self._order = epoch, np.random.default_rng(keyed_seed("order", self.seed, epoch)).permutation(size)
-        return epoch, int(self._order[1][offset])
-
-    def _explains(self, split: str) -> bool:
-        return self.explanations and split in (self.split, "validation")
+        rows = self.rows(split)
+        return -(-len(rows) // max(1, VALIDATION_POSITIONS // rows.unit))
 
     def _ranks(self) -> tuple[int, int]:
         return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
@@ -216,25 +176,3 @@ class NLADataModule(LightningDataModule):
         if self.trainer is None:
             return 0
         return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # pyright: ignore[reportAttributeAccessIssue]
-
-    def _corpus(self) -> int:
-        parts = (item.document.id for item in self.prepared(self.split))
-        return keyed_seed(self.split, self.seed, self.plan, *parts)
-
-    def _nothing(self, split: str, skipped: Counter[str]) -> str:
-        needed = self.plan.min_context + self.plan.positions_per_document
-        where = getattr(self.source, "path", None)
-        return (
-            f"{type(self.source).__name__ if where is None else f'data.path={where}'}: split '{split}' has no document "
-            f"that can be read (skipped: {dict(skipped) or 'nothing there'}); a document needs {needed} tokens: "
-            "give more or longer texts, or lower data.min_context or data.positions_per_document"
-        )
-
-
-def _positions(prepared: Sequence[Prepared]) -> int:
-    return sum(len(item.positions) for item in prepared)
-
-
-def _keyed_choice(documents: Sequence[Document], count: int) -> list[Document]:
-    """`count` documents, the same whatever else the corpus holds between them."""
-    return sorted(documents, key=lambda document: keyed_seed("validation", document.id))[:count]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from nla.core.padding import padded
 from nla.core.records import TokenBatch
 from nla.data.positions import draw_positions, eligible_positions, keyed_seed
 from nla.data.source import Document, Source
@@ -123,13 +124,9 @@ def collate(
     the source has nothing to say are left out; without explanations no source is needed.
     Raises DataError where none remains.
     """
-    longest = max(len(item.tokens) for item, _ in rows)
-    tokens = torch.full((len(rows), longest), pad_id)
-    mask = torch.zeros(len(rows), longest, dtype=torch.bool)
+    tokens, mask = padded([item.tokens for item, _ in rows], pad_id)
     row, position, document, text, said = [], [], [], [], []
     for index, (item, epoch) in enumerate(rows):
-        tokens[index, : len(item.tokens)] = torch.tensor(item.tokens)
-        mask[index, : len(item.tokens)] = True
         for place, end in zip(item.positions, item.ends, strict=True):
             explanation = None
             if explanations and source is not None:

@@ -4,8 +4,8 @@ May import `nla.data` and below, but neither training nor pretraining. Public: t
 """
 
 from nla.evaluation.files import read_samples
-from nla.evaluation.rows import Corpus
+from nla.evaluation.rows import EvaluationData
 from nla.evaluation.run import run
 from nla.evaluation.suite import Evaluation, EvaluationSettings, evaluate
 
-__all__ = ["Corpus", "Evaluation", "EvaluationSettings", "evaluate", "read_samples", "run"]
+__all__ = ["Evaluation", "EvaluationData", "EvaluationSettings", "evaluate", "read_samples", "run"]

@@ -20,7 +20,7 @@ from nla.core.objectives import normalize
 from nla.errors import DataError
 from nla.evaluation.bootstrap import Variance
 from nla.evaluation.explanations import Texts, explain, reconstruct, score
-from nla.evaluation.rows import Data, Rows, read_rows
+from nla.evaluation.rows import EvaluationData, Rows, read_rows
 from nla.models.explanations import prefixes, without_quotes
 from nla.models.pair import NLA
 from nla.models.target import Target
@@ -76,7 +76,7 @@ def other_document(document: list[str], seed: int) -> list[int] | None:
 def nearest_neighbour(
     nla: NLA,
     target: Target,
-    data: Data,
+    data: EvaluationData,
     rows: Rows,
     variance: Variance,
     *,
@@ -143,7 +143,7 @@ def frozen_reconstructor(
     return variance.fve(score(prediction, rows.activation, texts.explanation).error)
 
 
-def _training_rows(target: Target, data: Data, documents: int) -> Rows:
+def _training_rows(target: Target, data: EvaluationData, documents: int) -> Rows:
     for split in TRAINING_SPLITS[:-1]:
         try:
             return read_rows(target, data, split, documents, tail_tokens=1)

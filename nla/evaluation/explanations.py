@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from nla.core.objectives import cosine, reconstruction_error
+from nla.core.records import well_formed
 from nla.errors import ModelError
 from nla.evaluation.shares import shared
 from nla.models.pair import NLA
@@ -29,7 +30,7 @@ class Texts:
     def summary(self) -> dict[str, float | None]:
         """`well_formed` share, mean `tokens` and `repeated_share`."""
         return {
-            "well_formed": sum(text is not None for text in self.explanation) / len(self.explanation),
+            "well_formed": float(well_formed(self.explanation).double().mean()),
             "tokens_mean": float(self.tokens.double().mean()),
             "repeated_share": repeated_share([text for text in self.explanation if text is not None]),
         }
@@ -94,7 +95,7 @@ def score(
     error = reconstruction_error(prediction, activation, math.sqrt(activation.shape[-1]))
     cosines = cosine(prediction, activation)
     if explanation is not None:
-        formed = torch.tensor([text is not None for text in explanation])
+        formed = well_formed(explanation)
         error, cosines = torch.where(formed, error, ORTHOGONAL), torch.where(formed, cosines, 0.0)
     return Scores(error, cosines)
 

@@ -20,7 +20,7 @@ from nla.data.build import build_source
 from nla.data.documents import ReadingPlan
 from nla.errors import ConfigError
 from nla.evaluation import run as run_evaluation
-from nla.evaluation.rows import Corpus
+from nla.evaluation.rows import EvaluationData
 from nla.evaluation.shares import is_first
 from nla.evaluation.sweep import METRICS, is_sweep, job_folders, summarize
 from nla.models.backbone import DTYPES, QUANTIZED, usable_device
@@ -58,8 +58,8 @@ def evaluate_pair(settings: EvaluateSettings) -> Path:
     output = Path(settings.output) if settings.output else default_output(Path(settings.nla), run)
     how = instantiate(settings.evaluation, _convert_="all")
     plan = ReadingPlan(data.positions_per_document, data.min_context, data.max_tokens, settings.seed)
-    corpus = Corpus(build_source(data.source), plan)
-    run_evaluation(pair, target, corpus, output, settings=how, seed=settings.seed, run_folder=run, dtype=dtype)
+    test = EvaluationData(build_source(data.source), plan)
+    run_evaluation(pair, target, test, output, settings=how, seed=settings.seed, run_folder=run, dtype=dtype)
     return output
 
 

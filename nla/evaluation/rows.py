@@ -2,7 +2,6 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -20,20 +19,9 @@ from nla.models.target import Target
 TOKENS_AT_ONCE = 8192  # of a reading batch, padding included
 
 
-@runtime_checkable
-class Data(Protocol):
-    """What to evaluate on: a source and a reading plan, such as `Corpus`."""
-
-    @property
-    def source(self) -> Source: ...
-
-    @property
-    def plan(self) -> ReadingPlan: ...
-
-
 @dataclass(frozen=True, slots=True)
-class Corpus:
-    """A source and which positions of its documents are read."""
+class EvaluationData:
+    """What to evaluate on: a source, and which positions of its documents are read."""
 
     source: Source
     plan: ReadingPlan
@@ -54,7 +42,7 @@ class Rows:
         return len(self.text)
 
 
-def read_rows(target: Target, data: Data, split: str, documents: int | None, tail_tokens: int) -> Rows:
+def read_rows(target: Target, data: EvaluationData, split: str, documents: int | None, tail_tokens: int) -> Rows:
     """Activations of a split. `documents` takes that many, chosen by a key on their ids; None takes all.
 
     Documents of like length are read together; the rows come sorted by document all the same.
@@ -92,11 +80,11 @@ def read_rows(target: Target, data: Data, split: str, documents: int | None, tai
     )
 
 
-def with_positions(data: Data, positions_per_document: int | None) -> Data:
+def with_positions(data: EvaluationData, positions_per_document: int | None) -> EvaluationData:
     """The same data, read at another number of positions in each document; None leaves it."""
     if positions_per_document is None:
         return data
-    return Corpus(data.source, dataclasses.replace(data.plan, positions_per_document=positions_per_document))
+    return EvaluationData(data.source, dataclasses.replace(data.plan, positions_per_document=positions_per_document))
 
 
 def _read(target: Target, source: Source, chosen: list[Prepared]) -> Float[Tensor, "batch d_model"]:

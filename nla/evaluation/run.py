@@ -10,7 +10,7 @@ import rich
 from rich.console import Console
 
 from nla.evaluation.files import write_metrics, write_samples
-from nla.evaluation.rows import Data
+from nla.evaluation.rows import EvaluationData
 from nla.evaluation.shares import is_first
 from nla.evaluation.suite import Evaluation, EvaluationSettings, evaluate
 from nla.evaluation.table import show
@@ -24,7 +24,7 @@ PACKAGES = ("nla", "torch", "transformers", "lightning", "peft", "numpy", "pyarr
 def run(
     nla: NLA,
     target: Target,
-    data: Data,
+    data: EvaluationData,
     output: str | Path,
     *,
     settings: EvaluationSettings,

@@ -18,7 +18,7 @@ from nla.errors import ConfigError
 from nla.evaluation import controls, truth
 from nla.evaluation.bootstrap import Resamples, Variance
 from nla.evaluation.explanations import Scores, Texts, explain, reconstruct, score
-from nla.evaluation.rows import Data, Rows, read_rows, with_positions
+from nla.evaluation.rows import EvaluationData, Rows, read_rows, with_positions
 from nla.models.pair import NLA
 from nla.models.target import Target
 
@@ -100,7 +100,7 @@ class Clock:
 def evaluate(
     nla: NLA,
     target: Target,
-    data: Data,
+    data: EvaluationData,
     settings: EvaluationSettings,
     *,
     seed: int = 0,
@@ -109,7 +109,7 @@ def evaluate(
     """Explain the test split and score it.
 
     Args:
-        data: a source and a reading plan, such as a `Corpus`.
+        data: the source and the reading plan.
         warm_start: the pair before joint training, or why there is none.
 
     Raises ConfigError where pair and target do not belong together, DataError where there is nothing to read.
@@ -202,7 +202,7 @@ def _headline(variants: dict[str, Variant], variance: Variance, warm_start: NLA 
 def _controls(
     nla: NLA,
     target: Target,
-    data: Data,
+    data: EvaluationData,
     rows: Rows,
     greedy: Variant,
     variance: Variance,
@@ -227,7 +227,7 @@ def _controls(
     }
 
 
-def _ceiling(nla: NLA, data: Data, rows: Rows, variance: Variance, batch_size: int) -> dict[str, Any]:
+def _ceiling(nla: NLA, data: EvaluationData, rows: Rows, variance: Variance, batch_size: int) -> dict[str, Any]:
     """The same reconstructor on everything that the source knows: no verbalizer can say more truth than that."""
     if not isinstance(data.source, truth.FullDescription):
         return {"ground_truth": controls.missing("the data source has no full_description(document_id, text)")}
@@ -235,7 +235,9 @@ def _ceiling(nla: NLA, data: Data, rows: Rows, variance: Variance, batch_size: i
     return {"ground_truth": variance.fve(score(reconstruct(nla, texts, batch_size), rows.activation).error)}
 
 
-def _claims(data: Data, rows: Rows, variants: dict[str, Variant], resamples: Resamples) -> dict[str, Any] | None:
+def _claims(
+    data: EvaluationData, rows: Rows, variants: dict[str, Variant], resamples: Resamples
+) -> dict[str, Any] | None:
     if not isinstance(data.source, GroundTruth):
         return None
     after = truth.judge(data.source, rows, variants["greedy"].texts.explanation)

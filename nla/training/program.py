@@ -28,7 +28,6 @@ from nla.config.schema import TrainSettings
 from nla.config.trainer import check_ranks, with_strategy
 from nla.data.build import build_data
 from nla.data.datamodule import NLADataModule
-from nla.data.shards.datamodule import ShardDataModule
 from nla.errors import CheckpointError, TrainingError
 from nla.files import locked
 from nla.planning.gather import with_gather
@@ -88,9 +87,7 @@ def run_stage(settings: TrainSettings, name: str, start: str | None) -> None:
         **with_strategy(settings.hardware.trainer, settings.adapter.kind),
         **options.trainer,
     )
-    data = build_data(settings.data, stage.target, seed=settings.seed, **options.data.model_dump())
-    if isinstance(data, ShardDataModule):
-        data.check_against(stage.target)
+    data = build_data(settings.data, options.data, stage.target, settings.seed)
     with rank_failure.shared():
         fit(trainer, stage, data, start)
         pair = whole_pair(stage.nla, lambda: starting_pair(settings, start, stage.target))

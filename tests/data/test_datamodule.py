@@ -1,19 +1,14 @@
 """Positions, batches and the loader: exact contexts, an order that restarts find again, shards, exact resume."""
 
-from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
-from support.loaders import Corpus, loader, take
+from support.loaders import Corpus, loader, record, take
 from support.models import make_tokenizer
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from nla.core.records import TokenBatch
 from nla.data import Document
 from nla.data.datamodule import NLADataModule
 from nla.data.positions import draw_positions, eligible_positions, keyed_fraction, keyed_seed
@@ -147,49 +142,14 @@ def test_mistakes_name_the_fix(tokenizer: PreTrainedTokenizerBase):
         data.load_state_dict({**loader(tokenizer, seed=1).state_dict()})
 
 
-class Recorder(LightningModule):
-    """Trains one number and notes which documents its steps saw."""
-
-    def __init__(self, fail_at: int | None = None) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.seen: list[list[str]] = []
-        self.fail_at = fail_at
-
-    def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
-        if self.fail_at == len(self.seen):
-            raise RuntimeError("killed")
-        self.seen.append(batch.document)
-        return self.weight.sum() ** 2
-
-    def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
-        pass
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-def fit(tokenizer: PreTrainedTokenizerBase, folder: Any, steps: int, workers: int = 0, **options: Any) -> Recorder:
-    module = Recorder(options.pop("fail_at", None))
-    trainer = Trainer(
-        max_steps=steps, max_epochs=-1, accelerator="cpu", devices=1, logger=False, enable_progress_bar=False,
-        enable_model_summary=False, val_check_interval=3, check_val_every_n_epoch=None, num_sanity_val_steps=0,
-        callbacks=[ModelCheckpoint(folder, every_n_train_steps=2, save_last=True)],
-    )  # fmt: skip
-    last = folder / "last.ckpt"
-    data = loader(tokenizer, num_workers=workers)
-    with nullcontext() if module.fail_at is None else pytest.raises(RuntimeError, match="killed"):
-        trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None)
-    return module
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_resumed_run_goes_on_with_the_next_document(tokenizer: PreTrainedTokenizerBase, tmp_path: Any, workers: int):
-    straight = fit(tokenizer, tmp_path / "straight", 12).seen
+    straight = record(loader(tokenizer), tmp_path / "straight", 12)
     assert len(straight) == 12
-    first = fit(tokenizer, tmp_path / "parts", 4, workers).seen
-    second = fit(tokenizer, tmp_path / "parts", 12, workers, fail_at=5).seen  # dies in its sixth step, saved after 4
-    third = fit(tokenizer, tmp_path / "parts", 12, workers).seen
+    first = record(loader(tokenizer, num_workers=workers), tmp_path / "parts", 4)
+    # the second dies in its sixth step; the last state was saved after the fourth
+    second = record(loader(tokenizer, num_workers=workers), tmp_path / "parts", 12, fail_at=5)
+    third = record(loader(tokenizer, num_workers=workers), tmp_path / "parts", 12)
     assert first == straight[:4]
     assert second == straight[4:9]
     assert third == straight[8:]

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,26 +15,22 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from support import ROOT
 from support import prepared as preparing
+from support.loaders import record, shard_loader, take
 from support.models import MARKER, TEMPLATES
-from support.prepared import all_rows, manifest, run, source, text, write_corpus
+from support.prepared import all_rows, manifest, run, source, stored_rows, text, write_corpus
 from support.services import GOOD, serving
-from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from nla.commands.cli import main
 from nla.config.check import check_evaluate, check_train
 from nla.config.compose import compose
-from nla.core.records import ActivationBatch
 from nla.data.corpora import FileCorpus, HubCorpus, SourceCorpus, to_document
+from nla.data.datamodule import NLADataModule
 from nla.data.files import Row
 from nla.data.prepare import activations, write_released
 from nla.data.shards import format
-from nla.data.shards.datamodule import ShardDataModule
-from nla.data.shards.rows import ShardRows
 from nla.data.shards.source import ShardSource
 from nla.data.source import Document
 from nla.evaluation import program as evaluating
@@ -214,17 +209,8 @@ def test_a_chat_is_read_as_the_model_reads_it(model_folders: dict[str, str], fam
     assert chat_ids(tokenizer, "Who walks to the harbour?")[:5] == list(expected)[:5]
 
 
-def loader(folder: Path, target: Target, **changes: Any) -> ShardDataModule:
-    options: dict[str, Any] = {
-        "split": "warm_start", "explanations": True, "batch_size": 8, "positions_per_document": 1, "min_context": 0,
-        "max_tokens": 512, "validation_documents": None, "seed": 0, "num_workers": 0,
-    }  # fmt: skip
-    return ShardDataModule(source(folder, changes.pop("shuffle_rows", 20)), target, **{**options, **changes})
-
-
-def take(data: ShardDataModule, count: int) -> list[ActivationBatch]:
-    batches = iter(data.train_dataloader())
-    return [next(batches) for _ in range(count)]
+def loader(folder: Path, target: Target, **changes: Any) -> NLADataModule:
+    return shard_loader(source(folder, changes.pop("shuffle_rows", 20)), target, **changes)
 
 
 def test_an_epoch_holds_every_row_once_in_a_new_order(prepared: Path, target: Target):
@@ -296,50 +282,17 @@ def test_one_block_is_held_at_a_time(prepared: Path, target: Target, monkeypatch
         return original(piece)
 
     monkeypatch.setattr(shardrows, "read_piece", counting)
-    rows = ShardRows(source(prepared).pieces("warm_start", 1, target.d_model, True), 20, 0)
+    rows = stored_rows(source(prepared, 20), "warm_start", target.d_model, True, shuffled=True)
     for place in range(len(rows)):
         rows.take(place, 1)
         assert rows._held is not None and len(rows._held[1]) < 20 + max(rows.sizes)
     assert set(read.values()) == {1}  # each group once in an epoch
 
 
-class Recorder(LightningModule):
-    """Trains one number and notes which rows its steps saw."""
-
-    def __init__(self, fail_at: int | None = None) -> None:
-        super().__init__()
-        self.weight, self.seen, self.fail_at = torch.nn.Parameter(torch.zeros(1)), list[list[str]](), fail_at
-
-    def training_step(self, batch: ActivationBatch, batch_idx: int) -> Tensor:
-        if self.fail_at == len(self.seen):
-            raise RuntimeError("killed")
-        self.seen.append(batch.text)
-        return self.weight.sum() ** 2
-
-    def validation_step(self, batch: ActivationBatch, batch_idx: int) -> None:
-        pass
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-def fit(data: ShardDataModule, folder: Path, steps: int, fail_at: int | None = None) -> list[list[str]]:
-    module = Recorder(fail_at)
-    trainer = Trainer(
-        max_steps=steps, max_epochs=-1, accelerator="cpu", devices=1, logger=False, enable_progress_bar=False,
-        enable_model_summary=False, val_check_interval=3, check_val_every_n_epoch=None, num_sanity_val_steps=0,
-        callbacks=[ModelCheckpoint(folder, every_n_train_steps=2, save_last=True)],
-    )  # fmt: skip
-    last = folder / "last.ckpt"
-    with nullcontext() if fail_at is None else pytest.raises(RuntimeError, match="killed"):
-        trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None)
-    return module.seen
-
-
 def test_a_resumed_run_goes_on_with_the_next_row(prepared: Path, target: Target, tmp_path: Path):
-    straight = fit(loader(prepared, target), tmp_path / "straight", 12)
-    first = fit(loader(prepared, target), tmp_path / "parts", 12, fail_at=5)
-    second = fit(loader(prepared, target), tmp_path / "parts", 12)
+    straight = record(loader(prepared, target), tmp_path / "straight", 12)
+    first = record(loader(prepared, target), tmp_path / "parts", 12, fail_at=5)
+    second = record(loader(prepared, target), tmp_path / "parts", 12)
     assert len(straight) == 12 and first == straight[:5] and second == straight[4:]
 
 
@@ -366,9 +319,9 @@ def test_the_released_form_is_written_and_read_as_it_is(prepared: Path, target: 
         file.unlink()
     read = source(tmp_path / "r")
     assert read.manifest is None and read.layers == [1]
-    whole = [ShardRows(read.pieces(split, 1, target.d_model, False), 1, None) for split in preparing.FRACTIONS]
+    whole = [stored_rows(read, split, target.d_model, False) for split in preparing.FRACTIONS]
     assert sum(map(len, whole)) == 180
-    explained = ShardRows(read.pieces("warm_start", 1, target.d_model, True), 1, None)
+    explained = stored_rows(read, "warm_start", target.d_model, True)
     texts = explained.take(0, len(explained)).column(format.EXPLANATION).to_pylist()
     assert all(isinstance(one, str) and "harbour" in one for one in texts)
 
@@ -388,7 +341,7 @@ def test_files_built_for_training_are_read_by_their_answers(prepared: Path, targ
             other.unlink()
     pq.write_table(table, path, write_page_checksum=True)
     read = ShardSource(str(tmp_path / "r"), {"warm_start": 1.0}, "nla", 1)
-    rows = ShardRows(read.pieces("warm_start", 2, target.d_model, True), 1, None)
+    rows = stored_rows(read, "warm_start", target.d_model, True, layer=2)
     found = rows.take(0, len(rows))
     assert found.column(format.EXPLANATION).to_pylist() == said[2:]
     assert np.array_equal(format.vectors(found), format.vectors(table)[2:])

@@ -10,12 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from rich.console import Console
-from support.evaluation import PLAN, SETTINGS, ToySource, remembering, toy_corpus
+from support.evaluation import PLAN, SETTINGS, ToySource, remembering, toy_data
+from support.fve import fraction_of_variance_explained, fve_normalized_mean
 from torchmetrics import R2Score
 
-from nla.core.objectives import fraction_of_variance_explained, fve_normalized_mean, normalize
+from nla.core.objectives import normalize
 from nla.errors import ConfigError, DataError, ModelError
-from nla.evaluation import Corpus, Evaluation, evaluate, read_samples, run
+from nla.evaluation import Evaluation, EvaluationData, evaluate, read_samples, run
 from nla.evaluation.controls import other_document
 from nla.evaluation.explanations import repeated_share
 from nla.evaluation.rows import Rows, read_rows
@@ -33,7 +34,7 @@ CONTROLS = {"mean", "constant_direction", "empty_text", "shuffled", "source_text
 
 @pytest.fixture
 def rows(target: Target) -> Rows:
-    return read_rows(target, toy_corpus(), "test", None, 32)
+    return read_rows(target, toy_data(), "test", None, 32)
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def noisy(nla: NLA, target: Target, rows: Rows) -> Evaluation:
     torch.manual_seed(0)
     noise = rows.activation.std() * torch.randn_like(rows.activation)
     remembering(nla, rows.activation + 0.3 * noise, every_malformed=5)
-    return evaluate(nla, target, toy_corpus(), SETTINGS)
+    return evaluate(nla, target, toy_data(), SETTINGS)
 
 
 def test_rows_are_what_the_target_reads(target: Target, rows: Rows) -> None:
@@ -56,7 +57,7 @@ def test_rows_are_what_the_target_reads(target: Target, rows: Rows) -> None:
 
 
 def test_fewer_documents_are_a_subset_with_the_same_rows(target: Target, rows: Rows) -> None:
-    some = read_rows(target, toy_corpus(), "test", 4, 32)
+    some = read_rows(target, toy_data(), "test", 4, 32)
     assert len(some) == 8
     places = [(d, int(p)) for d, p in zip(rows.document, rows.position, strict=True)]
     assert {(d, int(p)) for d, p in zip(some.document, some.position, strict=True)} <= set(places)
@@ -64,7 +65,7 @@ def test_fewer_documents_are_a_subset_with_the_same_rows(target: Target, rows: R
 
 def test_too_little_to_read_is_said(target: Target) -> None:
     with pytest.raises(DataError, match="fewer than two activations"):
-        read_rows(target, Corpus(ToySource(), replace(PLAN, min_context=60)), "test", None, 32)
+        read_rows(target, EvaluationData(ToySource(), replace(PLAN, min_context=60)), "test", None, 32)
 
 
 def test_fve_is_torchmetrics_r2(noisy: Evaluation) -> None:
@@ -89,7 +90,7 @@ def test_fve_is_torchmetrics_r2(noisy: Evaluation) -> None:
 def test_a_perfect_pair_and_its_controls(nla: NLA, target: Target, rows: Rows) -> None:
     mean = normalize(rows.activation, math.sqrt(32)).mean(0)
     remembering(nla, rows.activation, mean=mean)
-    metrics = evaluate(nla, target, toy_corpus(), SETTINGS, warm_start=nla).metrics
+    metrics = evaluate(nla, target, toy_data(), SETTINGS, warm_start=nla).metrics
     controls = metrics["controls"]
     assert metrics["fve"] == pytest.approx(1, abs=1e-6)
     assert metrics["fve_warm_start"] == metrics["fve"]
@@ -107,7 +108,7 @@ def test_a_perfect_pair_and_its_controls(nla: NLA, target: Target, rows: Rows) -
 
 def test_malformed_count_as_orthogonal(nla: NLA, target: Target, rows: Rows) -> None:
     remembering(nla, rows.activation, every_malformed=4)  # a quarter of the rows
-    metrics = evaluate(nla, target, toy_corpus(), SETTINGS).metrics
+    metrics = evaluate(nla, target, toy_data(), SETTINGS).metrics
     assert metrics["error"] == pytest.approx(2 / 4, abs=1e-6)
     assert metrics["cosine"] == pytest.approx(3 / 4, abs=1e-6)
     assert metrics["explanation"]["well_formed"] == 3 / 4
@@ -116,7 +117,7 @@ def test_malformed_count_as_orthogonal(nla: NLA, target: Target, rows: Rows) -> 
 
 
 def test_an_untrained_pair_writes_nothing_well_formed(nla: NLA, target: Target) -> None:
-    metrics = evaluate(nla, target, toy_corpus(), SETTINGS).metrics
+    metrics = evaluate(nla, target, toy_data(), SETTINGS).metrics
     assert metrics["error"] == 2
     assert metrics["explanation"]["well_formed"] == 0
     assert metrics["explanation"]["repeated_share"] is None
@@ -127,8 +128,8 @@ def test_an_untrained_pair_writes_nothing_well_formed(nla: NLA, target: Target) 
 
 
 def test_the_batch_size_changes_nothing(nla: NLA, target: Target) -> None:
-    one = evaluate(nla, target, toy_corpus(), replace(SETTINGS, samples=2)).variants
-    other = evaluate(nla, target, toy_corpus(), replace(SETTINGS, samples=2, batch_size=24)).variants
+    one = evaluate(nla, target, toy_data(), replace(SETTINGS, samples=2)).variants
+    other = evaluate(nla, target, toy_data(), replace(SETTINGS, samples=2, batch_size=24)).variants
     for name in ("greedy", "sampled"):
         assert one[name].texts.explanation == other[name].texts.explanation
         assert torch.equal(one[name].texts.tokens, other[name].texts.tokens)
@@ -144,7 +145,7 @@ def test_what_is_not_there_is_null_with_a_reason(nla: NLA, target: Target, rows:
 
     remembering(nla, rows.activation)
     settings = replace(SETTINGS, samples=0, documents=1)
-    metrics = evaluate(nla, target, Corpus(Plain(), PLAN), settings).metrics
+    metrics = evaluate(nla, target, EvaluationData(Plain(), PLAN), settings).metrics
     assert metrics["claims"] is None
     assert metrics["ceiling"]["ground_truth"]["fve"] is None
     assert metrics["fve_sampled"] is None
@@ -156,14 +157,14 @@ def test_what_is_not_there_is_null_with_a_reason(nla: NLA, target: Target, rows:
 
 def test_pair_and_target_must_belong_together(nla: NLA, tiny_folder: str) -> None:
     with pytest.raises(ConfigError, match="layer 1 .* layer 0"):
-        evaluate(nla, Target.from_pretrained(tiny_folder, 0), toy_corpus(), SETTINGS)
+        evaluate(nla, Target.from_pretrained(tiny_folder, 0), toy_data(), SETTINGS)
 
 
 def test_a_broken_reconstructor_is_named(nla: NLA, target: Target) -> None:
     with torch.no_grad():
         nla.reconstructor.head.weight.fill_(float("nan"))
     with pytest.raises(ModelError, match="not finite"):
-        evaluate(nla, target, toy_corpus(), SETTINGS)
+        evaluate(nla, target, toy_data(), SETTINGS)
 
 
 @pytest.mark.parametrize(("key", "value"), [("documents", 0), ("bootstrap", 0), ("temperature", 0.0)])
@@ -178,7 +179,7 @@ def test_run_writes_the_contract(nla: NLA, target: Target, rows: Rows, tmp_path:
     remembering(nla, rows.activation, every_malformed=5)
     console = Console(file=io.StringIO(), width=100)
     output = tmp_path / "evaluation"
-    result = run(nla, target, toy_corpus(), output, settings=SETTINGS, seed=3, run_folder=tmp_path, console=console)
+    result = run(nla, target, toy_data(), output, settings=SETTINGS, seed=3, run_folder=tmp_path, console=console)
 
     assert sorted(path.name for path in output.iterdir()) == ["metrics.json", "samples.parquet"]
     metrics = json.loads((output / "metrics.json").read_text())
@@ -217,7 +218,7 @@ def test_run_writes_the_contract(nla: NLA, target: Target, rows: Rows, tmp_path:
 
 
 def test_damage_to_the_samples_is_noticed(nla: NLA, target: Target, tmp_path: Path) -> None:
-    run(nla, target, toy_corpus(), tmp_path, settings=SETTINGS, console=Console(file=io.StringIO()))
+    run(nla, target, toy_data(), tmp_path, settings=SETTINGS, console=Console(file=io.StringIO()))
     path = tmp_path / "samples.parquet"
     content = bytearray(path.read_bytes())
     chunk = pq.ParquetFile(path).metadata.row_group(0).column(2)

@@ -18,14 +18,14 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from support import ROOT
-from support.prepared import OPTIONS, manifest, run, source, tables, text, write_corpus
+from support.loaders import shard_loader
+from support.prepared import OPTIONS, manifest, run, source, stored_rows, tables, text, write_corpus
 from support.services import GOOD, serving
 
 from nla.commands.cli import main
 from nla.data.corpora import HubCorpus
 from nla.data.shards import format
-from nla.data.shards.datamodule import ShardDataModule
-from nla.data.shards.rows import ShardRows
+from nla.data.shards.reader import agreement
 from nla.data.shards.source import ShardSource
 from nla.data.teachers import AnthropicTeacher, OpenAITeacher, Passage
 from nla.errors import BudgetError, ConfigError, DataError, NLAError, TeacherError
@@ -53,7 +53,7 @@ def folder(whole: Path, tmp_path: Path) -> Path:
 
 def read_all(folder: Path, d_model: int) -> pa.Table:
     """What an epoch of the warm start reads."""
-    rows = ShardRows(source(folder).pieces("warm_start", 1, d_model, False), 64, 0)
+    rows = stored_rows(source(folder), "warm_start", d_model, False, shuffled=True)
     return rows.take(0, len(rows))
 
 
@@ -113,9 +113,7 @@ def vectors(rows: int = 2000) -> np.ndarray:
 
 def used(folder: Path) -> int:
     read = source(folder)
-    return sum(
-        len(ShardRows(read.pieces(s, 1, 32, True), 64, 0)) for s in ("warm_start", "joint", "validation", "test")
-    )
+    return sum(len(stored_rows(read, s, 32, True)) for s in ("warm_start", "joint", "validation", "test"))
 
 
 @pytest.mark.parametrize(
@@ -219,15 +217,11 @@ def test_shards_of_another_model_or_layer_are_refused(folder: Path, target: Targ
         read.pieces("joint", 2, target.d_model, False)
     with pytest.raises(DataError, match="activations of width 32, the model has 64"):
         read.pieces("joint", 1, 64, False)
-    options: dict[str, Any] = {
-        "split": "joint", "explanations": False, "batch_size": 4, "positions_per_document": 1, "min_context": 0,
-        "max_tokens": 99, "validation_documents": None, "seed": 0, "num_workers": 0,
-    }  # fmt: skip
-    found = ShardDataModule(read, target, **options).check_against(target)
+    found = agreement(shard_loader(read, target, split="joint", explanations=False).rows("joint"), target, read.path)
     assert len(found) == 8 and float(found.min()) > 0.999
     other = Target.from_pretrained(model_folders["llama"], layer=1)
     with pytest.raises(DataError, match="stored activations are not the target's .*another model, revision or layer"):
-        ShardDataModule(read, other, **options).check_against(other)
+        agreement(shard_loader(read, other, split="joint", explanations=False).rows("joint"), other, read.path)
 
 
 def test_a_document_on_two_sides_is_refused(folder: Path):
@@ -420,7 +414,7 @@ def test_a_spent_budget_ends_cleanly_and_more_goes_on(
         assert "budget is spent" in shown.err and "continues" in shown.err and "passages to explain" in shown.out
         first, partial = len(service.seen), explained(out)
         assert 0 < first < 108 and first * 0.0035 <= 0.15 and partial["ok"] >= first and partial["unasked"] > 0
-        assert len(ShardRows(source(out).pieces("warm_start", 1, target.d_model, True), 64, 0)) == partial["ok"]
+        assert len(stored_rows(source(out), "warm_start", target.d_model, True)) == partial["ok"]
         assert main(command(out, tiny_folder, corpus, url, "teacher.usd=9")) == 0
         assert "unasked" not in explained(out)
         assert len(service.seen) == len(set(service.prompts)) and explained(out) == {"ok": ROWS}

@@ -11,7 +11,7 @@ from nla.core.records import Completions
 from nla.data.documents import ReadingPlan
 from nla.data.source import Claim, Document
 from nla.errors import DataError
-from nla.evaluation import Corpus, EvaluationSettings
+from nla.evaluation import EvaluationData, EvaluationSettings
 from nla.models.pair import NLA
 from nla.models.sampling import SamplingParams
 
@@ -59,8 +59,8 @@ class ToySource:
         return f"The {colour} day {middle} with a {animal} in the town."
 
 
-def toy_corpus(**options: int) -> Corpus:
-    return Corpus(ToySource(**options), PLAN)
+def toy_data(**options: int) -> EvaluationData:
+    return EvaluationData(ToySource(**options), PLAN)
 
 
 def remembering(nla: NLA, activation: Tensor, every_malformed: int = 0, mean: Tensor | None = None) -> NLA:

@@ -30,7 +30,8 @@ from nla.training.optim import MuonAdamW
 from nla.training.parallel import whole_pair
 from nla.training.program import resume_point
 from nla.training.stages import JointStage, ReconstructorStage, VerbalizerStage
-from support.evaluation import ToySource, toy_corpus
+from support.evaluation import ToySource, toy_data
+from support.loaders import document_loader
 from support.stages import make_kl, make_reward
 
 SPLITS = ("warm_start", "joint", "validation", "test")
@@ -83,7 +84,7 @@ def trainer_of(ranks: int, strategy: str, folder: Path, **options: Any) -> Train
 
 
 def data_of(target: Target, split: str, batch_size: int = 16) -> NLADataModule:
-    return NLADataModule(
+    return document_loader(
         Uneven(SPLITS, 13), target.tokenizer, split=split, explanations=split == "warm_start",
         batch_size=batch_size, positions_per_document=2, min_context=3, max_tokens=64, validation_documents=None,
         seed=0, num_workers=0,
@@ -224,7 +225,7 @@ def evaluation(rank: int, ranks: int, strategy: str, work: Path, out: Path) -> N
         bootstrap=20, neighbour_documents=0, source_tokens=4, prefix_tokens=[4],
     )  # fmt: skip
     rows.TOKENS_AT_ONCE = 64  # several buckets, so that there is something to share
-    result = run(pair, target, toy_corpus(size=15), out / "evaluation", settings=settings, command="test")
+    result = run(pair, target, toy_data(size=15), out / "evaluation", settings=settings, command="test")
     (out / f"read-{rank}.json").write_text(json.dumps({"read": sum(read), "rows": len(result.rows)}))
 
 

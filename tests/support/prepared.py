@@ -9,6 +9,9 @@ import pyarrow.parquet as pq
 
 from nla.commands.prepare import check_prepare, prepare
 from nla.config.compose import compose
+from nla.data.rows import Selection
+from nla.data.shards.reader import ShardReader
+from nla.data.shards.rows import ShardRows
 from nla.data.shards.source import ShardSource
 
 WORDS = "the quick brown fox jumps over the lazy dog and Tom walks to the harbour in the rain".split()
@@ -53,3 +56,9 @@ def tables(folder: Path, layer: int) -> dict[str, pa.Table]:
 
 def all_rows(folder: Path, layer: int) -> pa.Table:
     return pa.concat_tables(tables(folder, layer).values())
+
+
+def stored_rows(
+    read: ShardSource, split: str, d_model: int, explanations: bool, layer: int = 1, shuffled: bool = False
+) -> ShardRows:
+    return ShardReader(read, layer, d_model)(Selection(split, shuffled, explanations, None, seed=0))

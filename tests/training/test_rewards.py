@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from hydra.utils import instantiate
-from support.evaluation import SETTINGS, remembering, toy_corpus
+from support.evaluation import SETTINGS, remembering, toy_data
+from support.fve import fraction_of_variance_explained
 from support.models import MARKER, TEMPLATES
 from support.stages import ALL, TEXTS, batch, completions_of, fit, joint, make_kl, make_reward, same, terms_of, weights
 from transformers import PreTrainedTokenizerBase
@@ -16,7 +17,6 @@ from transformers import PreTrainedTokenizerBase
 from nla.config.check import check_train
 from nla.config.compose import compose, config_folder
 from nla.core.objectives import (
-    fraction_of_variance_explained,
     group_advantages,
     kl_to_reference,
     orthogonal_error,
@@ -345,7 +345,7 @@ def test_a_mistake_is_found_before_anything_is_loaded(override: str, message: st
 
 def test_fve_by_prefix_length(nla: NLA, target: Target) -> None:
     """A reader that knows `row k.` and nothing shorter: the FVE is that of what it was shown."""
-    rows = read_rows(target, toy_corpus(), "test", None, 32)
+    rows = read_rows(target, toy_data(), "test", None, 32)
     remembering(nla, rows.activation, every_malformed=5)
     whole, shown = nla.reconstruct, []
 
@@ -363,17 +363,17 @@ def test_fve_by_prefix_length(nla: NLA, target: Target) -> None:
     assert len(ids) > 3 and nla.reconstructor.tokenizer.decode(ids[:3]) in shown[1]
     assert "row 7." in shown[2] and "row 7." not in shown[1]
     settings = replace(SETTINGS, prefix_tokens=lengths, samples=0)
-    metrics = evaluate(nla, target, toy_corpus(), settings).metrics
+    metrics = evaluate(nla, target, toy_data(), settings).metrics
     assert metrics["prefixes"][2]["fve"] == pytest.approx(metrics["fve"])
     assert metrics["fve"] > metrics["prefixes"][0]["fve"]
-    assert evaluate(nla, target, toy_corpus(), replace(SETTINGS, samples=0)).metrics["prefixes"] == []
+    assert evaluate(nla, target, toy_data(), replace(SETTINGS, samples=0)).metrics["prefixes"] == []
     with pytest.raises(ConfigError, match="lengths must be at least 1"):
         replace(SETTINGS, prefix_tokens=[0])
 
 
 def test_fve_without_quotations(nla: NLA, target: Target) -> None:
     """A reader that knows what is quoted and nothing besides: without the quotations nothing is left."""
-    rows = read_rows(target, toy_corpus(), "test", None, 32)
+    rows = read_rows(target, toy_data(), "test", None, 32)
     remembering(nla, rows.activation, every_malformed=5)
     whole = nla.reconstruct
     nla.reconstruct = lambda texts, size=64: whole([t.strip('"') for t in texts], size)  # type: ignore[method-assign]
@@ -389,14 +389,14 @@ def test_fve_without_quotations(nla: NLA, target: Target) -> None:
 
 
 def test_a_frozen_reconstructor_judges_the_same_texts(nla: NLA, target: Target, tiny_folder: str) -> None:
-    rows = read_rows(target, toy_corpus(), "test", None, 32)
+    rows = read_rows(target, toy_data(), "test", None, 32)
     remembering(nla, rows.activation, every_malformed=5)
     frozen = NLA.from_target(tiny_folder, 1, TEMPLATES, MARKER)
-    found = evaluate(nla, target, toy_corpus(), replace(SETTINGS, samples=0), warm_start=frozen)
+    found = evaluate(nla, target, toy_data(), replace(SETTINGS, samples=0), warm_start=frozen)
     texts = found.variants["greedy"].texts.explanation
     formed = torch.tensor([text is not None for text in texts])
     expected = fraction_of_variance_explained(frozen.reconstruct([t or "" for t in texts]), rows.activation, formed)
     assert found.metrics["frozen_reconstructor"]["fve"] == pytest.approx(expected, abs=1e-6)
     assert found.metrics["fve"] > expected
-    alone = evaluate(nla, target, toy_corpus(), replace(SETTINGS, samples=0)).metrics["frozen_reconstructor"]
+    alone = evaluate(nla, target, toy_data(), replace(SETTINGS, samples=0)).metrics["frozen_reconstructor"]
     assert alone["fve"] is None and alone["reason"]

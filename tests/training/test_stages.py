@@ -1,6 +1,7 @@
 """The three training steps on a tiny random model, driven by a real Lightning Trainer."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
+from nla.data.rows import Selection
 from nla.data.shards import format
 from nla.data.shards.format import EXPLANATION, PROMPT, RESPONSE
 from nla.data.shards.rows import Piece, ShardRows
@@ -44,8 +45,9 @@ def write_released(
     for layer, split in sorted({(file.facts.layer, str(file.split)) for file in source.files}):
         facts = next(file.facts for file in source.files if file.facts.layer == layer)
         pieces, explained = _pieces(source, split, layer, facts.d_model)
+        as_stored = Selection(split, shuffled=False, explanations=explained, documents=None, seed=0)
         path = folder / f"{split}-layer-{layer:02d}.parquet"
-        _write(path, ShardRows(pieces, 1, None), layer, message, explained)
+        _write(path, ShardRows(pieces, 1, as_stored, layer), layer, message, explained)
         format.write_facts(path, dataclasses.replace(facts, rows=None, settings=None), constants)
         written.append(path)
     return written

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import torch
 
+from nla.core.records import ActivationBatch
 from nla.data.positions import keyed_seed
+from nla.data.rows import Selection
 from nla.data.shards import format
 from nla.data.shards.format import DOCUMENT, EXPLANATION, RESPONSE, TEXT, read_group
 from nla.errors import DataError
@@ -27,18 +30,46 @@ class Piece:
 class ShardRows:
     """The rows of a split in an order that a number and an epoch alone decide.
 
-    Row groups come in a seeded order, a block of them at a time; the rows of a block are shuffled. One block is held in
-    memory. Without a seed everything comes as it lies on the disk.
+    For training, row groups come in a seeded order, a block of them at a time; the rows of a block are shuffled. One
+    block is held in memory.
+
+    Args:
+        pieces: where the rows are.
+        shuffle_rows: row groups form a block until it has this many rows.
+        selection: which rows these are; its split and seed enter the order and the fingerprint.
+        layer: of the activations.
     """
 
-    def __init__(self, pieces: Sequence[Piece], shuffle_rows: int, seed: int | None) -> None:
-        self.pieces, self.shuffle_rows, self.seed = list(pieces), shuffle_rows, seed
+    unit = 1
+
+    def __init__(self, pieces: Sequence[Piece], shuffle_rows: int, selection: Selection, layer: int) -> None:
+        self.pieces, self.shuffle_rows, self.selection, self.layer = list(pieces), shuffle_rows, selection, layer
         self.sizes = np.array([len(piece.rows) for piece in self.pieces])
+        self._seed = selection.seed if selection.shuffled else None
         self._plan: tuple[int, list[list[int]], np.ndarray] | None = None
         self._held: tuple[tuple[int, int], pa.Table, np.ndarray] | None = None
 
     def __len__(self) -> int:
         return int(self.sizes.sum())
+
+    @property
+    def description(self) -> str:
+        return f"{len(self)} stored activations of layer {self.layer}"
+
+    def batch(self, start: int, size: int) -> ActivationBatch:
+        table = self.take(start, size)
+        explanations = table.column(EXPLANATION).to_pylist() if self.selection.explanations else None
+        return ActivationBatch(
+            activation=torch.from_numpy(format.vectors(table).copy()),
+            document=table.column(DOCUMENT).to_pylist(),
+            position=torch.from_numpy(table.column(format.TOKENS).to_numpy().copy()) - 1,
+            text=table.column(TEXT).to_pylist(),
+            explanation=explanations,
+        )
+
+    def fingerprint(self) -> int:
+        places = [(p.path.name, p.group, len(p.rows), int(p.rows.sum())) for p in self.pieces]
+        return keyed_seed(self.selection.split, self.selection.seed, self.layer, self.shuffle_rows, places)
 
     def take(self, place: int, count: int) -> pa.Table:
         """`count` rows from `place` of the endless order: activations, documents, tokens, texts, explanations."""
@@ -58,8 +89,8 @@ class ShardRows:
         """Which pieces make each block of an epoch, and the place where each block begins."""
         if self._plan is None or self._plan[0] != epoch:
             order = np.arange(len(self.pieces))
-            if self.seed is not None:
-                order = np.random.default_rng(keyed_seed("shards", self.seed, epoch)).permutation(order)
+            if self._seed is not None:
+                order = np.random.default_rng(keyed_seed("shards", self._seed, epoch)).permutation(order)
             blocks, sizes = [[]], [0]
             for piece in order.tolist():
                 if sizes[-1] >= self.shuffle_rows:
@@ -75,8 +106,8 @@ class ShardRows:
             self._held = None  # before the next is read: never two at once
             table = pa.concat_tables([read_piece(self.pieces[index]) for index in pieces])
             order = np.arange(len(table))
-            if self.seed is not None:
-                order = np.random.default_rng(keyed_seed("rows", self.seed, epoch, number)).permutation(order)
+            if self._seed is not None:
+                order = np.random.default_rng(keyed_seed("rows", self._seed, epoch, number)).permutation(order)
             self._held = (epoch, number), table, order
         return self._held[1], self._held[2]
 

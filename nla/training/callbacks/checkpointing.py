@@ -164,6 +164,9 @@ class Checkpointing(Checkpoint):
         self._saved_step = step
 
 
+DATA_MODULES = {"ShardDataModule": "NLADataModule"}  # Lightning keeps a loader's place under its class; before 0.2 two
+
+
 class StateFile(CheckpointIO):
     """A whole state as one file, read without running anything in it.
 
@@ -178,7 +181,7 @@ class StateFile(CheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             raise CheckpointError(
                 f"{path} holds more than tensors and plain values and is refused; nothing in it was run "
@@ -186,6 +189,7 @@ class StateFile(CheckpointIO):
             ) from error
         except (OSError, RuntimeError, EOFError) as error:
             raise CheckpointError(f"{path} cannot be read ({first_line(error)})") from error
+        return {DATA_MODULES.get(str(key), str(key)): value for key, value in state.items()}
 
     def remove_checkpoint(self, path: Any) -> None:
         os.unlink(path)

@@ -68,7 +68,7 @@ def _checks(settings: TrainSettings) -> Iterator[Check]:
         seed_everything(settings.seed, workers=True, verbose=False)
         start = settings.nla
         stage = build_stage(settings, name, start)
-        data = build_data(settings.data, stage.target, seed=settings.seed, **settings.stage[name].data.model_dump())
+        data = build_data(settings.data, settings.stage[name].data, stage.target, settings.seed)
         data.setup("fit")
         if number == 0:
             yield Check("parts", "ok", f"{stage.nla.base_model}, layer {stage.nla.layer}, width {stage.nla.d_model}")
@@ -99,7 +99,7 @@ def _pair(stage: Stage, data: NLADataModule, settings: TrainSettings, trained: b
 
 def _rows(stage: Stage, data: NLADataModule) -> ActivationBatch:
     """One position of each of the first `ROWS` documents of the training split; ranks have different documents."""
-    each = data.plan.positions_per_document
+    each = data.unit
     batch_size, data.batch_size = data.batch_size, ROWS * each * stage.trainer.world_size
     try:
         tokens = data.batch(data.split, 0, 0).to(stage.device)

@@ -120,7 +120,7 @@ def trial(
 
 def one_micro_batch(stage: Stage, data: NLADataModule, ranks: int) -> int:
     """Number of positions that fills one micro-batch on each rank, at most the run's own batch."""
-    unit = data.plan.positions_per_document * ranks
+    unit = data.unit * ranks
     group = stage.sampling.group_size if isinstance(stage, JointStage) else 1
     rows = max(1, stage.micro_batch_size // group) * ranks
     return min(data.batch_size, -(-rows // unit) * unit)
