@@ -1,6 +1,8 @@
-"""The public names of `nla` and of each room: a contract, written here by hand."""
+"""The public names of `nla` and of each room, nested ones too: a contract, written here by hand."""
 
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,18 +15,34 @@ PUBLIC = {
     "nla.config": [],
     "nla.core": [],
     "nla.data": ["SPLITS", "Claim", "Document", "GroundTruth", "Source", "TextSource"],
-    "nla.evaluation": ["Corpus", "Evaluation", "EvaluationSettings", "evaluate", "read_samples", "run"],
+    "nla.data.prepare": ["Folder", "Plan", "explain_shards", "read_corpus", "write_released"],
+    "nla.data.shards": [],
+    "nla.data.teachers": [
+        "AnthropicTeacher", "Explanation", "LocalTeacher", "OpenAITeacher", "Passage", "Teacher", "TruthTeacher",
+    ],
+    "nla.data.world": ["WorldSource"],
+    "nla.evaluation": ["Evaluation", "EvaluationData", "EvaluationSettings", "evaluate", "read_samples", "run"],
     "nla.models": [],
+    "nla.models.pretrained": [],
+    "nla.models.reading": [],
+    "nla.models.sampling": ["SamplingParams", "sampler"],
     "nla.planning": [],
     "nla.pretraining": ["Architecture", "Lessons", "Recipe", "pretrain", "train_tokenizer"],
     "nla.training": [],
-}
+    "nla.training.callbacks": [
+        "Alarms", "Checkpointing", "FaultTolerantLogger", "MetricsFile", "Progress", "RankFailure", "Samples",
+        "StateFile", "Summary",
+    ],
+    "nla.training.preflight": ["Check", "preflight", "require", "show"],
+    "nla.training.stages": ["JointStage", "ReconstructorStage", "VerbalizerStage"],
+}  # fmt: skip
+LIGHT = ("nla", "nla.evaluation", "nla.models.pair", "nla.data", "nla.data.teachers")  # for notebooks and services
 
 
 def test_every_room_is_listed() -> None:
     folder = Path(nla.__file__).parent
-    rooms = {f"nla.{path.parent.name}" for path in folder.glob("*/__init__.py")}
-    assert {*rooms, "nla"} == set(PUBLIC)
+    rooms = {".".join(("nla", *path.parent.relative_to(folder).parts)) for path in folder.rglob("__init__.py")}
+    assert rooms == set(PUBLIC)
 
 
 @pytest.mark.parametrize("room", PUBLIC)
@@ -33,3 +51,15 @@ def test_public_names(room: str) -> None:
     assert sorted(getattr(module, "__all__", [])) == sorted(PUBLIC[room])
     for name in PUBLIC[room]:
         assert getattr(module, name) is not None
+
+
+@pytest.mark.parametrize("room", [room for room in PUBLIC if room != "nla"])
+def test_a_room_says_what_it_may_import_and_what_is_public(room: str) -> None:
+    text = importlib.import_module(room).__doc__ or ""
+    assert "May import" in text and "Public" in text
+
+
+def test_what_notebooks_import_loads_neither_lightning_nor_hydra() -> None:
+    code = f"import sys, {', '.join(LIGHT)}; print(sorted({{'lightning', 'hydra', 'omegaconf'}} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

@@ -1,4 +1,4 @@
 """The `nla` console script, one file per verb; each is thin.
 
-May import every room; nothing imports it.
+May import every room; nothing imports it. Public: `cli.main`, the script's entry.
 """

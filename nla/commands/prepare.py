@@ -32,7 +32,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from nla import files
 from nla.config.check import model_depth, parse, plain_config
 from nla.config.compose import compose
-from nla.config.redact import redacted
 from nla.config.schema import HardwareSettings, LayerSettings, ModelSettings, Settings
 from nla.config.targets import check_components
 from nla.data.documents import ReadingPlan
@@ -50,6 +49,7 @@ from nla.models.pretrained.hub import cached_commit
 from nla.models.pretrained.metadata import read_yaml
 from nla.models.prompts import Templates, find_marker
 from nla.models.target import Target
+from nla.redact import redacted
 
 SETTINGS = "prepare.yaml"
 PATIENCE = timedelta(days=30)  # that processes wait for each other's shards

@@ -18,9 +18,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from nla.config.compose import compose, config_folder, parse_overrides, register_resolvers
-from nla.config.redact import secret_keys
 from nla.config.sweeps import Job, choices, combinations, refuse_secrets, run_jobs
 from nla.errors import ConfigError, NLAError
+from nla.redact import secret_keys
 
 MULTIRUN = ("-m", "--multirun")
 LAUNCHERS = ("launcher", "hydra/launcher")

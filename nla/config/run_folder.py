@@ -10,7 +10,6 @@ import yaml
 
 from nla import files
 from nla.config.check import text_config
-from nla.config.redact import redacted
 from nla.config.renamed import CONFIG, read_recorded
 from nla.config.schema import ModelSettings
 from nla.errors import ConfigError
@@ -18,6 +17,7 @@ from nla.models.backbone import resolve
 from nla.models.pretrained.hub import cached_commit
 from nla.models.pretrained.loading import HALVES
 from nla.models.pretrained.metadata import read_metadata
+from nla.redact import redacted
 
 # A run folder belongs to one value of each of these and of a begun stage's keys, but FREE, which changes no result.
 FREE = ("trainer", "micro_batch_size", "activation_checkpointing", "gather")

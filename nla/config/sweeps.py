@@ -20,8 +20,8 @@ from pathlib import Path
 from hydra.core.override_parser.types import Glob, Override
 
 from nla import files
-from nla.config.redact import redacted
 from nla.errors import ConfigError
+from nla.redact import redacted
 from nla.signals import StopRequest
 
 JOBS = "jobs.json"

@@ -1,4 +1,8 @@
-"""Corpora, the positions read in them, and the Lightning loader (`nla.data.datamodule`, imported by name)."""
+"""Corpora, documents and their positions, prepared shards, teachers, and the Lightning loader over all of them.
+
+May import `nla.config` and below; knows no training and no evaluation.
+Public: the names below; `datamodule.NLADataModule` and `build.build_data` by module, since they load Lightning and Hydra.
+"""
 
 from nla.data.source import SPLITS, Claim, Document, GroundTruth, Source
 from nla.data.text import TextSource

@@ -16,12 +16,12 @@ from support import ROOT
 
 from nla.config.check import check_evaluate, check_train
 from nla.config.compose import compose, config_folder, job_folder
-from nla.config.redact import HIDDEN, redacted
 from nla.config.run_folder import pinned_revision
 from nla.config.schema import LayerSettings
 from nla.config.targets import check_components, suggestion
 from nla.errors import ConfigError, NLAError
 from nla.models.backbone import load_model
+from nla.redact import HIDDEN, redacted
 from nla.training.build import build_all
 
 OFFLINE = {"published": ["model=qwen2_5_7b"]}  # what a recipe for any model leaves open

@@ -180,6 +180,18 @@ def test_an_address_that_is_none_is_not_paid_for(tmp_path: Path):
     assert not raised.value.sent and "cannot be reached" in str(raised.value)
 
 
+def test_a_header_that_cannot_be_sent_is_not_paid_for():
+    with httpx.Client(timeout=1.0) as client, pytest.raises(Failure) as raised:
+        post(client, "http://127.0.0.1:1/v1", {"x-api-key": "two\nlines"}, {})
+    assert not raised.value.sent
+
+
+@pytest.mark.parametrize("value", [float("nan"), {1, 2}])
+def test_extra_fields_that_json_lacks_are_refused_at_once(tmp_path: Path, value: Any):
+    with pytest.raises(ConfigError, match=r"teacher.extra=.*values that JSON has"):
+        teacher(OpenAITeacher, "http://127.0.0.1:1/v1", tmp_path, extra={"top_p": value})
+
+
 def test_retry_after_is_a_number_or_a_date(tmp_path: Path):
     """Fault case 45: the service says when to come back."""
     with serving() as (service, url):

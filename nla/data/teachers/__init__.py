@@ -1,4 +1,7 @@
-"""Teachers write the warm-start texts: a service over HTTP, a local instruct model, or the corpus's own truth."""
+"""Teachers write the warm-start texts: a service over HTTP, a local instruct model, or the corpus's own truth.
+
+May import `nla.data.source` and what is below `nla.data`; loads neither Lightning nor Hydra. Public: the names below.
+"""
 
 from nla.data.teachers.local import LocalTeacher
 from nla.data.teachers.protocol import Explanation, Passage, Teacher

@@ -10,7 +10,8 @@ import httpx
 
 LONGEST_REPLY = 4 << 20  # bytes
 NOT_SENT = (
-    httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol, httpx.PoolTimeout, httpx.InvalidURL
+    httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol, httpx.PoolTimeout, httpx.InvalidURL,
+    httpx.LocalProtocolError,
 )  # fmt: skip
 
 

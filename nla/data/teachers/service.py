@@ -1,5 +1,6 @@
 """Teachers behind an HTTP interface: Anthropic's, and OpenAI's, which many services and local servers speak."""
 
+import json
 import random
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
@@ -10,12 +11,12 @@ from typing import Any
 
 import httpx
 
-from nla.config.redact import HIDDEN, redacted
 from nla.data.teachers.cached import CachedTeacher
 from nla.data.teachers.http import Failure, post
 from nla.data.teachers.prompt import SYSTEM
 from nla.data.teachers.protocol import Passage, Reply
 from nla.errors import BudgetError, ConfigError, TeacherError
+from nla.redact import HIDDEN, redacted
 
 AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # passing troubles
 ROW = (400, 413, 422)  # of this passage: too long, or refused by a filter
@@ -53,13 +54,16 @@ class ServiceTeacher(CachedTeacher):
         super().__init__(model, **options)
         if concurrency < 1 or set(price) != {"input", "output"} or min(price.values()) < 0:
             raise ConfigError(f"teacher: concurrency={concurrency}, price={price}: at least 1; USD of input and output")
+        try:
+            json.dumps(extra, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"teacher.extra={extra}: must be values that JSON has ({error})") from None
         self.base_url, self.price, self.extra = base_url.rstrip("/"), price, extra or {}
-        self.concurrency, self.retries = concurrency, retries
+        self.concurrency, self.retries, self.timeout = concurrency, retries, timeout
         self._key = _read_key(api_key, api_key_file)
         if self._key is not None and not self._key.isascii():
             raise ConfigError("teacher.api_key: holds a character that no key has (not ASCII); copy it again")
         self._stop = Event()
-        self._client = httpx.Client(timeout=timeout, limits=httpx.Limits(max_connections=concurrency))
 
     def identity(self) -> dict[str, Any]:
         return {**super().identity(), "url": self.base_url, "extra": self.extra}
@@ -73,11 +77,12 @@ class ServiceTeacher(CachedTeacher):
         todo = iter(passages.items())
         running: dict[Future[Reply], str] = {}
         trouble: TeacherError | None = None
-        with ThreadPoolExecutor(self.concurrency) as pool:
+        limits = httpx.Limits(max_connections=self.concurrency)
+        with httpx.Client(timeout=self.timeout, limits=limits) as client, ThreadPoolExecutor(self.concurrency) as pool:
             try:
                 while True:
                     while trouble is None and len(running) < self.concurrency and (item := next(todo, None)):
-                        running[pool.submit(self._ask, *item)] = item[0]
+                        running[pool.submit(self._ask, client, *item)] = item[0]
                     if not running:
                         break
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -96,7 +101,7 @@ class ServiceTeacher(CachedTeacher):
         if trouble is not None and not isinstance(trouble, BudgetError):
             raise trouble
 
-    def _ask(self, key: str, passage: Passage) -> Reply:
+    def _ask(self, client: httpx.Client, key: str, passage: Passage) -> Reply:
         url, headers, body = self.request(self.prompt(passage))
         # a token is at least one byte, so that this is the most the request can use
         most = len((SYSTEM + self.prompt(passage)).encode()) + OVERHEAD
@@ -105,7 +110,7 @@ class ServiceTeacher(CachedTeacher):
                 raise TeacherError("stopped")
             entry = self.ledger.enter(key, most + self.max_tokens, self.cost(most, self.max_tokens))
             try:
-                data = post(self._client, url, headers, {**body, **self.extra})
+                data = post(client, url, headers, {**body, **self.extra})
             except Failure as failure:
                 if not failure.sent:
                     self.ledger.cancel(entry)

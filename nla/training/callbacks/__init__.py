@@ -1,6 +1,6 @@
 """What happens beside the training step: progress, metrics, samples, alarms, checkpoints, stopping on a signal.
 
-Allowed imports: those of `nla.training`, without its stages, program and preflight.
+May import what `nla.training` may, without its stages, program and preflight.
 Public: the callbacks that `conf/callbacks` and `nla.training.program` name.
 """
 

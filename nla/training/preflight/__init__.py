@@ -1,6 +1,6 @@
 """`nla preflight`: what can go wrong in a long run is tried out before it, in under a minute.
 
-Allowed imports: those of `nla.training`, without its program.
+May import what `nla.training` may, without its program.
 Public: `preflight` runs the checks, `require` also stops where one failed, `show` prints the table.
 """
 

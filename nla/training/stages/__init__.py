@@ -1,6 +1,6 @@
 """The stages of training: a supervised warm start of each half, then both halves jointly.
 
-Allowed imports: those of `nla.training`, without its program, callbacks and preflight.
+May import what `nla.training` may, without its program, callbacks and preflight.
 Public: the three stages, each a LightningModule around a pair.
 """
 
