@@ -1,7 +1,9 @@
 """The jobs of a sweep, each in its own process: when one fails or is killed, the others still run.
 
 Under Hydra's own launcher all jobs share one process, so the first that is killed ends the rest, and Hydra
-writes the overrides into multirun.yaml unredacted. Its submitit launchers already start a process per job.
+writes the overrides into multirun.yaml unredacted. `launcher=submitit_local` was tried in place of this module
+(hydra-submitit-launcher 1.2.0): it starts all jobs at once on the same device, prints nothing when one fails, and exits
+with 0 when all have failed.
 
     runs/<name>/sweep/jobs.json     status and command of each job, without secrets
 """
