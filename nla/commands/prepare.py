@@ -53,7 +53,6 @@ from nla.redact import redacted
 
 SETTINGS = "prepare.yaml"
 PATIENCE = timedelta(days=30)  # that processes wait for each other's shards
-Say = Callable[[str], Any]
 
 
 class Preparation(Settings):

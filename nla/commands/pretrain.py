@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat
 
 from nla.config.check import check_data, parse, plain_config
 from nla.config.compose import compose
@@ -26,7 +26,7 @@ class PretrainSettings(Settings):
     out: str
     data: DataSettings
     model: ModelSettings
-    lesson_shares: tuple[float, float, float]
+    lesson_shares: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat]
     tokenizer_documents: int = Field(gt=0)
     architecture: Architecture
     recipe: Recipe

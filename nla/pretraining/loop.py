@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
@@ -31,15 +32,15 @@ from nla.pretraining.tokenizer import END
 class Architecture:
     """Size of the target (Qwen3 classes: RMSNorm, QK-norm, grouped-query attention, tied embeddings)."""
 
-    d_model: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    d_ff: int
-    vocab: int
-    context: int
-    initializer_range: float
+    d_model: PositiveInt
+    layers: PositiveInt
+    heads: PositiveInt
+    kv_heads: PositiveInt
+    head_dim: PositiveInt
+    d_ff: PositiveInt
+    vocab: PositiveInt
+    context: PositiveInt
+    initializer_range: PositiveFloat
 
     def build(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         config = Qwen3Config(
@@ -64,28 +65,28 @@ class Architecture:
 class Recipe:
     """How it is trained. `gist_weight` 0 gives the plain language model that the shipped one is compared with."""
 
-    steps: int
-    batch_size: int
+    steps: PositiveInt
+    batch_size: PositiveInt
     """lessons per step"""
-    muon_lr: float
+    muon_lr: NonNegativeFloat
     """matrices of the blocks (``torch.optim.Muon``)"""
-    adamw_lr: float
+    adamw_lr: NonNegativeFloat
     """embeddings and norms"""
-    weight_decay: float
-    warmup_steps: int
-    final_fraction: float
+    weight_decay: NonNegativeFloat
+    warmup_steps: NonNegativeInt
+    final_fraction: NonNegativeFloat
     """of both rates at the last step, reached by a cosine"""
-    gist_weight: float
-    gist_layer: int
-    gist_horizon: int
-    gist_rare: float
-    gist_share: float
-    validate_every: int
+    gist_weight: NonNegativeFloat
+    gist_layer: NonNegativeInt
+    gist_horizon: PositiveInt
+    gist_rare: NonNegativeFloat
+    gist_share: NonNegativeFloat
+    validate_every: PositiveInt
     bf16: bool
     """autocast of the forward pass (slower than fp32 on CPUs without AMX)"""
     compile: bool
     """fuse each block with ``torch.compile`` (needs a C++ compiler)"""
-    seed: int
+    seed: NonNegativeInt
 
 
 def batches(

@@ -1,5 +1,6 @@
 """The console script: what it prints, and that a mistake is one line with status 2."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,29 @@ def test_an_unknown_verb_ends_with_status_2(capsys: pytest.CaptureFixture[str]):
 
 def test_text_cannot_steer_the_terminal():
     assert printable("a\x1b[31mb\u202ec\nd") == "a·[31mb·c⏎d"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pretrain", "recipe.steps=many"], "recipe.steps='many': .*valid integer"),
+        (["pretrain", "architecture.layers=0"], "architecture.layers=0: .*greater than"),
+        (["pretrain", "lesson_shares=half"], "lesson_shares='half': .*valid"),
+        (["plan", "planning.tflops.bfloat16=fast"], "planning.tflops.bfloat16='fast': .*valid number"),
+        (["plan", "stage.joint.data.batch_size=many"], "stage.joint.data.batch_size='many': .*valid integer"),
+        (["prepare", "corpus=data", "prepare.max_tokens=many"], "prepare.max_tokens='many': .*valid integer"),
+        (["prepare", "corpus=data", "prepare.explain=warm_start"], "prepare.explain='warm_start': .*valid list"),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_one_line(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.chdir(tmp_path)
+    assert main([*arguments, *(["out=target"] if arguments[0] == "pretrain" else [])]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and re.search(message, lines[0])
+    assert not list(tmp_path.iterdir())

@@ -32,7 +32,7 @@ class WorldSource:
         self,
         sizes: dict[str, int],
         seed: int = 0,
-        statements: float | tuple[int, int] = 0.28,
+        statements: float | Sequence[int] = 0.28,
         thorough: float = 0.1,
         shuffled: bool = False,
     ) -> None:
