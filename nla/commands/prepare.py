@@ -1,6 +1,6 @@
 """``nla prepare [experiment=<name>] corpus=<kind> [key=value ...]``: activations and explanations, stored in shards.
 
-    nla prepare experiment=text corpus=files corpus.path=<texts> model.path=<model> teacher=anthropic teacher.model=<id>
+    nla prepare experiment=text corpus=files data.path=<texts> model.path=<model> teacher=anthropic teacher.model=<id>
     python train.py experiment=text data=shards data.path=prepared/text model.path=<model>
 
     nla prepare --new-model <model>     a config for a model that has none: its marker, norms and scale (new_model.py)
@@ -34,6 +34,7 @@ from nla.config.check import model_depth, parse, plain_config
 from nla.config.compose import compose
 from nla.config.schema import HardwareSettings, LayerSettings, ModelSettings, Settings
 from nla.config.targets import check_components
+from nla.data.corpora import streamed
 from nla.data.documents import ReadingPlan
 from nla.data.files import check_fractions
 from nla.data.prepare import Folder, Plan, explain_shards, read_corpus, write_released
@@ -121,7 +122,7 @@ def prepare(settings: PrepareSettings) -> Path:
     how = settings.prepare
     path = Path(how.out)
     first = rank_zero_only.rank == 0  # as the launcher says, before there are processes
-    corpus = build(settings.corpus, "corpus")
+    corpus = streamed(build(settings.corpus, "corpus"))
     teacher: Teacher | None = None if settings.teacher is None else build(settings.teacher, "teacher")
     block = settings.layer.block(model_depth(settings.model))
     layers = sorted(set(how.layers or [block]))

@@ -1,36 +1,20 @@
-"""What `nla prepare` reads: rows of a corpus, one after the other, and how each becomes a document.
+"""Streamed sources: the rows that `nla prepare` reads, one after the other, and how each becomes a document.
 
-A corpus may be larger than memory; nothing of it is kept. Chats become text through the model's chat template.
+They may be larger than memory; no row is kept. Chats become text through the model's chat template.
 """
 
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from nla.data.files import Columns, Row, corpus_files, fault, named_rows, read_files
-from nla.data.source import SPLITS, Document, Source
+from nla.data.files import Columns, corpus_files, fault, named_rows, read_files
+from nla.data.source import SPLITS, Document, Row, Source, StreamedSource
 from nla.errors import DataError
 from nla.models.pretrained.hub import remedy
-
-
-@runtime_checkable
-class Corpus(Protocol):
-    name: str
-    """as in metadata: no path of this machine"""
-    skipped: Counter[str]
-    """rows that could not be read, by reason"""
-
-    def rows(self) -> Iterator[Row]:
-        """Every row, always in the same order."""
-        ...
-
-    def version(self) -> str:
-        """Changes when the rows may have changed: a preparation is not continued on another version."""
-        ...
 
 
 class FileCorpus:
@@ -53,13 +37,7 @@ class FileCorpus:
         return read_files(self.path, self.columns, self.skipped)
 
     def version(self) -> str:
-        whole = hashlib.blake2b(digest_size=16)
-        for file in corpus_files(self.path):
-            name = file.relative_to(self.path).as_posix() if self.path.is_dir() else file.name
-            whole.update(
-                f"{name}\0{file.stat().st_size}\0{file.stat().st_mtime_ns}\0".encode("utf-8", "surrogateescape")
-            )
-        return whole.hexdigest()
+        return files_version(self.path)
 
 
 class HubCorpus:
@@ -92,7 +70,7 @@ class HubCorpus:
     def version(self) -> str:
         """The commit. Raises DataError with the remedy where the hub or the data set cannot be reached."""
         if self.local:
-            return FileCorpus(self.dataset).version()
+            return files_version(Path(self.dataset))
         if self._commit is None:
             from huggingface_hub import HfApi
 
@@ -125,21 +103,35 @@ class HubCorpus:
         )
 
 
-class SourceCorpus:
-    """The documents of any training source, in that source's own splits: the embedded world, for example."""
+class Documents:
+    """The documents of a source in memory as a stream, in that source's own splits."""
 
-    def __init__(self, source: Source, splits: Sequence[str] = SPLITS[1:]) -> None:
-        self.source, self.splits = source, tuple(splits)
-        self.name = type(source).__name__
-        self.skipped: Counter[str] = Counter()
+    def __init__(self, source: Source) -> None:
+        self.source, self.name = source, type(source).__name__
+        self.skipped: Counter[str] = Counter(getattr(source, "skipped", ()))
 
     def rows(self) -> Iterator[Row]:
-        for split in self.splits:
+        for split in SPLITS[1:]:
             for document in self.source.documents(split):
                 yield Row(document.id, document.text, document.root, document.explanation, split)
 
     def version(self) -> str:
-        return self.name
+        path = getattr(self.source, "path", None)
+        return self.name if path is None else files_version(Path(path))
+
+
+def streamed(source: Source | StreamedSource) -> StreamedSource:
+    """Any source, row by row."""
+    return source if isinstance(source, StreamedSource) else Documents(source)
+
+
+def files_version(path: Path) -> str:
+    """Changes with the name, size or time of any file below `path`."""
+    whole = hashlib.blake2b(digest_size=16)
+    for file in corpus_files(path):
+        name = file.relative_to(path).as_posix() if path.is_dir() else file.name
+        whole.update(f"{name}\0{file.stat().st_size}\0{file.stat().st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
+    return whole.hexdigest()
 
 
 def to_document(

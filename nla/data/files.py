@@ -11,30 +11,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from nla.data.source import SPLITS
+from nla.data.source import SPLITS, Row
 from nla.errors import ConfigError, DataError, first_line
 
 TABLES = (".parquet", ".jsonl")
 ROWS_AT_ONCE = 1024  # of a Parquet file
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One entry of a corpus, before anyone has looked whether it can be used.
-
-    Args:
-        id: unique within the corpus.
-        content: a text, or the messages of a chat.
-        origin: what splits go by where several rows belong together; None: each row by itself.
-        explanation: of the whole text, where the corpus has one.
-        split: where the corpus itself says so.
-    """
-
-    id: str
-    content: Any
-    origin: str | None = None
-    explanation: str | None = None
-    split: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

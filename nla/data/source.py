@@ -1,12 +1,13 @@
-"""What a corpus must offer, and what one that knows the truth may add.
+"""Where texts come from: protocols, so that a source is any class with these methods.
 
-Two protocols, so that a source is any class with these methods: training needs `Source`, evaluation judges the truth of
-explanations where the source is also a `GroundTruth`.
+Training and evaluation need a `Source`, whose documents are held in memory. `nla prepare` also takes a larger one, a
+`StreamedSource`. Evaluation judges the truth of explanations if the source is also a `GroundTruth`.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 Split = Literal["pretrain", "warm_start", "joint", "validation", "test"]
 SPLITS: tuple[str, ...] = get_args(Split)
@@ -35,6 +36,25 @@ class Document:
 
 
 @dataclass(frozen=True, slots=True)
+class Row:
+    """One entry of a streamed source, not yet checked.
+
+    Args:
+        id: unique within the source.
+        content: a text, or the messages of a chat.
+        origin: what splits go by if several rows belong together; None: each row by itself.
+        explanation: of the whole text, if the source has one.
+        split: if the source itself assigns one.
+    """
+
+    id: str
+    content: Any
+    origin: str | None = None
+    explanation: str | None = None
+    split: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """One statement of an explanation, judged: false also where unparsed, or about a fact not yet revealed."""
 
@@ -51,6 +71,22 @@ class Source(Protocol):
 
     def explanation(self, document: Document, end: int, seed: int) -> str | None:
         """The warm-start text for `document.text[:end]`, chosen by `seed`; None where there is nothing to say."""
+        ...
+
+
+@runtime_checkable
+class StreamedSource(Protocol):
+    name: str
+    """as in metadata: no path of this machine"""
+    skipped: Counter[str]
+    """rows that could not be read, by reason"""
+
+    def rows(self) -> Iterator[Row]:
+        """Every row, always in the same order; nothing is held."""
+        ...
+
+    def version(self) -> str:
+        """Changes when the rows may have changed: a preparation is not continued on another version."""
         ...
 
 

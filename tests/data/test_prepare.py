@@ -26,13 +26,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from nla.commands.cli import main
 from nla.config.check import check_evaluate, check_train
 from nla.config.compose import compose
-from nla.data.corpora import FileCorpus, HubCorpus, SourceCorpus, to_document
+from nla.data.corpora import FileCorpus, HubCorpus, streamed, to_document
 from nla.data.datamodule import NLADataModule
-from nla.data.files import Row
 from nla.data.prepare import activations, write_released
 from nla.data.shards import format
 from nla.data.shards.source import ShardSource
-from nla.data.source import Document
+from nla.data.source import Document, Row
+from nla.data.text import TextSource
 from nla.evaluation import program as evaluating
 from nla.models.pair import NLA
 from nla.models.prompts import build_verbalizer_prompt, chat_ids, token_ids
@@ -193,7 +193,17 @@ def test_a_source_keeps_its_own_splits():
         def explanation(self, document: Document, end: int, seed: int) -> None:
             return None
 
-    assert [(row.id, row.split) for row in SourceCorpus(Given()).rows()] == [("a", "joint")]
+    assert [(row.id, row.split) for row in streamed(Given()).rows()] == [("a", "joint")]
+
+
+def test_a_source_in_memory_is_another_version_after_its_files_change(tmp_path: Path):
+    given = {"text_column": "text", "explanation_column": None, "id_column": None, "min_characters": 10,
+             "max_characters": 1500, "max_documents": None}  # fmt: skip
+    path = write_corpus(tmp_path / "texts.jsonl")
+    before = streamed(TextSource(str(path), preparing.FRACTIONS, "nla", **given)).version()
+    assert before == streamed(TextSource(str(path), preparing.FRACTIONS, "nla", **given)).version()
+    write_corpus(path, 61)
+    assert before != streamed(TextSource(str(path), preparing.FRACTIONS, "nla", **given)).version()
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gemma3"])

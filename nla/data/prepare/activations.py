@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from nla.data.corpora import Corpus, to_document
+from nla.data.corpora import to_document
 from nla.data.documents import Prepared, ReadingPlan, collate, prepare
-from nla.data.files import Row, side
+from nla.data.files import side
 from nla.data.positions import keyed_fraction
 from nla.data.prepare.folder import Folder, Record
 from nla.data.shards import format
 from nla.data.shards.format import Facts
+from nla.data.source import Row, StreamedSource
 from nla.errors import DataError
 from nla.models.prompts import pad_id
 from nla.models.target import Target
@@ -51,7 +52,7 @@ class Plan:
 
 
 def read_corpus(
-    corpus: Corpus,
+    corpus: StreamedSource,
     target: Target,
     plan: Plan,
     folder: Folder,
