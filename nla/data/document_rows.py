@@ -92,5 +92,5 @@ class DocumentRows:
 
 
 def _keyed_choice(documents: Sequence[Document], count: int) -> list[Document]:
-    """`count` documents; adding others to the corpus hardly changes the choice."""
+    """`count` documents, chosen by a hash of their ids, whatever the order of the corpus."""
     return sorted(documents, key=lambda document: keyed_seed("validation", document.id))[:count]

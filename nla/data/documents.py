@@ -52,7 +52,7 @@ def prepare(
 ) -> tuple[list[Prepared], Counter[str]]:
     """The readable documents, and the number of others by reason.
 
-    With `explain`, documents that the corpus explains as a whole are read at their last token only, and those without an
+    With `explain`, documents that the corpus explains as a whole are read only at their last token, and those without
     explanation are left out. All documents kept have the same number of positions.
 
     Raises ModelError for a tokenizer without character offsets.

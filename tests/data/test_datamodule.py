@@ -133,7 +133,7 @@ def test_rows_without_an_explanation_are_left_out(tokenizer: PreTrainedTokenizer
 def test_mistakes_name_the_fix(tokenizer: PreTrainedTokenizerBase):
     with pytest.raises(DataError, match=r"Corpus: split 'joint' has no document .*needs 304 tokens.*data.min_context"):
         loader(tokenizer, min_context=300).setup("fit")
-    with pytest.raises(DataError, match="nothing there"):
+    with pytest.raises(DataError, match="it is empty"):
         loader(tokenizer, Corpus(0)).setup("fit")
     with pytest.raises(ConfigError, match="batch_size=10 .* multiple of 4 .*try 8"):
         take(loader(tokenizer, batch_size=10), 1)

@@ -135,7 +135,7 @@ def test_a_key_comes_from_a_file(tmp_path: Path):
 
 def test_a_ledger_that_is_none_is_named(tmp_path: Path):
     (tmp_path / "teacher.sqlite").write_bytes(b"not a database at all, but long enough to look like one" * 40)
-    with pytest.raises(TeacherError, match=r"teacher\.sqlite: is no ledger"):
+    with pytest.raises(TeacherError, match=r"teacher\.sqlite: is not a ledger"):
         Ledger(tmp_path / "teacher.sqlite", None, None)
 
 

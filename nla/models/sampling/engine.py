@@ -248,7 +248,7 @@ def misfit(model: PreTrainedModel, prompt: Float[Tensor, "1 prompt d_model"], sh
 
 
 def first_of_each_kind(decoder: PreTrainedModel) -> PreTrainedModel:
-    """A view of the first blocks, up to the first of the last kind of attention; two blocks if the config names none."""
+    """A view of the first blocks, up to the first of the last kind of attention; two if the config names none."""
     kinds = list(getattr(decoder.config, "layer_types", None) or ())
     last = max((kinds.index(kind) for kind in set(kinds)), default=1)
     return truncated(decoder, min(max(last, 1), depth(decoder) - 1))
