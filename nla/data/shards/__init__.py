@@ -1,1 +1,1 @@
-"""Prepared activations on disk: the file format, the source of documents, rows, and their data module."""
+"""Prepared activations on disk: the file format, the data source, rows and their reader."""

@@ -62,7 +62,7 @@ class Ledger:
             return self._spent()
 
     def enter(self, key: str, tokens: int, usd: float) -> int:
-        """Enter a request before sending it, at its highest possible cost. Raises BudgetError if it exceeds the budget."""
+        """Enter a request before sending it, at its highest possible cost. Raises BudgetError if that is too much."""
         with self._lock:
             paid, used = self._spent()
             if self.usd is not None and paid + usd > self.usd:

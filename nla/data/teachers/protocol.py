@@ -20,7 +20,7 @@ class Passage:
 class Explanation:
     """A warm-start text, or why there is none.
 
-    `refused`: by the model. `empty`: an empty reply. `cut`: the length cap came first. `malformed`: not in the requested
+    `refused`: by the model. `empty`: an empty reply. `cut`: the length cap came first. `malformed`: not the requested
     form. `rejected`: the service refused this passage. `unreadable`: a broken reply. `none`: the corpus has no
     explanation. `unasked`: the budget ran out before.
     """

@@ -123,8 +123,8 @@ def shared_attention(decoder: PreTrainedModel) -> Iterator[None]:
 class StaticCacheLayer(CacheLayerMixin):
     """Keys and values of one block in buffers of their final size, filled in place instead of copied at each token.
 
-    Returns what is filled so far. With `place`, a tensor holding the next token's index, it returns the whole buffers, so
-    that every step has the same shapes and can be recorded.
+    Returns what is filled so far; with `place`, a tensor of the next token's index, the whole buffers, so that every
+    step has the same shapes and can be recorded.
     """
 
     is_sliding = False  # `attention` handles windows
