@@ -108,7 +108,7 @@ class Target(nn.Module):
             for i in range(0, len(ids), TEXTS_AT_ONCE)
         ]
         document = [index for index, indices in enumerate(wanted) for _ in indices]
-        position = [index for indices in wanted for index in indices]
+        position = [token for indices in wanted for token in indices]
         pairs = list(zip(document, position, strict=True))
         return Reading(
             activation=torch.cat(chunks) if chunks else torch.zeros(0, self.d_model),
@@ -120,7 +120,7 @@ class Target(nn.Module):
 
     def _positions(self, index: int, ids: list[int], positions: Positions, count: int) -> list[int]:
         special = set(self.tokenizer.all_special_ids)
-        ordinary = [place for place, token in enumerate(ids) if token not in special]
+        ordinary = [position for position, token in enumerate(ids) if token not in special]
         if not ordinary:
             raise DataError(f"text {index} holds no token to read: give it at least one word")
         if positions == "all":

@@ -22,9 +22,9 @@ VALUE_HEAD = "value_head.safetensors"
 def save_causal_lm(model: PreTrainedModel, folder: Path) -> None:
     """A plain Hugging Face model; adapters are merged, weights in 4 bits are written as bfloat16."""
     state = merged_state_dict(model) if has_lora(model) else None
-    whole = causal_lm(body(model)) if hasattr(model.config, "quantization_config") else model
+    exported = causal_lm(body(model)) if hasattr(model.config, "quantization_config") else model
     with quiet():
-        whole.save_pretrained(folder, state_dict=state)
+        exported.save_pretrained(folder, state_dict=state)
 
 
 def load_causal_lm(folder: Path, dtype: str = "float32") -> PreTrainedModel:

@@ -105,7 +105,7 @@ def sample(
     if graphs is None:  # a model spread over ranks gathers its weights inside the step
         graphs = device.type == "cuda" and not any(isinstance(weight, DTensor) for weight in model.parameters())
     step: Step = GraphedStep(advance) if graphs and device.type == "cuda" else advance
-    looks = LOOK_EVERY.get(device.type, 8)
+    steps_between_counts = LOOK_EVERY.get(device.type, 8)
     tokens = torch.full((rows, max_new_tokens), pad_id, device=device)
     log_probs = torch.zeros(rows, max_new_tokens, device=device)
     mask = torch.zeros(rows, max_new_tokens, dtype=torch.bool, device=device)
@@ -113,22 +113,22 @@ def sample(
         prompts = prompt_embeddings if dtype is None else prompt_embeddings.to(dtype)
         hidden, prefixes = prefill(decoder, prompts, samples, shared)
         logits = head_logits(model, hidden).repeat_interleave(samples, 0)
-        going = Rows(decoder, rows, length, max_new_tokens, prefixes, static=graphs)
+        live = Rows(decoder, rows, length, max_new_tokens, prefixes, static=graphs)
         for number in range(max_new_tokens):
-            row, alive = going.row, going.alive
+            row, alive = live.row, live.alive
             token, log_prob = choose(logits, random[number, row], params)
             tokens[row, number] = torch.where(alive, token, pad_id)
             log_probs[row, number] = torch.where(alive, log_prob, 0.0)
             mask[row, number] = alive
-            going.alive = alive & ~torch.isin(token, stops)
+            live.alive = alive & ~torch.isin(token, stops)
             if number + 1 == max_new_tokens:
                 break
-            if number % looks == 0:
-                kept = going.compact()
+            if number % steps_between_counts == 0:
+                kept = live.compact()
                 if kept is None:
                     break
                 token = token[kept]
-            logits = head_logits(model, going.step(step, embed(decoder, token.unsqueeze(1)), number))
+            logits = head_logits(model, live.step(step, embed(decoder, token.unsqueeze(1)), number))
     time = int(mask.any(0).sum())
     return tokens[:, :time], mask[:, :time], log_probs[:, :time]
 
@@ -232,19 +232,21 @@ def misfit(model: PreTrainedModel, prompt: Float[Tensor, "1 prompt d_model"], sh
     What the shared attention does not support (attention sinks, latent or linear attention, other caches) shows as a
     difference or an exception. Only the first blocks run, at least one of each kind, so it costs almost nothing.
     """
-    whole, length = body(model), prompt.shape[1]
-    decoder = first_of_each_kind(whole)
-    usual = decoder(inputs_embeds=prompt, use_cache=False).last_hidden_state[:, -1].float()
+    full, length = body(model), prompt.shape[1]
+    decoder = first_of_each_kind(full)
+    reference = decoder(inputs_embeds=prompt, use_cache=False).last_hidden_state[:, -1].float()
     try:
-        with shared_attention(whole), shared_attention(decoder):  # the view has a config of its own
+        with shared_attention(full), shared_attention(decoder):  # the view has a config of its own
             _, prefixes = prefill(decoder, prompt[:, :-1], 1, min(shared, length - 1))
             last = torch.full((1, 1), length - 1, device=prompt.device)
-            ours = advance(decoder, prompt[:, -1:], StaticCache(depth(decoder), 1, length - 1), prefixes, last)
+            shared_hidden = advance(decoder, prompt[:, -1:], StaticCache(depth(decoder), 1, length - 1), prefixes, last)
     except Exception as error:  # a model's own code raises anything for unknown arguments
         return f"{type(error).__name__}: {error}"
-    apart = float((ours.float() - usual).norm() / usual.norm())
+    difference = float((shared_hidden.float() - reference).norm() / reference.norm())
     allowed = 1e-3 if prompt.dtype == torch.float32 and not torch.is_autocast_enabled(prompt.device.type) else 0.1
-    return None if apart < allowed else f"its hidden state differs by {apart:.2g} of its norm, allowed is {allowed}"
+    if difference < allowed:
+        return None
+    return f"its hidden state differs by {difference:.2g} of its norm, allowed is {allowed}"
 
 
 def first_of_each_kind(decoder: PreTrainedModel) -> PreTrainedModel:
