@@ -1,4 +1,4 @@
-"""FVE streamed: as exact as float64, without float64 where a device may lack it."""
+"""Streamed FVE: as exact as float64, without float64 on devices that may lack it."""
 
 import math
 from typing import Any
@@ -16,7 +16,7 @@ from nla.core.objectives import normalize
 
 
 class NoDoubles(TorchDispatchMode):
-    """As Apple's GPUs answer: no float64 off the CPU."""
+    """Acts as Apple's GPUs do: no float64 outside the CPU."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))

@@ -1,4 +1,4 @@
-"""Positions, batches and the loader: exact contexts, an order that restarts find again, shards, exact resume."""
+"""Positions, batches and the loader: exact contexts, an order that restarts repeat, shards, exact resume."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +23,7 @@ def on_rank(data: NLADataModule, rank: int, ranks: int) -> NLADataModule:
     return data
 
 
-def test_choices_hang_on_names_alone():
+def test_choices_depend_only_on_names():
     assert keyed_seed("a", 1) == keyed_seed("a", 1) != keyed_seed("a", 2)
     assert keyed_seed("ab", "c") != keyed_seed("a", "bc")
     fractions = [keyed_fraction("key", number) for number in range(2000)]
@@ -106,7 +106,7 @@ def test_some_documents_are_chosen_for_validation(tokenizer: PreTrainedTokenizer
     assert len({document for batch in few.val_dataloader() for document in batch.document}) == 3
 
 
-def test_explanations_go_with_their_rows(tokenizer: PreTrainedTokenizerBase):
+def test_explanations_stay_with_their_rows(tokenizer: PreTrainedTokenizerBase):
     data = loader(tokenizer, split="warm_start", explanations=True)
     for batch in (take(data, 1)[0], next(iter(data.val_dataloader()))):
         assert batch.explanation == [f"{d} to {len(t)}" for d, t in zip(batch.document, batch.text)]
@@ -143,11 +143,13 @@ def test_mistakes_name_the_fix(tokenizer: PreTrainedTokenizerBase):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_resumed_run_goes_on_with_the_next_document(tokenizer: PreTrainedTokenizerBase, tmp_path: Any, workers: int):
+def test_a_resumed_run_continues_with_the_next_document(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Any, workers: int
+):
     straight = record(loader(tokenizer), tmp_path / "straight", 12)
     assert len(straight) == 12
     first = record(loader(tokenizer, num_workers=workers), tmp_path / "parts", 4)
-    # the second dies in its sixth step; the last state was saved after the fourth
+    # the second run dies in its sixth step; its last state was saved after the fourth
     second = record(loader(tokenizer, num_workers=workers), tmp_path / "parts", 12, fail_at=5)
     third = record(loader(tokenizer, num_workers=workers), tmp_path / "parts", 12)
     assert first == straight[:4]

@@ -35,7 +35,7 @@ def teacher(kind: Any, url: str, folder: Path, **changes: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", [AnthropicTeacher, OpenAITeacher])
-def test_both_protocols_ask_and_are_answered(kind: Any, tmp_path: Path):
+def test_both_protocols_send_questions_and_read_answers(kind: Any, tmp_path: Path):
     with serving() as (service, url):
         asked = teacher(kind, url, tmp_path)
         found = asked.explain(PASSAGES)
@@ -94,8 +94,8 @@ def test_concurrency_is_a_limit(tmp_path: Path):
         ('{"score": 11}', "malformed"),
     ],
 )
-def test_only_one_form_of_reply_is_taken(text: str, status: str):
-    """Fault case 40: what carries instructions or leaves the form is no explanation."""
+def test_only_one_form_of_reply_is_accepted(text: str, status: str):
+    """Fault case 40: a reply with instructions or in another form is not an explanation."""
     found = judge(Reply(text, "end", 1, 1), forbidden=("\u320e",))
     assert found.status == status and (found.text is not None) == (status == "ok")
 
@@ -133,13 +133,13 @@ def test_a_key_comes_from_a_file(tmp_path: Path):
         teacher(AnthropicTeacher, "http://x", tmp_path, api_key=None, api_key_file="/nowhere")
 
 
-def test_a_ledger_that_is_none_is_named(tmp_path: Path):
+def test_a_file_that_is_not_a_ledger_is_named(tmp_path: Path):
     (tmp_path / "teacher.sqlite").write_bytes(b"not a database at all, but long enough to look like one" * 40)
     with pytest.raises(TeacherError, match=r"teacher\.sqlite: is not a ledger"):
         Ledger(tmp_path / "teacher.sqlite", None, None)
 
 
-def test_the_corpus_itself_may_be_the_teacher():
+def test_the_corpus_itself_can_be_the_teacher():
     class Source:
         def documents(self, split: str) -> list:
             return []
@@ -163,7 +163,7 @@ def test_a_local_model_answers_through_its_chat_template(tiny_folder: str, tmp_p
     one_by_one.explain(PASSAGES[:3])
     assert kept == {p.document: one_by_one.ledger.find(one_by_one.key(p)) for p in PASSAGES[:3]}
     again = LocalTeacher("/nowhere", **options)
-    again.model, again.name = asked.model, asked.name  # nothing is loaded where everything is in the ledger
+    again.model, again.name = asked.model, asked.name  # nothing is loaded if everything is in the ledger
     again.open(tmp_path)
     assert again.explain(PASSAGES[:3]) == found
 
@@ -174,14 +174,14 @@ def test_a_key_that_is_not_ascii_is_refused_without_quoting_it(tmp_path: Path):
     assert "cret" not in str(raised.value)
 
 
-def test_an_address_that_is_none_is_not_paid_for(tmp_path: Path):
+def test_an_invalid_address_is_not_paid_for(tmp_path: Path):
     with httpx.Client(timeout=1.0) as client, pytest.raises(Failure) as raised:
         post(client, "http://exa mple:x/v1", {}, {})
     assert not raised.value.sent and "cannot be reached" in str(raised.value)
 
 
 def test_retry_after_is_a_number_or_a_date(tmp_path: Path):
-    """Fault case 45: the service says when to come back."""
+    """Fault case 45: the service says when to retry."""
     with serving() as (service, url):
         service.script = [{"status": 429, "headers": {"retry-after": "0.4"}, "body": "{}"}]
         asked = teacher(AnthropicTeacher, url, tmp_path)
@@ -206,7 +206,7 @@ def test_the_budget_counts_tokens_too(tmp_path: Path):
 
 @pytest.mark.slow
 def test_a_real_server_speaks_the_same_protocol(tiny_folder: str, tmp_path: Path):
-    """`transformers serve` with a tiny random model: what it writes is no explanation, and says so."""
+    """`transformers serve` with a tiny random model: its replies are not explanations, and are reported as such."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -1,4 +1,4 @@
-"""A person's own text: which documents are kept, on which side they land, and the extractive fallback."""
+"""A person's own text: which documents are kept, in which split they are, and the extractive fallback."""
 
 import json
 from pathlib import Path

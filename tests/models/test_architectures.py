@@ -1,7 +1,7 @@
 """The matrix: what must hold for every supported architecture, at small size, from saved folders of the real classes.
 
 Faults 21 (padding), 22 (the layer read), 26 (cached decoding), 28 (saved and loaded), 29 (embedding scale, wrapper).
-Finer tests of the same parts, for one family, stand with their modules.
+More detailed tests of the same features, for one family, are with their modules.
 """
 
 import json
@@ -29,7 +29,7 @@ def vectors(count: int = 3) -> torch.Tensor:
 
 
 def shaken(nla: NLA) -> NLA:
-    """As after some training: every trainable weight a little off."""
+    """As after some training: every trainable weight is slightly changed."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in nla.parameters():
@@ -84,7 +84,7 @@ def test_the_activation_is_the_output_of_block_l(folder: str, padding: str):
 
 
 def test_the_injected_row_reaches_block_zero_at_its_own_norm(pair: NLA):
-    """Fault 29: where the embedding scales by sqrt(d) (Gemma) the vector is put in after that scaling."""
+    """Fault 29: if the embedding scales by sqrt(d) (Gemma), the vector is inserted after that scaling."""
     verbalizer, activation = pair.verbalizer, vectors()
     tokens, mask = verbalizer.respond(TEXTS)
     alone = [slice(row, row + 1) for row in range(len(tokens))]  # each in a row of its own
@@ -92,7 +92,7 @@ def test_the_injected_row_reaches_block_zero_at_its_own_norm(pair: NLA):
     place, ids = verbalizer.prompt.position, torch.tensor(verbalizer.prompt.tokens)
     ordinary = backbone.embed(backbone.body(verbalizer.model), ids)
     injected = normalize(activation, 10.0)
-    if hasattr(verbalizer.model, "transformer"):  # GPT-2 adds its position embeddings to whatever comes in
+    if hasattr(verbalizer.model, "transformer"):  # GPT-2 adds its position embeddings to any input
         added = verbalizer.model.transformer.wpe.weight
         ordinary, injected = ordinary + added[: len(ids)], injected + added[place]
     others = [index for index in range(len(ids)) if index != place]
@@ -144,7 +144,7 @@ def test_all_weights_are_trained_saved_and_loaded(folder: str, tmp_path: Path):
 
 
 def test_adapters_on_one_shared_base_are_trained_saved_merged_and_continued(folder: str, tmp_path: Path):
-    """One copy of the weights serves target, verbalizer, reference and reconstructor; none disturbs another."""
+    """Target, verbalizer, reference and reconstructor share one copy of the weights; none disturbs another."""
     target = Target.from_pretrained(folder, 1)
     nla = NLA.from_target(folder, 1, TEMPLATES, MARKER, adapter=LORA, base=target.model)
     own = {parameter.data_ptr() for parameter in target.model.parameters()}
@@ -170,8 +170,8 @@ def test_adapters_on_one_shared_base_are_trained_saved_merged_and_continued(fold
         assert torch.equal(value, continued.state_dict()[name]), name
 
 
-def test_a_wrappers_eyes_are_not_kept(model_folders: dict[str, str]):
-    """Fault 29: of Gemma 3 with images the language model alone is loaded, adapted and saved."""
+def test_a_wrappers_vision_encoder_is_not_kept(model_folders: dict[str, str]):
+    """Fault 29: only the language model of Gemma 3 with images is loaded, adapted and saved."""
     model = backbone.load_model(model_folders["gemma3_images"])
     assert type(model).__name__ == "Gemma3ForCausalLM"
     assert not any("vision" in name or "projector" in name for name, _ in model.named_parameters())

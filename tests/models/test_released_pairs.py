@@ -1,4 +1,4 @@
-"""Released pairs: read as they are, from folders and from the hub's cache offline; ours read by plain tools."""
+"""Released pairs: read unchanged, from folders and offline from the hub's cache; ours read by plain tools."""
 
 import json
 import math
@@ -28,7 +28,7 @@ def vectors(count: int = 2) -> torch.Tensor:
 
 
 def client_reconstruct(folder: Path, text: str) -> torch.Tensor:
-    """As a reader without this package would: plain transformers, the norm taken out, the head applied by hand."""
+    """As a reader without this package would do it: plain transformers, the norm removed, the head applied by hand."""
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     template = next(v for k, v in _meta(folder)["prompt_templates"].items() if k in ("ar", "critic"))
     ids = AutoTokenizer.from_pretrained(folder)(template.replace("{explanation}", text), return_tensors="pt")[
@@ -42,7 +42,7 @@ def client_reconstruct(folder: Path, text: str) -> torch.Tensor:
 
 
 def client_explain(folder: Path, activation: torch.Tensor, tokens: int) -> list[int]:
-    """Greedy ids: the marker's row replaced after the embedding's own scaling, the whole prompt anew for each token."""
+    """Greedy ids: the marker's row replaced after the embedding's own scaling, the whole prompt run again for each token."""
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     meta, tokenizer = _meta(folder), AutoTokenizer.from_pretrained(folder)
     ids = prompt_ids(tokenizer)

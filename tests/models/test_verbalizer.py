@@ -89,7 +89,7 @@ def test_samples_packed_behind_one_prompt_equal_separate_rows(verbalizer: Verbal
 def test_answers_to_different_activations_packed_side_by_side_equal_separate_rows(
     verbalizer: Verbalizer, monkeypatch: pytest.MonkeyPatch
 ):
-    """Log-probs and gradients, with answers of different lengths, behind the beginning that their prompts share."""
+    """Log-probs and gradients, with answers of different lengths, after the beginning that their prompts share."""
     tokens, mask = verbalizer.respond(["a", "the quick brown fox jumps", "over", "the lazy dog"])
     activation = vectors()
 
@@ -124,11 +124,11 @@ def test_an_activation_lost_between_answers_stops(qwen: Verbalizer, monkeypatch:
 @pytest.mark.parametrize(
     ("broken", "reason"),
     [
-        ("prefill", "TypeError: no such cache"),  # a model whose code does not take the engine's arguments
+        ("prefill", "TypeError: no such cache"),  # a model whose code rejects the engine's arguments
         ("advance", "differs by 0.0"),  # one whose attention does more than the engine's
     ],
 )
-def test_a_model_the_engine_does_not_fit_is_sampled_by_the_reference_and_said_once(
+def test_a_model_that_does_not_fit_the_engine_is_sampled_by_generate_with_one_warning(
     qwen: Verbalizer, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder, broken: str, reason: str
 ):
     step = engine.advance
@@ -291,7 +291,7 @@ def test_reference_is_the_policy_at_freezing(trained: Verbalizer):
 
 
 def test_autocast_does_not_serve_the_reference_with_the_policys_weights(trained: Verbalizer):
-    """It keeps casts of weights by tensor, and adapters are exchanged inside their tensors."""
+    """Autocast keeps casts of weights by tensor, and adapters are swapped inside their tensors."""
     tokens, mask = trained.respond(["It rains.", "b"])
     frozen = Reference(trained)
     with torch.autocast("cpu", torch.bfloat16):
