@@ -59,11 +59,11 @@ def test_a_batch_holds_exact_contexts(bos: bool):
 
 def test_the_target_reads_a_batch(tokenizer: PreTrainedTokenizerBase, target: Target):
     batch = take(loader(tokenizer), 1)[0]
-    found = target(batch.tokens, batch.mask, batch.row, batch.position)
+    activation = target(batch.tokens, batch.mask, batch.row, batch.position)
     alone = target.read([batch.text[3]])
     if alone.position[0] == int(batch.position[3]):
-        torch.testing.assert_close(found[3], alone.activation[0], atol=1e-5, rtol=1e-4)
-    assert found.shape == (8, target.d_model)
+        torch.testing.assert_close(activation[3], alone.activation[0], atol=1e-5, rtol=1e-4)
+    assert activation.shape == (8, target.d_model)
 
 
 def test_an_epoch_holds_every_document_once(tokenizer: PreTrainedTokenizerBase):

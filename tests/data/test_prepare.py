@@ -78,17 +78,17 @@ def test_shards_hold_what_the_target_reads(prepared: Path, tiny_folder: str):
 
 
 def test_splits_go_by_document_and_texts_are_whole(prepared: Path):
-    found = manifest(prepared)
-    assert sum(found["documents"].values()) == 60 and sum(found["rows"].values()) == 180
+    content = manifest(prepared)
+    assert sum(content["documents"].values()) == 60 and sum(content["rows"].values()) == 180
     sides: dict[str, set[str]] = {}
-    for entry in found["files"]:
+    for entry in content["files"]:
         table = pq.read_table(prepared / entry["path"])
         assert table.num_rows == entry["rows"]
         for name, context in zip(table.column("doc_id").to_pylist(), table.column(format.TEXT).to_pylist()):
             sides.setdefault(name, set()).add(entry["split"])
             assert text(int(name.rpartition(":")[2])).startswith(context)
     assert len(sides) == 60 and all(len(splits) == 1 for splits in sides.values())
-    assert found["explanations"] == {"ok": found["rows"]["warm_start"] + found["rows"]["validation"]}
+    assert content["explanations"] == {"ok": content["rows"]["warm_start"] + content["rows"]["validation"]}
 
 
 def test_shards_of_another_size_hold_the_same_rows(prepared: Path, corpus: Path, tiny_folder: str, tmp_path: Path):
@@ -177,8 +177,8 @@ def test_corpora_of_every_kind_give_the_same_rows(corpus: Path, tmp_path: Path):
     pq.write_table(pa.table({"text": texts}), tmp_path / "hub" / "train-00000.parquet")
     corpora = [FileCorpus(str(p)) for p in (corpus, tmp_path / "texts.parquet", tmp_path / "folder")]
     for one in [*corpora, HubCorpus(str(tmp_path / "hub"))]:
-        found = list(one.rows())
-        assert [row.content for row in found] == texts and len({row.id for row in found}) == 60
+        rows = list(one.rows())
+        assert [row.content for row in rows] == texts and len({row.id for row in rows}) == 60
         assert one.version() == one.version()
     before = corpora[2].version()
     (tmp_path / "folder/another.txt").write_text("more")

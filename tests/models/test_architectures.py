@@ -79,8 +79,8 @@ def test_the_activation_is_the_output_of_block_l(folder: str, padding: str):
         for index, text in enumerate(TEXTS):
             expected = blocks_output(target.model, layer, target.tokenizer(text, return_tensors="pt")["input_ids"])
             rows = [row for row, document in enumerate(reading.document) if document == index]
-            found = reading.activation[rows]
-            assert torch.allclose(found, expected[[reading.position[row] for row in rows]], atol=1e-5)
+            vector = reading.activation[rows]
+            assert torch.allclose(vector, expected[[reading.position[row] for row in rows]], atol=1e-5)
 
 
 def test_the_injected_row_reaches_block_zero_at_its_own_norm(pair: NLA):
@@ -107,9 +107,9 @@ def test_the_reconstructor_starts_as_the_output_of_block_l(folder: str, side: st
     reconstructor.tokenizer.padding_side = side
     model, tokenizer = backbone.load_model(folder), backbone.load_tokenizer(folder)
     texts = [*TEXTS, ""]
-    for text, found in zip(texts, reconstructor.reconstruct(texts), strict=True):
+    for text, vector in zip(texts, reconstructor.reconstruct(texts), strict=True):
         ids = tokenizer(TEMPLATES.reconstructor.replace("{explanation}", text), return_tensors="pt")["input_ids"]
-        assert torch.allclose(found, blocks_output(model, 1, ids)[-1], atol=1e-5)
+        assert torch.allclose(vector, blocks_output(model, 1, ids)[-1], atol=1e-5)
 
 
 def test_the_engine_equals_generate_and_teacher_forcing(pair: NLA):
@@ -147,10 +147,10 @@ def test_adapters_on_one_shared_base_are_trained_saved_merged_and_continued(fold
     """Target, verbalizer, reference and reconstructor share one copy of the weights; none disturbs another."""
     target = Target.from_pretrained(folder, 1)
     nla = NLA.from_target(folder, 1, TEMPLATES, MARKER, adapter=LORA, base=target.model)
-    own = {parameter.data_ptr() for parameter in target.model.parameters()}
+    pointers = {parameter.data_ptr() for parameter in target.model.parameters()}
     trained = {name for name, parameter in nla.named_parameters() if parameter.requires_grad}
     assert all("lora_" in name or name == "reconstructor.head.weight" for name in trained)
-    assert {p.data_ptr() for n, p in nla.named_parameters() if n not in trained} <= own
+    assert {p.data_ptr() for n, p in nla.named_parameters() if n not in trained} <= pointers
     before = target.read(TEXTS, "all").activation
     alone = shaken(NLA.from_target(folder, 1, TEMPLATES, MARKER, adapter=LORA))
     nla.load_state_dict(alone.state_dict())
@@ -165,7 +165,7 @@ def test_adapters_on_one_shared_base_are_trained_saved_merged_and_continued(fold
     for one, other in zip(numbers(nla), numbers(merged), strict=True):
         assert torch.allclose(one, other, atol=2e-4)
     continued = NLA.from_pretrained(tmp_path / "nla", adapter=LORA, base=target.model)
-    assert {p.data_ptr() for n, p in continued.named_parameters() if n not in trained} <= own
+    assert {p.data_ptr() for n, p in continued.named_parameters() if n not in trained} <= pointers
     for name, value in nla.state_dict().items():
         assert torch.equal(value, continued.state_dict()[name]), name
 

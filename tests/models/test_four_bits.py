@@ -47,8 +47,8 @@ def test_activations_are_nearly_those_of_the_whole_model(folder: str):
     kinds = {type(module).__name__ for module in target.model.modules()}
     assert "Linear4bit" in kinds
     whole = Target.from_pretrained(folder, 1).read(TEXTS, "all").activation
-    found = target.read(TEXTS, "all").activation
-    assert found.isfinite().all() and 0.8 < cosines(found, whole) < 0.99999
+    activation = target.read(TEXTS, "all").activation
+    assert activation.isfinite().all() and 0.8 < cosines(activation, whole) < 0.99999
 
 
 def test_adapters_are_trained_saved_merged_and_used_on_it(folder: str, tmp_path: Path):

@@ -78,9 +78,9 @@ def test_the_summary_is_saved_with_the_pair(nla: NLA, tmp_path: Path) -> None:
     assert NLA.from_pretrained(tmp_path / "without").summary is None
     nla.summary = ActivationSummary.of(spread())
     nla.save_pretrained(tmp_path / "nla")
-    found = NLA.from_pretrained(tmp_path / "nla").summary
-    assert found is not None and torch.equal(found.mean, nla.summary.mean)
-    assert torch.equal(found.norm, nla.summary.norm) and torch.equal(found.cosine, nla.summary.cosine)
+    summary = NLA.from_pretrained(tmp_path / "nla").summary
+    assert summary is not None and torch.equal(summary.mean, nla.summary.mean)
+    assert torch.equal(summary.norm, nla.summary.norm) and torch.equal(summary.cosine, nla.summary.cosine)
     path = tmp_path / "nla/verbalizer" / FILE
     path.write_bytes(b"nothing")
     with pytest.raises(ReleaseError, match="cannot be read.*optional"):
@@ -106,8 +106,8 @@ def test_training_leaves_a_summary_of_what_it_read(nla: NLA, target: Target, mon
 @pytest.mark.parametrize("where", ["user", "assistant"])
 def test_a_role_is_read_at_its_words(target: Target, where: str) -> None:
     reading = read_chat(target, CHAT, where)
-    said = "".join(reading.token).strip()
-    assert said == next(m["content"] for m in CHAT if m["role"] == where)
+    words = "".join(reading.token).strip()
+    assert words == next(m["content"] for m in CHAT if m["role"] == where)
 
 
 def test_spans_of_a_chat(target: Target) -> None:
@@ -164,8 +164,10 @@ def test_another_librarys_tensor_is_recognised(target: Target) -> None:
     match = check_hook(target, TEXT, states[2])
     assert (match.block, match.shift, match.centered) == (1, 0, False) and match.right
     reading = from_hook(target, TEXT, states[2][0])
-    own = target.read([TEXT], "all")
-    assert reading.token == own.token and torch.allclose(reading.activation, own.activation, atol=1e-4)
+    target_reading = target.read([TEXT], "all")
+    assert reading.token == target_reading.token and torch.allclose(
+        reading.activation, target_reading.activation, atol=1e-4
+    )
 
 
 def test_off_by_one_is_named(target: Target) -> None:
@@ -206,12 +208,14 @@ def test_a_missing_or_added_first_token_is_found(model_folders: dict[str, str]) 
 def test_two_pairs_side_by_side(nla: NLA, target: Target, model_folders: dict[str, str]) -> None:
     other = NLA.from_target(model_folders["gemma3"], 0, TEMPLATES, MARKER)
     foreign = Target.from_pretrained(model_folders["gemma3"], 0)
-    found = compare({"one": (nla, target), "two": (other, foreign)}, [TEXT, TEXT], [9, len(TEXT)], max_new_tokens=4)
-    assert len(found) == 2 and found.text == ["Tom walks", TEXT]
-    assert set(found.explanation) == set(found.cosine) == {"one", "two"}
+    comparison = compare(
+        {"one": (nla, target), "two": (other, foreign)}, [TEXT, TEXT], [9, len(TEXT)], max_new_tokens=4
+    )
+    assert len(comparison) == 2 and comparison.text == ["Tom walks", TEXT]
+    assert set(comparison.explanation) == set(comparison.cosine) == {"one", "two"}
     activation = target.read(["Tom walks"]).activation
-    assert found.explanation["one"][0] == nla.explain(activation, temperature=0.0, max_new_tokens=4)[0][0]
-    assert "one (" in str(found) and "two (" in str(found)
+    assert comparison.explanation["one"][0] == nla.explain(activation, temperature=0.0, max_new_tokens=4)[0][0]
+    assert "one (" in str(comparison) and "two (" in str(comparison)
     with pytest.raises(DataError, match="two: the pair explains layer 0"):
         compare({"one": (nla, target), "two": (other, target)}, [TEXT])
     with pytest.raises(DataError, match="give one for each"):

@@ -228,9 +228,9 @@ def test_weights_are_cast_and_laid_out_only_for_sampling(model):
     kept = {name: (p.data_ptr(), p.dtype, p.stride()) for name, p in half.named_parameters()}
     inputs = prompts(model).to(torch.bfloat16)
     expected = run(engine, whole, inputs.float(), temperature=0)
-    found = run(engine, half, inputs, temperature=0, dtype="float32")
-    assert torch.equal(found[0], expected[0])
-    assert torch.allclose(found[2], expected[2], atol=1e-5)
+    sampled = run(engine, half, inputs, temperature=0, dtype="float32")
+    assert torch.equal(sampled[0], expected[0])
+    assert torch.allclose(sampled[2], expected[2], atol=1e-5)
     assert kept == {name: (p.data_ptr(), p.dtype, p.stride()) for name, p in half.named_parameters()}
     with pytest.raises(RuntimeError, match="stop"), engine.prepared(half, torch.float32):
         raise RuntimeError("stop")

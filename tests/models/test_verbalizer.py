@@ -72,13 +72,13 @@ def test_samples_packed_behind_one_prompt_equal_separate_rows(verbalizer: Verbal
     lengths = torch.tensor([1, 14, 5, 2, 14, 14, 14, 14, 1, 1, 1, 3])
     mask = torch.arange(14) < lengths.unsqueeze(1)
     weight = torch.randn(12, 14, generator=generator)
-    found = []
+    results = []
     for rows in (activation, activation.repeat_interleave(4, 0)):
         verbalizer.zero_grad()
         log_probs = verbalizer(rows, tokens, mask)
         (log_probs * weight).sum().backward()
-        found.append((log_probs, [p.grad.clone() for p in verbalizer.parameters() if p.grad is not None]))
-    (packed, packed_gradient), (alone, alone_gradient) = found
+        results.append((log_probs, [p.grad.clone() for p in verbalizer.parameters() if p.grad is not None]))
+    (packed, packed_gradient), (alone, alone_gradient) = results
     assert torch.allclose(packed, alone, atol=1e-5)
     assert (packed[~mask] == 0).all()
     assert len(packed_gradient) == len(alone_gradient) > 0
@@ -142,9 +142,9 @@ def test_a_model_that_does_not_fit_the_engine_is_sampled_by_generate_with_one_wa
         assert torch.equal(
             unfit.sample(vectors(), sampling_params(max_new_tokens=8, temperature=0)).tokens, expected.tokens
         )
-    said = [str(w.message) for w in recwarn if "cannot be sampled by the engine" in str(w.message)]
-    assert len(said) == 1
-    assert reason in said[0]
+    messages = [str(w.message) for w in recwarn if "cannot be sampled by the engine" in str(w.message)]
+    assert len(messages) == 1
+    assert reason in messages[0]
 
 
 def test_samples_must_share_activations_evenly(qwen: Verbalizer):

@@ -52,7 +52,9 @@ class ServiceTeacher(CachedTeacher):
     ) -> None:
         super().__init__(model, **options)
         if concurrency < 1 or set(price) != {"input", "output"} or min(price.values()) < 0:
-            raise ConfigError(f"teacher: concurrency={concurrency}, price={price}: at least 1; USD of input and output")
+            raise ConfigError(
+                f"teacher: concurrency={concurrency} must be at least 1, price={price} must be USD of input and output"
+            )
         self.base_url, self.price, self.extra = base_url.rstrip("/"), price, extra or {}
         self.concurrency, self.retries = concurrency, retries
         self._key = _read_key(api_key, api_key_file)

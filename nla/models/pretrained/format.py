@@ -89,7 +89,7 @@ def refuse_places_outside(folder: Path) -> None:
             raise ReleaseError(f"{path} is not a weight index ({error}): fetch the whole folder") from None
         for name in named:
             if not isinstance(name, str) or Path(name).name != name or "\0" in name:
-                raise ReleaseError(f"{path}: weight_map names {name!r}, a place outside the folder: refused")
+                raise ReleaseError(f"{path}: weight_map names {name!r}, a path outside the folder: refused")
 
 
 def _load(folder: Path, dtype: str) -> tuple[PreTrainedModel, dict[str, Any]]:
