@@ -2,7 +2,7 @@
 
 Error, count and total (of the normalized activations) are float64 sums over a set, or one row of sums per resample.
 The metric is streamed and reduced over ranks. Apple's GPUs have no float64 and NCCL does not reduce CPU tensors, so it
-sums on the CPU in float64 and keeps pairs of float32 on the device: a value and its rounding error, 48 bits together.
+sums on the CPU in float64 and keeps pairs of float32 on the device: a value and its rounding error, 48 bits in all.
 """
 
 import math
@@ -28,7 +28,7 @@ def mean_length(count: Float[Tensor, "*set"], total: Float[Tensor, "*set d_model
 def explained(
     error: Float[Tensor, "*set"], count: Float[Tensor, "*set"], length: Float[Tensor, "*set"]
 ) -> Float[Tensor, "*set"]:
-    """FVE. Every ``|g|^2 = d``, hence ``sum_i mean_d (g_i - mu)^2 = count (1 - length^2)``."""
+    """FVE. Since every ``|g|^2 = d``, ``sum_i mean_d (g_i - mu)^2 = count (1 - length^2)``."""
     return 1 - error / (count * (1 - length.square()))
 
 
@@ -68,9 +68,9 @@ class FractionOfVarianceExplained(Metric):
         if well_formed is not None:
             error = torch.where(well_formed.cpu(), error, 2.0)
         count = torch.tensor(float(len(truth)), dtype=torch.float64)
-        for name, more in (("error", error.sum()), ("count", count), ("total", truth.sum(0))):
+        for name, increment in (("error", error.sum()), ("count", count), ("total", truth.sum(0))):
             state = getattr(self, name)
-            setattr(self, name, _pair(_whole(state) + more).to(state.device))
+            setattr(self, name, _pair(_whole(state) + increment).to(state.device))
 
     def compute(self) -> dict[str, Tensor]:
         error, count = _whole(self.error), _whole(self.count)

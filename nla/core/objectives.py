@@ -74,7 +74,7 @@ def reward(
 ) -> Float[Tensor, " sample"]:
     """`-error` or `-log error`; a malformed or cut-off explanation earns what an orthogonal prediction would.
 
-    Carries no gradient. Leaving malformed samples out instead has collapsed policies within 25 steps.
+    Without gradient. Leaving malformed samples out instead has collapsed policies within 25 steps.
     """
     counted = torch.where(well_formed, error, orthogonal).detach().float()
     if kind == "neg_error":
@@ -87,7 +87,7 @@ def reward(
 def group_advantages(
     reward: Float[Tensor, " sample"], group: int, kind: AdvantageKind = "standardized", eps: float = 1e-4
 ) -> Float[Tensor, " sample"]:
-    """Rewards against their own group (contiguous samples of one activation).
+    """Rewards relative to their own group (contiguous samples of one activation).
 
     standardized `(r - mean) / (std + eps)` with the n-1 standard deviation (GRPO); centered `r - mean` (Dr. GRPO);
     leave_one_out `r - mean of the others` (RLOO). A group of equal rewards gives 0. A non-finite reward gets 0 and is
@@ -145,7 +145,7 @@ def policy_gradient_loss(
     """On-policy surrogate `-r A`; the ratio `r = exp(log pi - log pi_old)` is 1 on the policy's own samples.
 
     Its gradient is REINFORCE with the group's baseline. There is no clipping, because a rollout serves one update of
-    the policy. `mask` must end with the stop token: what follows it is never trained on.
+    the policy. `mask` must end with the stop token: later tokens are never trained on.
     """
     log_probs = torch.where(mask, log_probs, 0.0)
     ratio = (log_probs - log_probs.detach()).exp()
@@ -180,5 +180,5 @@ def kl_to_reference(
 def sequence_kl(
     log_probs: Float[Tensor, "sample time"], reference: Float[Tensor, "sample time"], mask: Bool[Tensor, "sample time"]
 ) -> Float[Tensor, " sample"]:
-    """k1 per sample, `sum_t log pi - log pi_ref`, without gradient: to be subtracted from the reward."""
+    """k1 per sample, `sum_t log pi - log pi_ref`, without gradient, to be subtracted from the reward."""
     return torch.where(mask, log_probs - reference, 0.0).sum(1).detach()

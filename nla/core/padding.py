@@ -1,4 +1,4 @@
-"""Rows of unequal length as one tensor, and which items to run together so that little is padded."""
+"""Rows of unequal length as one tensor, and batches of items of similar length, which need little padding."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ def padded(rows: Sequence[Sequence[int]], fill: int) -> tuple[Int[Tensor, "row t
 
 
 def length_buckets(lengths: Sequence[int], tokens: int) -> list[list[int]]:
-    """Indices of `lengths` in batches of at most `tokens`, padding included (or of one item); shortest first."""
+    """Indices of `lengths` in batches of at most `tokens` with padding (or of a single item), shortest first."""
     buckets: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):
         if not buckets or (len(buckets[-1]) + 1) * lengths[index] > tokens:

@@ -1,4 +1,4 @@
-"""Records that travel between the parts: frozen, with shapes, each with its own `.to(device)`.
+"""Records that modules pass to each other: frozen, with shapes, each with its own `.to(device)`.
 
 Axes: `batch` activations, `sample = batch * group` explanations (a group's samples contiguous), `time` tokens.
 Lightning moves a frozen record only if it has `.to`.
@@ -21,7 +21,7 @@ R = TypeVar("R", bound="Record")
 
 
 def well_formed(texts: Sequence[str | None], device: Device | None = None) -> Bool[Tensor, " sample"]:
-    """False where an explanation is None: malformed, or cut off by the length cap."""
+    """False if an explanation is None: malformed, or cut off by the length cap."""
     return torch.tensor([text is not None for text in texts], dtype=torch.bool, device=device)
 
 
@@ -43,7 +43,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch(Record):
-    """Documents, right padded, with the positions to be read in them."""
+    """Documents, right padded, with the positions to read in them."""
 
     tokens: Int[Tensor, "document time"]
     mask: Bool[Tensor, "document time"]
@@ -52,7 +52,7 @@ class TokenBatch(Record):
     document: list[str]
     text: list[str]  # context up to and including the token at `position`
     explanation: list[str] | None  # warm-start text, without tags
-    padding: bool = False  # another rank's rows, run so that this one keeps step: they count for nothing
+    padding: bool = False  # another rank's rows, run only to keep the ranks in step; not counted
 
     def __len__(self) -> int:
         return len(self.document)
@@ -60,7 +60,7 @@ class TokenBatch(Record):
 
 @dataclass(frozen=True, slots=True)
 class ActivationBatch(Record):
-    """Raw residual-stream vectors after block `layer`, with where they come from."""
+    """Raw residual-stream vectors after block `layer`, with their origin."""
 
     activation: Float[Tensor, "batch d_model"]
     document: list[str]
@@ -77,9 +77,9 @@ class ActivationBatch(Record):
         return self.parts(-(-len(self) // size))
 
     def parts(self, parts: int) -> Iterator["ActivationBatch"]:
-        """So many micro-batches, of like size."""
-        for part in range(parts):
-            rows = slice(part * len(self) // parts, (part + 1) * len(self) // parts)
+        """`parts` micro-batches of nearly equal size."""
+        for index in range(parts):
+            rows = slice(index * len(self) // parts, (index + 1) * len(self) // parts)
             explanation = None if self.explanation is None else self.explanation[rows]
             yield ActivationBatch(
                 self.activation[rows], self.document[rows], self.position[rows], self.text[rows], explanation
@@ -104,22 +104,22 @@ class Completions(Record):
 
     @classmethod
     def join(cls, parts: Sequence["Completions"], pad_id: int) -> "Completions":
-        """One after the other, padded to the longest."""
+        """Concatenate, padded to the longest."""
         time = max(part.tokens.shape[1] for part in parts)
 
-        def joined(tensors: Sequence[Tensor], filling: float) -> Tensor:
-            return torch.cat([pad(tensor, (0, time - tensor.shape[1]), value=filling) for tensor in tensors])
+        def joined(tensors: Sequence[Tensor], fill: float) -> Tensor:
+            return torch.cat([pad(tensor, (0, time - tensor.shape[1]), value=fill) for tensor in tensors])
 
-        known = [part.log_probs for part in parts if part.log_probs is not None]
+        log_probs = [part.log_probs for part in parts if part.log_probs is not None]
         return cls(
             joined([part.tokens for part in parts], pad_id),
             joined([part.mask for part in parts], False),
             [text for part in parts for text in part.explanation],
-            joined(known, 0.0) if len(known) == len(parts) else None,
+            joined(log_probs, 0.0) if len(log_probs) == len(parts) else None,
         )
 
     def cut(self, samples: slice) -> "Completions":
-        """Some of the samples."""
+        """The given samples."""
         log_probs = None if self.log_probs is None else self.log_probs[samples]
         return Completions(self.tokens[samples], self.mask[samples], self.explanation[samples], log_probs)
 
@@ -131,18 +131,18 @@ class Rollout(Record):
     activation: Float[Tensor, "batch d_model"]
     group: int
     completions: Completions
-    reading: list[str] | None = None  # what the reconstructor reads of each explanation; None: the whole of it
+    reading: list[str] | None = None  # what the reconstructor reads of each explanation; None: all of it
     reference: Float[Tensor, "sample time"] | None = None  # the KL reference's log-probs of the tokens
 
     @property
     def texts(self) -> list[str]:
-        """What the reconstructor reads; nothing of a malformed explanation."""
+        """What the reconstructor reads; empty for a malformed explanation."""
         return [text or "" for text in self.completions.explanation] if self.reading is None else self.reading
 
     def split(self, size: int) -> Iterator["Rollout"]:
         """Micro-batches of at most `size` samples, always whole groups.
 
-        Raises ConfigError where not even one group fits.
+        Raises ConfigError if not even one group fits.
         """
         groups = size // self.group
         if groups < 1:
@@ -152,15 +152,15 @@ class Rollout(Record):
             )
         for first in range(0, len(self.activation), groups):
             samples = slice(first * self.group, (first + groups) * self.group)
-            part = self.activation[first : first + groups]
+            activation = self.activation[first : first + groups]
             reading = None if self.reading is None else self.reading[samples]
             reference = None if self.reference is None else self.reference[samples]
-            yield Rollout(part, self.group, self.completions.cut(samples), reading, reference)
+            yield Rollout(activation, self.group, self.completions.cut(samples), reading, reference)
 
 
 @dataclass(frozen=True, slots=True)
 class Reading(Record):
-    """Activations read out of texts: one row per position."""
+    """Activations read from texts, one row per position."""
 
     activation: Float[Tensor, "batch d_model"]
     text: list[str]  # context up to and including the token
@@ -174,7 +174,7 @@ class Reading(Record):
 
 @dataclass(frozen=True, slots=True)
 class Score(Record):
-    """How well explanations give their activations back: error in [0, 4] at scale sqrt(d), 2 = orthogonal."""
+    """How well explanations reconstruct their activations: error in [0, 4] at scale sqrt(d), 2 = orthogonal."""
 
     error: Float[Tensor, " batch"]
     cosine: Float[Tensor, " batch"]

@@ -7,7 +7,7 @@ ScheduleKind = Literal["constant", "linear", "cosine"]
 
 
 def half_cosine(progress: float) -> float:
-    """Falls from 1 to 0 as `progress` goes from 0 to 1: `(1 + cos(pi progress)) / 2`, 0 after that."""
+    """Falls from 1 to 0 as `progress` goes from 0 to 1: `(1 + cos(pi progress)) / 2`, then stays at 0."""
     return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
@@ -22,7 +22,7 @@ def learning_rate_share(step: int, *, steps: int, warmup_steps: int, final_fract
 
 
 def interpolated(start: float, end: float, progress: float, kind: ScheduleKind) -> float:
-    """Between `start` (progress 0) and `end` (progress 1), neither before nor beyond; `constant` stays at `start`."""
+    """From `start` (progress 0) to `end` (progress 1), clamped at both; `constant` stays at `start`."""
     progress = min(1.0, max(0.0, progress))
     if kind == "constant":
         return start

@@ -1,6 +1,6 @@
-"""What the activations of training look like, in a few numbers, and whether a given vector is like them.
+"""The training activations in a few numbers, and whether a given vector resembles them.
 
-Saved beside a pair's verbalizer; pairs from elsewhere lack it, and the injection scale takes the place of the norm.
+Saved beside a pair's verbalizer. Pairs from elsewhere lack it; the injection scale then replaces the norm.
 """
 
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ from nla.errors import DataError, ReleaseError, first_line
 
 FILE = "activation_summary.safetensors"
 QUANTILES = (0.001, 0.5, 0.999)
-MARGIN = 2.0  # a norm this many times beyond the outer quantiles is far off
-SCALE_MARGIN = 10.0  # the same where only the injection scale, a number near the median norm, is known
+MARGIN = 2.0  # a norm beyond the outer quantiles by this factor is far off
+SCALE_MARGIN = 10.0  # the same if only the injection scale, a number near the median norm, is known
 COSINE_MARGIN = 0.1
 
 
@@ -33,7 +33,7 @@ class ActivationSummary:
     def of(cls, activation: Float[Tensor, "batch d_model"]) -> "ActivationSummary":
         """Raises DataError for fewer than two activations."""
         if len(activation) < 2:
-            raise DataError(f"{len(activation)} activations cannot be summed up: give at least two")
+            raise DataError(f"{len(activation)} activations cannot be summarized: give at least two")
         activation = activation.detach().float().cpu()
         mean = activation.mean(0)
         quantiles = torch.tensor(QUANTILES)
@@ -43,7 +43,7 @@ class ActivationSummary:
     def on_mean(
         self, direction: Float[Tensor, "batch d_model"], strength: float = 0.5
     ) -> Float[Tensor, "batch d_model"]:
-        """`mean + strength * median norm * unit(direction)`: a direction where activations lie, not at the origin."""
+        """`mean + strength * median norm * unit(direction)`: the direction at the mean, not at the origin."""
         return self.mean.to(direction.device) + normalize(direction, strength * float(self.norm[1]))
 
     def save(self, folder: Path) -> None:
@@ -51,24 +51,24 @@ class ActivationSummary:
 
     @classmethod
     def load(cls, folder: Path, d_model: int) -> "ActivationSummary | None":
-        """The summary beside a verbalizer; None where there is none. Raises ReleaseError for one that does not fit."""
+        """The summary beside a verbalizer; None if there is none. Raises ReleaseError for one that does not fit."""
         path = folder / FILE
         if not path.is_file():
             return None
         try:
-            found = load_file(path)
+            tensors = load_file(path)
         except Exception as error:  # safetensors raises its own class
             raise ReleaseError(f"{path}: cannot be read ({first_line(error)}); remove it, it is optional") from error
-        shapes = {name: tuple(value.shape) for name, value in found.items()}
+        shapes = {name: tuple(value.shape) for name, value in tensors.items()}
         if shapes != {"mean": (d_model,), "norm": (3,), "cosine": (3,)}:
             raise ReleaseError(f"{path} holds {shapes}, expected a mean of width {d_model}: remove it, it is optional")
-        return cls(**{name: value.float() for name, value in found.items()})
+        return cls(**{name: value.float() for name, value in tensors.items()})
 
 
 def unusual(
     vector: Float[Tensor, "batch d_model"], summary: ActivationSummary | None, injection_scale: Scale
 ) -> list[str]:
-    """One sentence for each way in which vectors are unlike the training activations; none where all are like them."""
+    """One sentence for each way in which vectors are unlike the training activations; none if all resemble them."""
     norm, remarks = vector.detach().float().cpu().norm(dim=-1), []
     if summary is not None:
         low, high = float(summary.norm[0]) / MARGIN, float(summary.norm[2]) * MARGIN
@@ -85,13 +85,13 @@ def unusual(
     return remarks
 
 
-def _far(values: Float[Tensor, " batch"], low: float, high: float, what: str, known: str) -> list[str]:
+def _far(values: Float[Tensor, " batch"], low: float, high: float, quantity: str, known: str) -> list[str]:
     rows = ((values < low) | (values > high)).nonzero().flatten().tolist()
     if not rows:
         return []
     shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
     worst = float(values[rows[0]])
     return [
-        f"{len(rows)} of {len(values)} vectors (rows {shown}) have a {what} far from training, the first {worst:.3g}; "
-        f"{known}: the explanation may be about nothing"
+        f"{len(rows)} of {len(values)} vectors (rows {shown}) have a {quantity} far from training, the first "
+        f"{worst:.3g}; {known}: the explanation may be meaningless"
     ]

@@ -2,11 +2,11 @@
 
 
 class Cursor:
-    """Rows of the training split consumed by all ranks together, over all epochs.
+    """Number of rows of the training split that all ranks together have consumed, over all epochs.
 
     Batches that the loader has fetched ahead, or whose step did not finish, are not consumed: the trainer's count of
-    batches decides. On resume the trainer restores its count after this state, so no count means anything before the
-    next loader is made.
+    batches decides. On resume the trainer restores its count after this state, so counts are ignored until the next
+    loader is made.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The Lightning loader: rows of a split, in an order that any restart finds again."""
+"""The Lightning data module: rows of a split, in an order that every restart repeats."""
 
 import dataclasses
 import logging
@@ -16,11 +16,11 @@ from nla.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
-VALIDATION_POSITIONS = 64  # that a rank validates on at once
+VALIDATION_POSITIONS = 64  # in one validation batch of a rank
 
 
 class Batches(IterableDataset[TokenBatch | ActivationBatch]):
-    """Batch number `i` of a sequence of batches; loader workers take turns, so that their number changes nothing."""
+    """Batches 0, 1, ... after `first` rows; loader workers take turns, so their number changes nothing."""
 
     def __init__(self, module: "NLADataModule", split: str, first: int, count: int | None) -> None:
         self.module, self.split, self.first, self.count = module, split, first, count
@@ -34,7 +34,7 @@ class Batches(IterableDataset[TokenBatch | ActivationBatch]):
 
 
 class FiniteBatches(Batches):
-    """The same with an end: validation and test."""
+    """A finite number of batches: validation and test."""
 
     def __len__(self) -> int:
         return self.count or 0
@@ -43,17 +43,17 @@ class FiniteBatches(Batches):
 class NLADataModule(LightningDataModule):
     """Rows of one training split, and of validation and test: documents, or stored activations.
 
-    Training goes through the split endlessly, in a new seeded order each epoch, every row once per epoch; an epoch may
-    end inside a batch. The place is one integer, the number of rows consumed by all ranks together, so a resumed run
-    continues with the next row whatever the number of ranks or loader workers was. Each step takes `batch_size`
+    Training repeats the split endlessly, in a new seeded order each epoch, every row once per epoch; an epoch may end
+    inside a batch. The place is one integer, the number of rows consumed by all ranks together, so a resumed run
+    continues with the next row even if the number of ranks or loader workers changes. Each step takes `batch_size`
     positions over all ranks: a run on two ranks sees the batches of a run on one.
 
     Args:
         reader: makes the rows of a split.
-        split: what training reads: `warm_start` or `joint`.
+        split: of training: `warm_start` or `joint`.
         explanations: whether training and validation batches carry warm-start texts.
         batch_size: positions per optimizer step, over all ranks.
-        validation_documents: how many to validate on, a choice keyed by their ids; None: all.
+        validation_documents: number to validate on, chosen by a hash of their ids; None: all.
         seed: of the order and of the choice of warm-start texts.
         num_workers: loader processes per rank.
     """
@@ -94,7 +94,7 @@ class NLADataModule(LightningDataModule):
         return self._finite("test")
 
     def rows(self, split: str) -> Rows:
-        """The split's rows, found on first use. Raises DataError where there are none."""
+        """The split's rows, read on first use. Raises DataError if there are none."""
         if split not in self._rows:
             selection = Selection(
                 split=split,
@@ -113,7 +113,7 @@ class NLADataModule(LightningDataModule):
 
     @property
     def rows_per_step(self) -> int:
-        """Over all ranks. Raises ConfigError where the batch size does not divide."""
+        """Over all ranks. Raises ConfigError if the batch size does not divide evenly."""
         ranks, _ = self._ranks()
         smallest = self.unit * ranks
         if self.batch_size < 1 or self.batch_size % smallest:
@@ -125,16 +125,16 @@ class NLADataModule(LightningDataModule):
         return self.batch_size // self.unit
 
     def batch(self, split: str, first: int, number: int) -> TokenBatch | ActivationBatch:
-        """This rank's part of step `number` after `first` rows of the split; training wraps around at its end."""
+        """This rank's batch of step `number` after `first` rows of the split; training wraps around at its end."""
         rows, (ranks, rank), padding = self.rows(split), self._ranks(), False
-        place = number * ranks + rank
+        turn = number * ranks + rank
         if split == self.split:
             size = self.rows_per_step // ranks
-            start = first + place * size
+            start = first + turn * size
         else:
             count = self._batches(split)
-            padding, size = place >= count, -(-len(rows) // count)
-            start = 0 if padding else place * size
+            padding, size = turn >= count, -(-len(rows) // count)
+            start = 0 if padding else turn * size
             size = min(size, len(rows) - start)
         return dataclasses.replace(rows.batch(start, size), padding=padding)
 
@@ -154,16 +154,16 @@ class NLADataModule(LightningDataModule):
         return self._loader(FiniteBatches(self, split, 0, -(-self._batches(split) // self._ranks()[0])))
 
     def _loader(self, batches: Batches) -> DataLoader:
-        # a generator of its own: otherwise each pass draws a seed for the workers from the global one
+        # with its own generator: otherwise each pass draws a seed for the workers from the global one
         return DataLoader(
             batches, batch_size=None, num_workers=self.num_workers, generator=torch.Generator().manual_seed(self.seed)
         )
 
     def _batches(self, split: str) -> int:
-        """How many batches validation and test are cut into, the same on any number of ranks.
+        """Number of batches of validation or test, the same on any number of ranks.
 
-        Ranks take turns. All run equally many, since one with a batch more would wait for the others: where they do not
-        divide, the last ranks run a padding batch, which counts for nothing.
+        Ranks take turns. All run equally many, since a rank with one more would wait for the others: if the number does
+        not divide evenly, the last ranks run a padding batch, which is not counted.
         """
         rows = self.rows(split)
         return -(-len(rows) // max(1, VALIDATION_POSITIONS // rows.unit))

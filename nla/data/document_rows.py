@@ -1,4 +1,4 @@
-"""Rows that are documents: tokenized once, read by the target when their batch comes."""
+"""Rows that are documents: tokenized once, read by the target when their batch is due."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -38,13 +38,13 @@ class DocumentReader:
         where = getattr(self.source, "path", None)
         return (
             f"{type(self.source).__name__ if where is None else f'data.path={where}'}: split '{split}' has no document "
-            f"that can be read (skipped: {dict(skipped) or 'nothing there'}); a document needs {needed} tokens: "
+            f"that can be read (skipped: {dict(skipped) or 'it is empty'}); a document needs {needed} tokens: "
             "give more or longer texts, or lower data.min_context or data.positions_per_document"
         )
 
 
 class DocumentRows:
-    """One row per document, with all its positions: they share its one forward pass."""
+    """One row per document, with all its positions, which share one forward pass."""
 
     def __init__(
         self, reader: DocumentReader, selection: Selection, prepared: list[Prepared], skipped: Counter[str]
@@ -66,7 +66,7 @@ class DocumentRows:
         return f"{len(self)} documents with {positions} positions{left_out}"
 
     def batch(self, start: int, size: int) -> TokenBatch:
-        chosen = [self._at(place) for place in range(start, start + size)]
+        chosen = [self._at(number) for number in range(start, start + size)]
         pad_id = self.reader.tokenizer.pad_token_id
         return collate(
             [(self.prepared[index], epoch) for epoch, index in chosen],
@@ -80,17 +80,17 @@ class DocumentRows:
         ids = (item.document.id for item in self.prepared)
         return keyed_seed(self.selection.split, self.selection.seed, self.reader.plan, *ids)
 
-    def _at(self, place: int) -> tuple[int, int]:
-        """Epoch, and index of the document at this place of the endless order."""
-        epoch, offset = divmod(place, len(self))
+    def _at(self, number: int) -> tuple[int, int]:
+        """Epoch, and index of the document with this number in the endless order."""
+        epoch, offset = divmod(number, len(self))
         if not self.selection.shuffled:
             return epoch, offset
         if self._order is None or self._order[0] != epoch:
-            chance = np.random.default_rng(keyed_seed("order", self.selection.seed, epoch))
-            self._order = epoch, chance.permutation(len(self))
+            rng = np.random.default_rng(keyed_seed("order", self.selection.seed, epoch))
+            self._order = epoch, rng.permutation(len(self))
         return epoch, int(self._order[1][offset])
 
 
 def _keyed_choice(documents: Sequence[Document], count: int) -> list[Document]:
-    """`count` documents, the same whatever else the corpus holds between them."""
+    """`count` documents, chosen by a hash of their ids, whatever the order of the corpus."""
     return sorted(documents, key=lambda document: keyed_seed("validation", document.id))[:count]

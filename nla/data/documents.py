@@ -1,4 +1,4 @@
-"""Documents made ready: tokenized once, with the positions to be read, and put together into batches."""
+"""Prepared documents: tokenized once, with the positions to read, and collated into batches."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -13,12 +13,12 @@ from nla.data.positions import draw_positions, eligible_positions, keyed_seed
 from nla.data.source import Document, Source
 from nla.errors import DataError, ModelError
 
-TOKENIZE_AT_ONCE = 512  # documents; bounds the offsets held at a time
+TOKENIZE_AT_ONCE = 512  # documents; bounds the offsets in memory
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A document's tokens up to its last position, with the character at which each position's context ends."""
+    """A document's tokens up to its last position, and the character at which each position's context ends."""
 
     document: Document
     tokens: list[int]
@@ -31,10 +31,11 @@ class ReadingPlan:
     """Which positions of a document are read.
 
     Args:
-        positions_per_document: of each document; one where the corpus explains whole texts and `explanations` is set.
-        min_context: ordinary tokens to the left of a position, at least.
-        max_tokens: tokens of a document that are looked at; the rest is cut off.
-        seed: positions depend on it and on the document's id alone.
+        positions_per_document: positions of each document; one if the corpus explains whole texts and explanations are
+            read.
+        min_context: least number of ordinary tokens to the left of a position.
+        max_tokens: tokens to which a document is cut.
+        seed: positions depend only on it and on the document's id.
     """
 
     positions_per_document: int
@@ -49,10 +50,10 @@ def prepare(
     plan: ReadingPlan,
     explain: Callable[[Document, int, int], str | None] | None = None,
 ) -> tuple[list[Prepared], Counter[str]]:
-    """The documents that can be read, and why the others cannot, by reason.
+    """The readable documents, and the number of others by reason.
 
-    With `explain`, documents that the corpus explains as a whole are read at their last token only, and those that have
-    no explanation are left out. Every document kept has the same number of positions, or all have one.
+    With `explain`, documents that the corpus explains as a whole are read only at their last token, and those without
+    explanation are left out. All documents kept have the same number of positions.
 
     Raises ModelError for a tokenizer without character offsets.
     """
@@ -65,30 +66,29 @@ def prepare(
     skipped: Counter[str] = Counter()
     specials = special_ids(tokenizer)
     for first in range(0, len(documents), TOKENIZE_AT_ONCE):
-        part = documents[first : first + TOKENIZE_AT_ONCE]
+        chunk = documents[first : first + TOKENIZE_AT_ONCE]
         encoded = tokenizer(
-            [document.text for document in part],
+            [document.text for document in chunk],
             truncation=True,
             max_length=plan.max_tokens,
             return_offsets_mapping=True,
             return_special_tokens_mask=True,
         )
         fields = ("input_ids", "offset_mapping", "special_tokens_mask")
-        for document, tokens, offsets, added in zip(part, *(encoded[field] for field in fields), strict=True):
+        for document, tokens, offsets, added in zip(chunk, *(encoded[field] for field in fields), strict=True):
             special = [bool(flag) or token in specials for flag, token in zip(added, tokens)]
-            found = _choose(document, offsets, special, plan, explain)
-            if isinstance(found, str):
-                skipped[found] += 1
+            positions = _choose(document, offsets, special, plan, explain)
+            if isinstance(positions, str):
+                skipped[positions] += 1
             else:
-                prepared.append(
-                    Prepared(document, list(tokens[: found[-1] + 1]), found, [offsets[place][1] for place in found])
-                )
+                ends = [offsets[position][1] for position in positions]
+                prepared.append(Prepared(document, list(tokens[: positions[-1] + 1]), positions, ends))
     return prepared, skipped
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Ids of the tokens that carry structure, not text; inside a text they are the turns of a chat."""
-    added = {int(token) for token, about in tokenizer.added_tokens_decoder.items() if about.special}
+    """Ids of the tokens for structure, not text; inside a text they mark the turns of a chat."""
+    added = {int(token) for token, entry in tokenizer.added_tokens_decoder.items() if entry.special}
     return added | set(tokenizer.all_special_ids)
 
 
@@ -99,11 +99,11 @@ def _choose(
     plan: ReadingPlan,
     explain: Callable[[Document, int, int], str | None] | None,
 ) -> list[int] | str:
-    """The positions, or the reason why there are none."""
+    """The positions, or the reason for having none."""
     eligible = eligible_positions(offsets, special, plan.min_context)
     if explain is not None and document.explanation is not None:
-        whole = [place for place in eligible[-1:] if offsets[place][1] == len(document.text)]
-        return whole or "too short or too long for its explanation"
+        last = [position for position in eligible[-1:] if offsets[position][1] == len(document.text)]
+        return last or "too short or too long for its explanation"
     if len(eligible) < plan.positions_per_document:
         return "too few tokens"
     if explain is not None and explain(document, offsets[eligible[-1]][1], 0) is None:
@@ -118,27 +118,27 @@ def collate(
     seed: int,
     pad_id: int,
 ) -> TokenBatch:
-    """One batch out of (document, epoch) rows, right padded.
+    """One batch of (document, epoch) rows, right padded.
 
-    The epoch enters the choice of the warm-start text, so that a source with several can vary it. Positions for which
-    the source has nothing to say are left out; without explanations no source is needed.
-    Raises DataError where none remains.
+    The choice of the warm-start text depends on the epoch, so that a source with several can vary it. Positions that
+    the source does not explain are left out; without explanations no source is needed.
+    Raises DataError if no position is left.
     """
     tokens, mask = padded([item.tokens for item, _ in rows], pad_id)
-    row, position, document, text, said = [], [], [], [], []
+    row, position, document, text, warm_start = [], [], [], [], []
     for index, (item, epoch) in enumerate(rows):
-        for place, end in zip(item.positions, item.ends, strict=True):
+        for token, end in zip(item.positions, item.ends, strict=True):
             explanation = None
             if explanations and source is not None:
-                key = keyed_seed("explanation", seed, epoch, item.document.id, place)
+                key = keyed_seed("explanation", seed, epoch, item.document.id, token)
                 explanation = source.explanation(item.document, end, key)
                 if explanation is None:
                     continue
             row.append(index)
-            position.append(place)
+            position.append(token)
             document.append(item.document.root)
             text.append(item.document.text[:end])
-            said.append(explanation)
+            warm_start.append(explanation)
     if not row:
         ids = ", ".join(item.document.id for item, _ in rows)
         raise DataError(f"no position of {ids} has an explanation: raise data.min_context, or leave them out")
@@ -149,5 +149,5 @@ def collate(
         position=torch.tensor(position),
         document=document,
         text=text,
-        explanation=said if explanations else None,
+        explanation=warm_start if explanations else None,
     )

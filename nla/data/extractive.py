@@ -1,8 +1,8 @@
-"""The extractive fallback: warm-start texts for a corpus that has no explanations of its own.
+"""The extractive fallback: warm-start texts for a corpus without explanations.
 
-It quotes, it does not explain: the words just read, and the words that set the text so far apart from the corpus. It
-teaches a verbalizer the form and that the activation matters; joint training has to find the rest. Results reached with
-it are reported under its name.
+It quotes instead of explaining: the words just read, and the words that distinguish the text so far from the corpus. It
+teaches a verbalizer the form, and that the activation matters; joint training has to find the rest. Results obtained
+with it are reported under its name.
 """
 
 import math
@@ -18,9 +18,9 @@ class Extractive:
     """Names the last clause and the most distinctive words, by term frequency times inverse document frequency.
 
     Args:
-        corpus: texts that document frequencies are counted on (of the warm-start split only).
-        words: distinctive words to name, at most.
-        clause_words: longest clause to quote, counted from its end.
+        corpus: texts for counting document frequencies (only those of the warm-start split).
+        words: most distinctive words to name.
+        clause_words: most words of the clause to quote, counted from its end.
     """
 
     def __init__(self, corpus: Iterable[str], words: int = 4, clause_words: int = 6) -> None:
@@ -32,14 +32,14 @@ class Extractive:
             self.frequency.update(set(_words(text)))
 
     def explain(self, context: str) -> str | None:
-        """`It ends with "...". It is about a, b, c.`; None where the context has no words."""
+        """`It ends with "...". It is about a, b, c.`; None if the context has no words."""
         clause = _last_clause(context, self.clause_words)
         if not clause:
             return None
         counts = Counter(_words(context))
         ranked = sorted(counts, key=lambda word: (-counts[word] * self._rarity(word), word))[: self.words]
-        about = f" It is about {', '.join(ranked)}." if ranked else ""
-        return f'It ends with "{clause}".{about}'
+        topic = f" It is about {', '.join(ranked)}." if ranked else ""
+        return f'It ends with "{clause}".{topic}'
 
     def _rarity(self, word: str) -> float:
         return math.log((1 + self.documents) / (1 + self.frequency[word])) + 1e-6
@@ -50,11 +50,11 @@ def _words(text: str) -> list[str]:
 
 
 def _last_clause(context: str, limit: int) -> str:
-    """The words since the last stop, at most `limit`; across the stop where the clause has only just begun.
+    """The words since the last stop, at most `limit`; also those before it if the clause has one word.
 
-    Quotation marks and angle brackets are taken out: the text must not close its own quotation or tags.
+    Quotation marks and angle brackets are removed: the text must not close its own quotation or tags.
     """
-    clauses = [part for part in CLAUSE_END.split(context.rstrip()) if part.strip()]
+    clauses = [clause for clause in CLAUSE_END.split(context.rstrip()) if clause.strip()]
     if not clauses:
         return ""
     words = clauses[-1].split()

@@ -6,18 +6,18 @@ from collections.abc import Sequence
 
 
 def keyed_seed(*parts: object) -> int:
-    """A 63-bit seed from the parts' text; Python's own hash() differs from process to process."""
+    """A 63-bit seed from the text of `parts`; Python's own hash() differs from process to process."""
     joined = "\0".join(str(part) for part in parts).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(joined, digest_size=8).digest(), "big") >> 1
 
 
 def keyed_fraction(*parts: object) -> float:
-    """A number in [0, 1), uniform over the parts' text."""
+    """A number in [0, 1), uniform over the text of `parts`."""
     return (keyed_seed(*parts) >> 10) / 2**53
 
 
 def draw_positions(eligible: Sequence[int], count: int, seed: int, document_id: str) -> list[int]:
-    """`count` different positions out of `eligible`, ascending, by an RNG keyed by (seed, document id)."""
+    """`count` distinct positions from `eligible`, ascending, by an RNG keyed by (seed, document id)."""
     return sorted(random.Random(keyed_seed("position", seed, document_id)).sample(list(eligible), count))
 
 
@@ -26,15 +26,15 @@ def eligible_positions(
 ) -> list[int]:
     """Token indices that may be read.
 
-    Left out are special tokens, tokens with fewer than `min_context` ordinary tokens to their left, and tokens that end
-    inside a character (byte-level tokenizers split rare ones), for which no exact text context exists.
+    Leaves out special tokens, tokens with fewer than `min_context` ordinary tokens to their left, and tokens that end
+    inside a character (byte-level tokenizers split rare ones), which have no exact text context.
 
     Args:
         offsets: characters [begin, end) of each token.
         special: whether the tokenizer added the token (BOS, EOS).
-        limit: look at the first `limit` tokens only.
+        limit: consider only the first `limit` tokens.
     """
-    found, context = [], 0
+    eligible, context = [], 0
     last = len(offsets) if limit is None else min(limit, len(offsets))
     for index in range(last):
         begin, end = offsets[index]
@@ -43,6 +43,6 @@ def eligible_positions(
         following = index + 1
         splits_character = following < len(offsets) and not special[following] and offsets[following][0] < end
         if context >= min_context and not splits_character:
-            found.append(index)
+            eligible.append(index)
         context += 1
-    return found
+    return eligible

@@ -1,4 +1,4 @@
-"""What a loader cuts its batches from: the rows of one split, documents or stored activations."""
+"""The rows of one split, documents or stored activations, from which a loader makes its batches."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -8,13 +8,13 @@ from nla.core.records import ActivationBatch, TokenBatch
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which rows of a source, and in which order.
+    """Which rows of a source to load, and in which order.
 
     Args:
         split: such as `warm_start`.
         shuffled: endless, in a new seeded order each epoch, every row once per epoch; otherwise as stored.
-        explanations: only rows that have a warm-start text, and the text with them.
-        documents: as many documents, a choice keyed by their ids; None: all.
+        explanations: load only rows that have a warm-start text, and that text.
+        documents: number of documents, chosen by a hash of their ids; None: all.
         seed: of the order and of the choice of warm-start texts.
     """
 
@@ -34,7 +34,7 @@ class Rows(Protocol):
 
     @property
     def description(self) -> str:
-        """For the log: how many rows there are, and what was left out."""
+        """For the log: the number of rows, and what was left out."""
         ...
 
     def __len__(self) -> int: ...
@@ -44,14 +44,14 @@ class Rows(Protocol):
         ...
 
     def fingerprint(self) -> int:
-        """Changes with the rows or their order: a place in other rows means nothing."""
+        """Changes with the rows or their order, since a place in other rows means nothing."""
         ...
 
 
 @runtime_checkable
 class RowReader(Protocol):
-    """What makes the rows of a split: `DocumentReader`, `ShardReader`."""
+    """Makes the rows of a split: `DocumentReader`, `ShardReader`."""
 
     def __call__(self, selection: Selection) -> Rows:
-        """Raises DataError where the selection is empty."""
+        """Raises DataError if the selection is empty."""
         ...

@@ -35,19 +35,19 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
 def usable_device(name: str, key: str = "device", fix: str = "use cpu") -> torch.device:
-    """The device of a name as torch or Lightning has it: cpu, cuda, gpu, mps. Raises ConfigError for none."""
+    """The device of a torch or Lightning name: cpu, cuda, gpu, mps. Raises ConfigError if there is no such device."""
     kind, _, index = name.partition(":")
     kind = {"gpu": "cuda"}.get(kind, kind)
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if kind not in there or (index and not index.isdigit()):
-        raise ConfigError(f"{key}={name}: no such device; expected one of {', '.join(there)}")
-    if not there[kind]:
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if kind not in available or (index and not index.isdigit()):
+        raise ConfigError(f"{key}={name}: no such device; expected one of {', '.join(available)}")
+    if not available[kind]:
         raise ConfigError(f"{key}={name}: this machine has no {'Apple ' if kind == 'mps' else ''}GPU; {fix}")
     return torch.device(f"{kind}:{index}" if index else kind)
 
 
 def resolve(model_id: str | Path) -> str | Path:
-    """Where a model id's files are: a packaged target's folder, else the id itself (a folder or a hub id)."""
+    """A packaged target's folder, else the id itself (a folder or a hub id)."""
     name = str(model_id)
     if name.isidentifier() and (PACKAGED / name).is_dir():
         return PACKAGED / name
@@ -56,7 +56,7 @@ def resolve(model_id: str | Path) -> str | Path:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars and load reports from transformers: a reconstructor lacks norm and lm_head by design."""
+    """Silence transformers' progress bars and load reports: a reconstructor lacks norm and lm_head by design."""
     verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
@@ -69,7 +69,7 @@ def quiet() -> Iterator[None]:
 
 
 def load_model(model_id: str | Path, dtype: str = "float32", revision: str | None = None) -> PreTrainedModel:
-    """A causal LM in evaluation mode. Raises ModelError; refuses pickled weights and code that comes with a model."""
+    """A causal LM in evaluation mode. Raises ModelError; refuses pickled weights and a model's own code."""
     model, info = load_model_with_info(model_id, dtype, revision)
     if info["missing_keys"]:
         raise ModelError(
@@ -84,7 +84,7 @@ def load_model_with_info(
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """As `load_model`, with transformers' report of missing and unexpected weights.
 
-    Of a multimodal model the language model alone is kept: what sees and hears takes memory and is never run.
+    Only the language model of a multimodal model is kept: its encoders take memory and are never run.
     """
     if dtype not in (*DTYPES, QUANTIZED):
         raise ConfigError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}, {QUANTIZED}")
@@ -116,7 +116,7 @@ def load_model_with_info(
 
 
 def four_bits() -> BitsAndBytesConfig:
-    """How `nf4` keeps weights (QLoRA, Dettmers 2023). Raises ConfigError where bitsandbytes is not installed."""
+    """How `nf4` stores weights (QLoRA, Dettmers 2023). Raises ConfigError if bitsandbytes is not installed."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(f"dtype {QUANTIZED!r} needs bitsandbytes: pip install 'nla[quantized]', or use bfloat16")
     return BitsAndBytesConfig(
@@ -128,7 +128,7 @@ def four_bits() -> BitsAndBytesConfig:
 
 
 def _text_model(wrapper: PreTrainedModel) -> PreTrainedModel:
-    """The causal LM inside a multimodal wrapper, of the same weights."""
+    """The causal LM inside a multimodal wrapper, with the same weights."""
     decoder, head = body(wrapper), wrapper.get_output_embeddings()
     decoder.config.tie_word_embeddings = wrapper.config.tie_word_embeddings
     model = causal_lm(decoder)
@@ -139,7 +139,7 @@ def _text_model(wrapper: PreTrainedModel) -> PreTrainedModel:
 
 
 def causal_lm(decoder: PreTrainedModel) -> PreTrainedModel:
-    """The causal LM class that belongs to a body, around this very body; its output head is empty (a meta tensor)."""
+    """The causal LM of a body's architecture around this very body; its output head is empty (a meta tensor)."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(decoder.config)
     setattr(model, model.base_model_prefix, decoder)
@@ -207,7 +207,7 @@ def check_layer(model: nn.Module, layer: int) -> None:
 def truncated(decoder: PreTrainedModel, layer: int) -> PreTrainedModel:
     """A view of the body that ends after block `layer`, sharing every parameter with it.
 
-    Its last hidden state is the raw residual stream after that block: final norm replaced by the identity. The
+    Its last hidden state is the raw residual stream after that block: the final norm is replaced by the identity. The
     original stays intact; the view costs no memory. `layer = -1` keeps no block.
     """
     view = copy.copy(decoder)
@@ -228,7 +228,7 @@ def truncated(decoder: PreTrainedModel, layer: int) -> PreTrainedModel:
 
 
 def embed(decoder: PreTrainedModel, tokens: Int[Tensor, "*rows time"]) -> Float[Tensor, "*rows time d_model"]:
-    """Token embeddings as `inputs_embeds` takes them (Gemma scales them by sqrt(d) inside the embedding module)."""
+    """Token embeddings, as `inputs_embeds` expects them (Gemma scales them by sqrt(d) inside the embedding module)."""
     return decoder.get_input_embeddings()(tokens)
 
 
@@ -267,16 +267,16 @@ def head_logits(model: PreTrainedModel, hidden: Float[Tensor, "*rows d_model"]) 
 
 
 def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Every id that ends generation by the model's own account."""
+    """Every id that the model or its tokenizer lists as an end of generation."""
     listed: Any = getattr(model.generation_config, "eos_token_id", None)
     ids: list[Any] = [*(listed if isinstance(listed, (list, tuple)) else [listed]), tokenizer.eos_token_id]
     return {int(token) for token in ids if token is not None}
 
 
 def shared_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """Another tree of modules around the very same weights: what is added to one (adapters) the other does not see.
+    """Another tree of modules around the very same weights: adapters added to one are not in the other.
 
-    Costs no memory, and the copies' configs are apart. Loading or training the weights of one changes both.
+    Costs no memory; each copy has its own config. Loading or training the weights of one changes both.
     """
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, shared)
@@ -285,5 +285,5 @@ def shared_copy(model: PreTrainedModel) -> PreTrainedModel:
 def refuse_pickles(folder: Path) -> None:
     """Raises ReleaseError if the folder holds weights in a format that can run code."""
     for pattern in PICKLES:
-        for found in sorted(folder.glob(pattern)):
-            raise ReleaseError(f"{found}: pickled files can run code and are refused; keep only safetensors")
+        for path in sorted(folder.glob(pattern)):
+            raise ReleaseError(f"{path}: pickled files can run code and are refused; keep only safetensors")

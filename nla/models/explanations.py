@@ -1,4 +1,4 @@
-"""The explanation as text: its format in an answer, parsing, what may not occur in it, and parts of it."""
+"""The explanation as text: its format in an answer, parsing, forbidden strings, and shortened versions."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -10,9 +10,9 @@ from transformers import PreTrainedTokenizerBase
 from nla.models.prompts import EXPLANATION_SLOT, token_ids
 
 OPEN, CLOSE = "<explanation>", "</explanation>"
-LONGEST = 5000  # characters of an explanation: tokens of many signs would carry more past the cap, unread by any person
+LONGEST = 5000  # characters of an explanation: long tokens could carry more past the token cap, unread by any person
 
-# Double quotes, guillemets, backticks: to the closing sign, or to the end where it is missing. Single quotes only as a
+# Double quotes, guillemets, backticks: to the closing mark, or to the end if it is missing. Single quotes only as a
 # pair around words, since a lone one is an apostrophe.
 QUOTED = re.compile(
     r'"[^"]*(?:"|$)|“[^”]*(?:”|$)|«[^»]*(?:»|$)|`[^`]*(?:`|$)'
@@ -23,10 +23,10 @@ QUOTED = re.compile(
 def parse_explanation(text: str, forbidden: Sequence[str] = ()) -> str | None:
     """The text between the one pair of explanation tags, stripped; None unless there is exactly one, not empty.
 
-    One of more than `LONGEST` characters is None too.
+    Also None for more than `LONGEST` characters.
 
-    `forbidden`: what must not occur inside (the marker, the reconstructor's suffix, special tokens), so that an answer
-    cannot close the reconstructor's prompt early.
+    `forbidden`: strings that must not occur inside (the marker, the reconstructor's suffix, special tokens), so that an
+    answer cannot close the reconstructor's prompt early.
     """
     if text.count(OPEN) != 1 or text.count(CLOSE) != 1:
         return None
@@ -44,7 +44,7 @@ def parse_completions(
     stop_ids: Collection[int],
     forbidden: Sequence[str],
 ) -> list[str | None]:
-    """The explanation of each completion; None where it is malformed or was cut off before a stop token."""
+    """The explanation of each completion; None if it is malformed or was cut off before a stop token."""
     lengths = mask.sum(1).tolist()
     rows = [row[:length] for row, length in zip(tokens.tolist(), lengths, strict=True)]
     ended = [bool(row) and row[-1] in stop_ids for row in rows]
@@ -74,12 +74,12 @@ def forbidden_in_explanations(
 
 
 def without_quotes(text: str) -> str:
-    """The text without what is in quotation marks; spaces are joined."""
+    """The text without quotations; runs of white space become one space."""
     return " ".join(QUOTED.sub(" ", text).split())
 
 
 def prefixes(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], lengths: Sequence[int]) -> list[str]:
-    """The first tokens of each text, as text; a character that is cut in two is left out."""
+    """The first tokens of each text, as text, without a character that the cut would split."""
     rows = token_ids(tokenizer, texts, special=False)
 
     def first(row: list[int]) -> str:

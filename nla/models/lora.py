@@ -1,4 +1,4 @@
-"""Low-rank adapters: put on, merged, saved in PEFT's format and put back."""
+"""Low-rank adapters: add, merge, save in PEFT's format and load."""
 
 import json
 import warnings
@@ -25,13 +25,13 @@ def add_lora(model: PreTrainedModel, rank: int, alpha: float, dropout: float = 0
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message=".*_pattern keys did not match any targeted module.*"
-        )  # its own, of experts
+        )  # PEFT's own patterns, for experts
         inject_adapter_in_model(lora_config(model, rank, alpha, dropout), model)
     for name, parameter in model.named_parameters():
         adapts = "lora_" in name
         parameter.requires_grad_(adapts)
         if adapts:
-            parameter.data = parameter.data.float()  # on a base in bf16 small updates would be rounded to nothing
+            parameter.data = parameter.data.float()  # in bf16 small updates would be rounded away
     return model
 
 
@@ -45,7 +45,7 @@ def lora_config(model: nn.Module, rank: int, alpha: float, dropout: float = 0.0)
 
 
 def lora_strength(model: nn.Module) -> tuple[int, float]:
-    """Rank and alpha of the adapters that a model has."""
+    """Rank and alpha of a model's adapters."""
     layer: Any = next(module for module in model.modules() if hasattr(module, "lora_alpha"))
     return int(layer.r["default"]), float(layer.lora_alpha["default"])
 
@@ -55,7 +55,7 @@ def has_lora(model: nn.Module) -> bool:
 
 
 def adapter_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The adapter's weights alone, under PEFT's names; none without an adapter."""
+    """Only the adapter's weights, under PEFT's names; empty without an adapter."""
     return {
         f"base_model.model.{name.replace('.default', '')}": parameter
         for name, parameter in model.named_parameters()
@@ -65,21 +65,21 @@ def adapter_weights(model: nn.Module) -> dict[str, nn.Parameter]:
 
 @torch.no_grad()
 def load_adapter(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put a saved adapter into the place that `add_lora` made. Raises ModelError where they do not fit."""
-    own = adapter_weights(model)
-    wrong = sorted(set(own) ^ set(state)) or [n for n in own if own[n].shape != state[n].shape]
+    """Load a saved adapter into the one that `add_lora` made. Raises ModelError if it does not fit."""
+    present = adapter_weights(model)
+    wrong = sorted(set(present) ^ set(state)) or [n for n in present if present[n].shape != state[n].shape]
     if wrong:
         raise ModelError(
             f"the saved adapter does not fit this model ({len(wrong)} tensors, such as {wrong[0]}): "
             "rank, layer or base model differ from the run that made it"
         )
-    for name, parameter in own.items():
+    for name, parameter in present.items():
         parameter.copy_(state[name])
 
 
 @torch.no_grad()
 def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict as a plain model would have it: adapters merged into their base weights, names unchanged."""
+    """The state dict of a plain model: adapters merged into their base weights, names unchanged."""
     state, modules = {}, dict(model.named_modules())
     for name, tensor in model.state_dict().items():
         path, _, parameter = name.rpartition(".")
@@ -87,7 +87,7 @@ def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
             continue
         if hasattr(getattr(modules[path], parameter), "quant_state"):
             tensor = _dequantized(getattr(modules[path], parameter))
-        while path.endswith(".base_layer"):  # experts kept as one tensor each have a wrapper around a wrapper
+        while path.endswith(".base_layer"):  # experts stored as one tensor have a wrapper around a wrapper
             path = path.removesuffix(".base_layer")
             layer: Any = modules[path]
             if getattr(layer, "parameter_name", "weight") == parameter:
@@ -97,7 +97,7 @@ def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _dequantized(weight: Tensor) -> Tensor:
-    """A weight kept in 4 bits, in the type that its model computes in."""
+    """A weight stored in 4 bits, in the type that its model computes in."""
     from bitsandbytes.functional import dequantize_4bit  # pyright: ignore[reportMissingImports]
 
     state: Any = weight.quant_state  # pyright: ignore[reportAttributeAccessIssue]
@@ -105,7 +105,7 @@ def _dequantized(weight: Tensor) -> Tensor:
 
 
 def save_adapter(model: nn.Module, base_model: str, folder: Path) -> None:
-    """`adapter/` of a half in PEFT's format, for a half that has one: merged weights cannot be continued."""
+    """Write a half's adapter, if any, to `adapter/` in PEFT's format: merged weights cannot be continued."""
     state = {name: weight.detach().cpu().contiguous() for name, weight in adapter_weights(model).items()}
     if not state:
         return
@@ -117,7 +117,7 @@ def save_adapter(model: nn.Module, base_model: str, folder: Path) -> None:
 
 
 def saved_adapter(folder: Path) -> dict[str, Any] | None:
-    """Rank and alpha of the adapter saved in a half's folder, as `add_lora` takes them; None where it has none."""
+    """Rank and alpha of the adapter saved in a half's folder, as `add_lora` takes them; None if it has none."""
     path = folder / ADAPTER / ADAPTER_CONFIG
     if not path.is_file():
         return None
@@ -129,17 +129,17 @@ def saved_adapter(folder: Path) -> dict[str, Any] | None:
 
 
 def load_adapter_state(folder: Path, rank: int, alpha: float) -> dict[str, Tensor] | None:
-    """The adapter saved in a half's folder; None where it has none.
+    """The adapter saved in a half's folder; None if it has none.
 
-    Raises ReleaseError where its rank or alpha are others, since the same weights would then mean something else.
+    Raises ReleaseError if its rank or alpha differ, since the same weights would then mean something else.
     """
-    found = saved_adapter(folder)
-    if found is None:
+    saved = saved_adapter(folder)
+    if saved is None:
         return None
     refuse_pickles(folder / ADAPTER)
-    if found != {"rank": rank, "alpha": alpha}:
+    if saved != {"rank": rank, "alpha": alpha}:
         raise ReleaseError(
-            f"{folder / ADAPTER / ADAPTER_CONFIG}: the adapter has rank {found['rank']} and alpha {found['alpha']:g}, "
+            f"{folder / ADAPTER / ADAPTER_CONFIG}: the adapter has rank {saved['rank']} and alpha {saved['alpha']:g}, "
             f"adapter.rank={rank} and adapter.alpha={alpha} were asked for: continue it with its own"
         )
     return load_file(folder / ADAPTER / ADAPTER_WEIGHTS)

@@ -1,11 +1,11 @@
-"""Rows of several samples for the trained forward pass: their prompt once, then the samples, apart from each other.
+"""Rows of several samples for the trained forward pass: their prompt once, then the samples, separated by the mask.
 
     prompt | sample 0 | sample 1 | ... | padding
 
-Each sample attends to the prompt and to itself, at the positions it would have alone, so that log-probs equal those of
-separate rows to rounding while the prompt is run once and no sample is padded to the longest. Samples of one activation
-share its whole prompt; answers to different activations share what precedes the marker, and the rest of the prompt
-is a part of the sample.
+Each sample attends to the prompt and to itself, at the positions it would have alone. So log-probs equal those of
+separate rows up to rounding, while the prompt is run once and no sample is padded to the longest. Samples of one
+activation share its whole prompt. Answers to different activations share what precedes the marker; the rest of the
+prompt is part of the sample.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """Where everything lies. `row`, `column`: of each fed token, in the order of `tokens[:, :-1][fed]`."""
+    """Where everything is. `row`, `column`: of each fed token, in the order of `tokens[:, :-1][fed]`."""
 
     length: int
     fed: Bool[Tensor, "sample fed_time"]  # tokens whose successor is asked for
@@ -30,7 +30,7 @@ class Packing:
     segment: Int[Tensor, "batch length"]  # 0 the prompt, 1.. the samples, -1 padding
 
     def first(self) -> Int[Tensor, " sample"]:
-        """Where each sample begins in `row` and `column`; each must have a token that is fed."""
+        """Where each sample begins in `row` and `column`; each must have a fed token."""
         lengths = self.fed.sum(1)
         return lengths.cumsum(0) - lengths
 
@@ -43,12 +43,12 @@ class Packing:
         return rows.index_put((self.row, self.column), fed)
 
     def attention_mask(self, decoder: PreTrainedModel, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
-        """What each place may attend to, in the form that the decoder takes: one mask, or one per kind of layer."""
-        own = self.segment.unsqueeze(2) == self.segment.unsqueeze(1)
+        """What each token may attend to, in the form that the decoder takes: one mask, or one per kind of layer."""
+        same_segment = self.segment.unsqueeze(2) == self.segment.unsqueeze(1)
         prompt = (self.segment == 0).unsqueeze(1)
-        causal = torch.ones(self.length, self.length, dtype=torch.bool, device=own.device).tril()
-        # padding attends to the prompt: a row without any key would give NaN
-        allowed = (causal & (prompt | own)).unsqueeze(1)
+        causal = torch.ones(self.length, self.length, dtype=torch.bool, device=same_segment.device).tril()
+        # padding attends to the prompt: a query without any key would give NaN
+        allowed = (causal & (prompt | same_segment)).unsqueeze(1)
         config = decoder.config
         window = getattr(config, "sliding_window", None)
         near = allowed
@@ -64,13 +64,13 @@ class Packing:
         return {"full_attention": full, "sliding_attention": near}
 
 
-PAIR_COST = 0.5  # of a query and key, against as many operations inside a matrix product (measured on a CPU)
+PAIR_COST = 0.5  # of a query-key pair, relative to as many operations in a matrix product (measured on a CPU)
 
 
 def samples_per_row(group: int, prompt: int, time: int, d_model: int) -> int:
-    """How many of a group's samples share a row: more save prompts, and lose on pairs that the mask then hides.
+    """How many of a group's samples share a row: more of them save prompts but waste pairs that the mask hides.
 
-    A token costs about 12 d^2 multiplications in a block's matrices, a pair of query and key 2 d in its attention.
+    A token costs about 12 d^2 multiplications in a block's matrices, a query-key pair 2 d in its attention.
     """
 
     def cost(together: int) -> float:
@@ -81,12 +81,14 @@ def samples_per_row(group: int, prompt: int, time: int, d_model: int) -> int:
 
 
 def shared_layout(samples: int, group: int, prompt: int, marker: int, time: int, d_model: int) -> tuple[int, int]:
-    """How many tokens of the prompt samples can share, and how many samples are best put into one row.
+    """How many tokens of the prompt samples can share, and how many samples to put into one row.
 
     Args:
         group: samples per activation; they share the whole prompt. Answers to different activations share what comes
             before the marker; the rest of the prompt is then part of the sample.
-        prompt: tokens of the prompt. marker: the marker's index among them. time: tokens of an answer.
+        prompt: tokens of the prompt.
+        marker: the marker's index among them.
+        time: tokens of an answer.
     """
     shared = prompt if group > 1 else marker
     if shared == 0:
@@ -95,10 +97,10 @@ def shared_layout(samples: int, group: int, prompt: int, marker: int, time: int,
 
 
 def pack(mask: Bool[Tensor, "sample time"], batch: int, prompt: int) -> Packing:
-    """Lay out `batch` groups of samples of equal number, each behind its prompt of `prompt` tokens.
+    """Lay out `batch` groups of equally many samples, each behind its prompt of `prompt` tokens.
 
     Args:
-        mask: tokens asked for; True from a sample's first token through its last.
+        mask: tokens whose log-probs are wanted; True from a sample's first token through its last.
     """
     samples, time = mask.shape
     group = samples // batch

@@ -1,4 +1,4 @@
-"""The pair with its prompts and scales: what one trains, saves, publishes, and uses in a notebook."""
+"""The pair with its prompts and scales: trained, saved, published, and used in a notebook."""
 
 import warnings
 from collections.abc import Sequence
@@ -56,8 +56,8 @@ class NLA(nn.Module):
         self.stage = stage
         self.base_revision = base_revision
         self.parents = parents
-        self.summary = summary  # of the training activations, where it is known
-        self.own_weights = own_weights  # adapters, if any, are on other weights than the base model's
+        self.summary = summary  # of the training activations, if known
+        self.own_weights = own_weights  # adapters, if any, are on weights other than the base model's
         self.eval()
 
     @property
@@ -88,9 +88,9 @@ class NLA(nn.Module):
     ) -> "NLA":
         """An untrained pair: both halves start as copies of the target.
 
-        `marker=None` searches for one; `adapter` (rank, alpha, dropout) trains a LoRA on each half, and all of them
-        share one frozen copy of the weights: that of `base` (the target's model) where it is given. Without an adapter
-        each half trains its own copy. Raises ModelError, ConfigError (layer, scales, templates), InjectionError
+        `marker=None` searches for one; `adapter` (rank, alpha, dropout) trains a LoRA on each half, and both halves
+        share one frozen copy of the weights: that of `base` (the target's model) if given. Without an adapter each
+        half trains its own copy. Raises ModelError, ConfigError (layer, scales, templates), InjectionError
         (marker).
         """
         model = shared_copy(base) if base is not None and adapter is not None else load_model(model_id, dtype, revision)
@@ -98,7 +98,7 @@ class NLA(nn.Module):
         tokenizer = load_tokenizer(model_id, revision)
         marker = find_marker(tokenizer) if marker is None else marker
         prompt = build_verbalizer_prompt(tokenizer, templates.verbalizer, marker)
-        # before the verbalizer's adapter enters its tree of modules
+        # before the verbalizer's adapter is added to the same modules
         reconstructor = Reconstructor.from_target(
             model_id, layer, templates.reconstructor, dtype, revision, adapter, base=model
         )
@@ -129,17 +129,17 @@ class NLA(nn.Module):
         backend: Backend = "engine",
         best_of: int = 1,
     ) -> list[list[str | None]]:
-        """`samples` explanations of each activation, `[batch][samples]`; None where malformed or cut off.
+        """`samples` explanations of each activation, `[batch][samples]`; None if malformed or cut off.
 
         Temperature 0 is greedy. `best_of`: each is the best of this many samples, by the error of its reconstruction
-        (published: 10 add 0.024 to FVE). The texts depend on the seed and a row's index, not on `batch_size`.
+        (published: 10 samples add 0.024 to FVE). The texts depend on the seed and a row's index, not on `batch_size`.
 
-        Any vector can be explained; one unlike the training activations in norm or direction brings a warning.
+        Any vector can be explained; one unlike the training activations in norm or direction causes a warning.
         """
         if best_of > 1:
             choices = {"top_p": top_p, "top_k": top_k, "batch_size": batch_size, "backend": backend}
-            found = self.explain(activation, samples * best_of, temperature, max_new_tokens, seed, **choices)
-            return [self._best(row, texts, best_of) for row, texts in zip(activation, found, strict=True)]
+            candidates = self.explain(activation, samples * best_of, temperature, max_new_tokens, seed, **choices)
+            return [self._best(row, texts, best_of) for row, texts in zip(activation, candidates, strict=True)]
         for remark in unusual(activation, self.summary, self.injection_scale):
             warnings.warn(remark, stacklevel=3)
         params = SamplingParams(samples, max_new_tokens, temperature, top_p, top_k, backend, dtype=None, graphs=None)
@@ -151,7 +151,7 @@ class NLA(nn.Module):
         return explanations
 
     def _best(self, activation: Float[Tensor, " d_model"], texts: list[str | None], best_of: int) -> list[str | None]:
-        """Of each `best_of` texts that with the least error; a malformed one only where all are."""
+        """The text with the least error of each `best_of`; a malformed one only if all are."""
         error = self.score(activation.expand(len(texts), -1), texts).error.view(-1, best_of)
         formed = well_formed(texts, error.device).view(-1, best_of)
         chosen = torch.where(formed, error, torch.inf).argmin(1).tolist()
@@ -179,28 +179,28 @@ class NLA(nn.Module):
     ) -> None:
         """Write `folder/verbalizer` and `folder/reconstructor` in the released format.
 
-        Adapters are merged into these weights; those on the base model's own weights are also saved apart, to be
-        continued, in `adapter/` of each half.
-        Both appear together, whole: a kill never leaves half a pair.
+        Adapters are merged into these weights. Those on the base model's own weights are also saved separately, in
+        `adapter/` of each half, so that training can continue them. Both halves appear at once: a kill never leaves
+        half a pair.
         """
         with files.new_folder(Path(folder)) as scratch:
             self._save(scratch, stage, training)
 
     def _save(self, folder: Path, stage: str | None, training: dict[str, Any] | None) -> None:
         for half, role in zip(HALVES, ("av", "ar"), strict=True):
-            part = folder / half
-            part.mkdir()
+            half_folder = folder / half
+            half_folder.mkdir()
             if half == "verbalizer":
                 if self.summary is not None:
-                    self.summary.save(part)
-                release.save_causal_lm(self.verbalizer.model, part)
+                    self.summary.save(half_folder)
+                release.save_causal_lm(self.verbalizer.model, half_folder)
             else:
-                release.save_reconstructor(self.reconstructor.body, self.reconstructor.head, part)
+                release.save_reconstructor(self.reconstructor.body, self.reconstructor.head, half_folder)
             if not self.own_weights:
                 adapted = self.verbalizer.model if half == "verbalizer" else self.reconstructor.body
-                save_adapter(adapted, self.base_model, part)
-            getattr(self, half).tokenizer.save_pretrained(part)
-            write_metadata(part, self._metadata(role, stage or self.stage, training))
+                save_adapter(adapted, self.base_model, half_folder)
+            getattr(self, half).tokenizer.save_pretrained(half_folder)
+            write_metadata(half_folder, self._metadata(role, stage or self.stage, training))
 
     def _metadata(self, role: str, stage: str | None, training: dict[str, Any] | None) -> Metadata:
         prompt = self.verbalizer.prompt
@@ -240,27 +240,27 @@ class NLA(nn.Module):
         """Load a pair: one folder (or hub repository) holding both halves, or the two halves by name.
 
         `dtype` of the weights: float32, bfloat16, float16, or nf4. `adapter` (rank, alpha, dropout) trains a LoRA on
-        each half. With `base` (the target's model) a pair that was saved with adapters continues them, and all parts
-        share the weights of `base`; otherwise each half gets a fresh adapter on its own weights, which starts at the
-        same function. `adapter="saved"` is for use without training: saved adapters on `base` where there are any, the
-        whole weights where there are none.
+        each half. With `base` (the target's model) a pair saved with adapters continues them, and target and halves
+        share the weights of `base`; otherwise each half gets a fresh adapter on its own weights, which at first
+        changes nothing. `adapter="saved"` is for use without training: the saved adapters on `base` if there are any,
+        else the whole weights.
 
         Raises ReleaseError for missing files, pickles, contradictions, and tokens that drifted; ModelError for an
         adapter that does not fit.
         """
         first, second = loading.find_halves(folder, verbalizer, reconstructor, revision)
-        about_av, about_ar, templates = loading.read_facts(first, second)
+        av, ar, templates = loading.read_facts(first, second)
         weights = loading.Weights.of((first, second), dtype, adapter, base)
         return cls(
-            loading.load_verbalizer(first, about_av, templates, weights),
-            loading.load_reconstructor(second, about_ar, templates, weights),
-            summary=ActivationSummary.load(first, about_av.d_model),
-            base_model=about_av.base_model,
-            layer=about_ar.layer,
-            mse_scale=about_ar.mse_scale,
+            loading.load_verbalizer(first, av, templates, weights),
+            loading.load_reconstructor(second, ar, templates, weights),
+            summary=ActivationSummary.load(first, av.d_model),
+            base_model=av.base_model,
+            layer=ar.layer,
+            mse_scale=ar.mse_scale,
             templates=templates,
-            stage=about_ar.stage or about_av.stage,
-            base_revision=about_av.base_revision,
-            parents=loading.parents(first, second, about_av, about_ar),
+            stage=ar.stage or av.stage,
+            base_revision=av.base_revision,
+            parents=loading.parents(first, second, av, ar),
             own_weights=weights.base is None,
         )

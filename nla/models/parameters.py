@@ -1,4 +1,4 @@
-"""Which parameters of a model train, and which of them are the inner matrices that Muon is made for."""
+"""Which parameters of a model train, and which are the inner matrices that Muon is made for."""
 
 from typing import cast
 
@@ -15,7 +15,7 @@ def trainable(module: nn.Module) -> list[nn.Parameter]:
 def inner_matrices(module: nn.Module) -> list[nn.Parameter]:
     """Weights of linear layers, each once, without tables, output heads, adapters and stacked experts.
 
-    The choice goes by module and not by shape: in a large model a threshold on rows would split one block.
+    Chosen by module, not by shape: in a large model a threshold on rows would split a block.
     """
     heads = {id(model.get_output_embeddings()) for model in module.modules() if isinstance(model, PreTrainedModel)}
     tables = {id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Embedding)}

@@ -1,4 +1,4 @@
-"""The two prompts: marker, templates, rendering. Everything is checked once, on load."""
+"""The two prompts: marker, templates, rendering. All of it is checked once, on load."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], special:
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase, otherwise: int = 0) -> int:
-    """The padding id; padding is never attended to, so any id will do where there is none."""
+    """The padding id; padding is never attended to, so any id will do if the tokenizer has none."""
     token: Any = tokenizer.pad_token_id
     return otherwise if token is None else int(token)
 
@@ -80,7 +80,7 @@ def find_marker(tokenizer: PreTrainedTokenizerBase) -> str:
 def _marker_id(tokenizer: PreTrainedTokenizerBase, marker: str) -> int | None:
     ids = tokenizer.encode(marker, add_special_tokens=False)
     if len(ids) == 2 and not _decode(tokenizer, ids[:1]).strip():
-        ids = ids[1:]  # sentencepiece puts a space of its own before a text
+        ids = ids[1:]  # sentencepiece puts a space before a text
     if len(ids) != 1 or ids[0] == tokenizer.unk_token_id or _decode(tokenizer, ids).strip() != marker:
         return None
     return ids[0]
@@ -91,9 +91,9 @@ def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
 
 
 def chat_ids(tokenizer: PreTrainedTokenizerBase, content: str) -> list[int]:
-    """One user message through the chat template with the generation prompt; the bare text where there is none.
+    """One user message through the chat template with the generation prompt; the bare text without a template.
 
-    Depending on version and flags transformers returns a list, a nested list or a BatchEncoding: all give the same ids.
+    transformers returns a list, a nested list or a BatchEncoding, by version and flags: all give the same ids.
     """
     if not tokenizer.chat_template:
         return token_ids(tokenizer, [content + "\n"])[0]
@@ -117,7 +117,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
         messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]
         try:
             rendered = str(tokenizer.apply_chat_template(messages, tokenize=False))
-        except Exception:  # a template that knows no assistant: jinja2 raises what it likes
+        except Exception:  # a template without an assistant role: jinja2 raises anything
             rendered = ""
         tail = rendered.rpartition(answer)[2] if answer in rendered else ""
         special = {int(i) for i in tokenizer.added_tokens_decoder} | set(tokenizer.all_special_ids)
@@ -161,7 +161,7 @@ def build_verbalizer_prompt(tokenizer: PreTrainedTokenizerBase, template: str, m
 
 
 def suffix_ids(tokenizer: PreTrainedTokenizerBase, template: str) -> list[int]:
-    """The token ids that end every filled reconstructor prompt, whatever the explanation."""
+    """The token ids that end every filled reconstructor prompt, whatever the explanation is."""
     before, after = template.split(EXPLANATION_SLOT)
     filled = [before + text + after for text in ("a", "b c.", "D, e\n")]
     rows = token_ids(tokenizer, filled)
@@ -184,8 +184,8 @@ def reconstructor_tokens(
 ) -> tuple[Int[Tensor, "sample time"], Bool[Tensor, "sample time"]]:
     """Fill, tokenize with the tokenizer's own special tokens, pad on the right.
 
-    Every row ends with the template's suffix ids: a text that melts into the suffix, or is cut at `max_length`, gets
-    them appended, so that the last real token is always the same.
+    Every row ends with the template's suffix ids, so that the last real token is always the same: they are appended to
+    a text that is cut at `max_length` or whose tokens merge with the suffix.
     """
     suffix = list(suffix_ids(tokenizer, template) if suffix is None else suffix)
     before, after = template.split(EXPLANATION_SLOT)

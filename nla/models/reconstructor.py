@@ -18,7 +18,7 @@ MAX_LENGTH = 512  # tokens of the filled prompt; longer explanations are cut, th
 class Reconstructor(nn.Module):
     """Blocks 0..l of the LM without final norm, and a linear head read at the prompt's last token.
 
-    The head starts as the identity: with the default initialisation the prediction shrinks and 17 % are lost at step 0.
+    The head starts as the identity: with the default initialization the prediction shrinks and 17 % is lost at step 0.
     It stays in fp32.
     """
 
@@ -54,7 +54,7 @@ class Reconstructor(nn.Module):
     ) -> "Reconstructor":
         """The target's blocks 0..layer: its own copy, or the weights of `base` under an adapter.
 
-        `adapter`: rank, alpha, dropout of a LoRA; None trains all weights, of an own copy.
+        `adapter`: rank, alpha, dropout of a LoRA; None trains all weights of its own copy.
         """
         model = load_model(model_id, dtype, revision) if base is None or adapter is None else shared_copy(base)
         check_layer(model, layer)
@@ -100,7 +100,7 @@ class Reconstructor(nn.Module):
 
 
 def frozen_copy(reconstructor: Reconstructor) -> Reconstructor:
-    """The reconstructor as it is now. Weights that are not trained (those under an adapter) are shared, not copied."""
+    """The reconstructor as it is now. Untrained weights (those under an adapter) are shared, not copied."""
     shared: dict[int, object] = {id(p): p for p in reconstructor.parameters() if not p.requires_grad}
     shared[id(reconstructor.tokenizer)] = reconstructor.tokenizer
     return copy.deepcopy(reconstructor, shared).requires_grad_(False).eval()

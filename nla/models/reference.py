@@ -12,14 +12,14 @@ from nla.models.verbalizer import Verbalizer
 
 
 class Reference:
-    """Keeps the present weights of `policy`: a copy of the adapter where there is one, else of the whole model.
+    """Keeps the current weights of `policy`: a copy of the adapter if there is one, else of the whole model.
 
-    Not a module, so that its weights are in no state dict and are never trained.
+    Not a module, so its weights are in no state dict and are never trained.
     """
 
     def __init__(self, policy: Verbalizer) -> None:
         self.policy = policy
-        self.verbalizer: Verbalizer | None = None  # the reference where it has a model of its own
+        self.verbalizer: Verbalizer | None = None  # the reference, if it has a model of its own
         self.adapter: dict[str, Tensor] = {}
         if has_lora(policy.model):
             self.adapter = {n: p.detach().clone() for n, p in policy.model.named_parameters() if "lora_" in n}
@@ -47,12 +47,12 @@ class Reference:
 
 @contextmanager
 def _swapped_tensors(policy: Verbalizer, adapter: dict[str, Tensor]) -> Iterator[None]:
-    # pointers are exchanged, nothing is written: graphs that await their backward keep the tensors they saved
+    # swaps pointers and writes nothing: graphs that await their backward keep the tensors they saved
     parameters = {n: p for n, p in policy.model.named_parameters() if n in adapter}
     kept = {name: parameter.data for name, parameter in parameters.items()}
     for name, parameter in parameters.items():
         parameter.data = adapter[name].to(parameter.device)
-    torch.clear_autocast_cache()  # else autocast keeps using casts of the tensors that were there before
+    torch.clear_autocast_cache()  # else autocast keeps using casts of the previous tensors
     try:
         yield
     finally:

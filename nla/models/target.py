@@ -1,4 +1,4 @@
-"""The frozen language model at one layer: reads activations out of text, and takes one back in."""
+"""The frozen language model at one layer: reads activations from text, and takes one back in."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,8 +17,8 @@ from nla.models.pretrained.loading import find_halves
 from nla.models.pretrained.metadata import METADATA, read_metadata
 from nla.models.prompts import token_ids
 
-TOKENS_AT_ONCE = 4096  # of a forward pass, padding included
-TEXTS_AT_ONCE = 1024  # whose ids are held as one padded matrix
+TOKENS_AT_ONCE = 4096  # in a forward pass, padding included
+TEXTS_AT_ONCE = 1024  # held as one padded matrix of ids
 
 Positions = str | Sequence[int] | Sequence[Sequence[int]]
 
@@ -37,21 +37,21 @@ class Target(nn.Module):
     def from_pretrained(
         cls, model_id: str, layer: int, dtype: str = "float32", revision: str | None = None
     ) -> "Target":
-        """From a packaged id, a folder or a hub id. Raises ModelError, ConfigError for a layer it does not have."""
+        """From a packaged id, a folder or a hub id. Raises ModelError; ConfigError for a layer it does not have."""
         return cls(load_model(model_id, dtype, revision), load_tokenizer(model_id, revision), layer)
 
     @classmethod
     def of_pair(cls, pair: str | Path, dtype: str = "float32") -> "Target":
         """The model that a saved pair reads (folder or hub id), at its layer and revision. Raises ReleaseError."""
-        about = read_metadata(find_halves(pair, patterns=[f"*{METADATA}"])[1])
-        return cls.from_pretrained(about.base_model, about.layer, dtype, about.base_revision)
+        metadata = read_metadata(find_halves(pair, patterns=[f"*{METADATA}"])[1])
+        return cls.from_pretrained(metadata.base_model, metadata.layer, dtype, metadata.base_revision)
 
     @property
     def d_model(self) -> int:
         return width(self.model)
 
     def train(self, mode: bool = True) -> "Target":
-        return super().train(False)  # frozen: dropout never comes on
+        return super().train(False)  # frozen: dropout stays off
 
     @property
     def device(self) -> torch.device:
@@ -68,14 +68,12 @@ class Target(nn.Module):
     ) -> Float[Tensor, "batch d_model"] | Float[Tensor, "batch layer d_model"]:
         """Raw activations at `position` of document `row`; with `layers`, those of several blocks in one pass.
 
-        Blocks above the highest layer are not run, tokens behind a document's last position are not read, and documents
-        of like length go together. Padding must be on the right: causal attention then needs no mask. Raises DataError
+        Blocks above the highest layer and tokens after a document's last position are not run; documents of similar
+        length are batched together. Padding must be on the right: causal attention then needs no mask. Raises DataError
         for a padded position, ConfigError for a layer that the model does not have.
         """
         if not bool(mask[row, position].all()):
-            raise DataError(
-                "a position to be read lies on padding: positions must be smaller than their document's length"
-            )
+            raise DataError("a position to read is on padding: positions must be smaller than their document's length")
         for layer in layers or ():
             check_layer(self.model, layer)
         wanted = [self.layer] if layers is None else list(layers)
@@ -83,16 +81,16 @@ class Target(nn.Module):
         needed = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
         needed = needed.scatter_reduce(0, row, position + 1, "amax")
         output = torch.zeros(len(row), len(wanted), self.d_model, device=tokens.device)
-        place = torch.zeros_like(needed)
+        index_in_bucket = torch.zeros_like(needed)
         asked = needed.nonzero().squeeze(1)
         lengths = needed[asked].tolist()
         for bucket in length_buckets(lengths, TOKENS_AT_ONCE):
             documents, time = asked[bucket], lengths[bucket[-1]]
             hidden = _after_blocks(view, tokens[documents, :time], wanted)
             chosen = torch.isin(row, documents).nonzero().squeeze(1)
-            place[documents] = torch.arange(len(bucket), device=tokens.device)
+            index_in_bucket[documents] = torch.arange(len(bucket), device=tokens.device)
             for index, states in enumerate(hidden):
-                output[chosen, index] = states[place[row[chosen]], position[chosen]].float()
+                output[chosen, index] = states[index_in_bucket[row[chosen]], position[chosen]].float()
         return output.squeeze(1) if layers is None else output
 
     def read(self, texts: Sequence[str], positions: Positions = "last") -> Reading:
@@ -103,17 +101,17 @@ class Target(nn.Module):
         return self.read_ids(token_ids(self.tokenizer, texts), positions)
 
     def read_ids(self, ids: list[list[int]], positions: Positions = "last") -> Reading:
-        """The same of token ids, read as they are."""
+        """As `read`, for token ids, read as they are."""
         wanted = [self._positions(index, row, positions, len(ids)) for index, row in enumerate(ids)]
-        found = [
+        chunks = [
             self._read(ids[i : i + TEXTS_AT_ONCE], wanted[i : i + TEXTS_AT_ONCE])
             for i in range(0, len(ids), TEXTS_AT_ONCE)
         ]
-        document = [index for index, places in enumerate(wanted) for _ in places]
-        position = [place for places in wanted for place in places]
+        document = [index for index, indices in enumerate(wanted) for _ in indices]
+        position = [token for indices in wanted for token in indices]
         pairs = list(zip(document, position, strict=True))
         return Reading(
-            activation=torch.cat(found) if found else torch.zeros(0, self.d_model),
+            activation=torch.cat(chunks) if chunks else torch.zeros(0, self.d_model),
             text=[str(self.tokenizer.decode(ids[d][: p + 1], skip_special_tokens=True)) for d, p in pairs],
             token=[str(self.tokenizer.decode([ids[d][p]])) for d, p in pairs],
             document=document,
@@ -122,7 +120,7 @@ class Target(nn.Module):
 
     def _positions(self, index: int, ids: list[int], positions: Positions, count: int) -> list[int]:
         special = set(self.tokenizer.all_special_ids)
-        ordinary = [place for place, token in enumerate(ids) if token not in special]
+        ordinary = [position for position, token in enumerate(ids) if token not in special]
         if not ordinary:
             raise DataError(f"text {index} holds no token to read: give it at least one word")
         if positions == "all":
@@ -131,20 +129,20 @@ class Target(nn.Module):
             return ordinary[-1:]
         if isinstance(positions, str) or len(positions) != count:
             raise DataError(f"positions {positions!r}: expected 'last', 'all', or one entry for each of {count} texts")
-        own = positions[index]
-        places = [own] if isinstance(own, int) else list(own)
-        for place in places:
-            if not -len(ids) <= place < len(ids):
-                raise DataError(f"position {place} of text {index}: it has {len(ids)} tokens, 0 to {len(ids) - 1}")
-        return [place % len(ids) for place in places]
+        requested = positions[index]
+        indices = [requested] if isinstance(requested, int) else list(requested)
+        for position in indices:
+            if not -len(ids) <= position < len(ids):
+                raise DataError(f"position {position} of text {index}: it has {len(ids)} tokens, 0 to {len(ids) - 1}")
+        return [position % len(ids) for position in indices]
 
     def _read(self, ids: list[list[int]], wanted: list[list[int]]) -> Float[Tensor, "batch d_model"]:
         device = self.device
         longest = max(map(len, ids))
         tokens = torch.tensor([row + [0] * (longest - len(row)) for row in ids], device=device)
         mask = torch.tensor([[True] * len(row) + [False] * (longest - len(row)) for row in ids], device=device)
-        row = torch.tensor([i for i, places in enumerate(wanted) for _ in places], dtype=torch.long, device=device)
-        position = torch.tensor([p for places in wanted for p in places], dtype=torch.long, device=device)
+        row = torch.tensor([i for i, indices in enumerate(wanted) for _ in indices], dtype=torch.long, device=device)
+        position = torch.tensor([p for indices in wanted for p in indices], dtype=torch.long, device=device)
         return self(tokens, mask, row, position)
 
     @torch.no_grad()
@@ -157,7 +155,7 @@ class Target(nn.Module):
     ) -> Float[Tensor, "document time vocab"]:
         """Logits with block `layer`'s output at `position` replaced by `|h| v / |v|`, or by v itself.
 
-        A reconstruction has an arbitrary norm, hence `rescale`. The hook lives for this call only.
+        A reconstruction has an arbitrary norm, hence `rescale`. The hook lasts for this call only.
         """
         rows = torch.arange(len(tokens), device=tokens.device)
 
@@ -182,7 +180,7 @@ def _after_blocks(
     """The residual stream after each of `layers`; the view ends with the highest of them.
 
     `output_hidden_states` would not do: transformers leaves its hooks on the blocks, which all views share, and with
-    the hooks of two views every state is captured twice. These hooks live for this call only.
+    the hooks of two views every state is captured twice. These hooks last for this call only.
     """
     states: dict[int, Tensor] = {}
 

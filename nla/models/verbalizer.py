@@ -20,8 +20,8 @@ from nla.models.prompts import VerbalizerPrompt, pad_id, token_ids
 from nla.models.sampling import SamplingParams, sampler
 from nla.models.sampling.engine import misfit
 
-ROUNDING = 0.02  # by which an injected row may differ from its activation, as a share of its norm; bfloat16 needs 0.004
-FAR_OFF = 100.0  # ratio of injection scale and activation norm beyond which a person is warned
+ROUNDING = 0.02  # most that an injected row may differ from its activation, relative to its norm; bfloat16 needs 0.004
+FAR_OFF = 100.0  # ratio of injection scale to activation norm that causes a warning
 
 
 class Verbalizer(nn.Module):
@@ -59,23 +59,23 @@ class Verbalizer(nn.Module):
         return self._prompt_tokens.device
 
     def _engine_fits(self) -> bool:
-        """Whether the engine's attention gives this model's hidden states; a warning where it does not.
+        """Whether the engine's attention gives this model's hidden states; warns if it does not.
 
-        Decided on the built model, adapter included, by one forward pass of the prompt on each path: what the engine
-        does not know is in a model's code, not in its config. Weights may move, change or be sharded afterwards.
+        Decided on the built model, adapter included, by one forward pass of the prompt on each path: the config does
+        not show what in a model's code the engine cannot do. Weights may move, change or be sharded afterwards.
         """
         prompt = embed(body(self.model), self._prompt_tokens).detach().unsqueeze(0)
         reason = misfit(self.model, prompt, self.prompt.position)
         if reason is not None:
             warnings.warn(
                 f"{type(self.model).__name__} cannot be sampled by the engine ({reason}); Hugging Face's generate "
-                "does it instead, which is slower",
+                "is used instead, which is slower",
                 stacklevel=3,
             )
         return reason is None
 
     def prompt_embeddings(self, activation: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch prompt d_model"]:
-        """The prompt once per activation, each with its own injected row. Raises InjectionError."""
+        """The prompt once per activation, with that activation injected. Raises InjectionError."""
         marked = self._prompt_tokens == self.prompt.marker_id
         if int(marked.sum()) != 1 or not bool(marked[self.prompt.position]):
             raise InjectionError(
@@ -94,16 +94,16 @@ class Verbalizer(nn.Module):
         embeddings = embed(body(self.model), self._prompt_tokens)
         rows = embeddings.expand(len(activation), -1, -1)
         injected = (normalize(activation, self.injection_scale) / self._gain).to(embeddings.dtype)
-        place = self.prompt.position
-        return torch.cat([rows[:, :place], injected.unsqueeze(1), rows[:, place + 1 :]], dim=1)
+        position = self.prompt.position
+        return torch.cat([rows[:, :position], injected.unsqueeze(1), rows[:, position + 1 :]], dim=1)
 
     def require_injected(
         self, injected: Float[Tensor, "row d_model"], activation: Float[Tensor, "batch d_model"]
     ) -> None:
-        """The injection counter: what the decoder is about to read at each marker's place is its own activation.
+        """The injection counter: what the decoder is about to read at each marker is the row's own activation.
 
         Rows of one activation are contiguous. Each is compared, in the model's own type, with `normalize(h,
-        injection_scale)`. Raises InjectionError unless the rows injected equal the rows.
+        injection_scale)`. Raises InjectionError unless all rows carry their activation.
         """
         each = len(injected) // max(1, len(activation))
         expected = normalize(activation, self.injection_scale).repeat_interleave(each, dim=0)
@@ -112,19 +112,19 @@ class Verbalizer(nn.Module):
         if right != len(injected):
             raise InjectionError(
                 f"{right} of {len(injected)} rows carry their activation at token {self.prompt.position} of the "
-                f"verbalizer's prompt: the others would be explained unread; with model.dtype={injected.dtype} look "
-                "for overflow, else for code that changes the prompt's embeddings"
+                "verbalizer's prompt: the others would be explained unread; look for overflow with "
+                f"model.dtype={injected.dtype}, else for code that changes the prompt's embeddings"
             )
 
     def _warn_once(self, norm: Float[Tensor, " batch"]) -> None:
         if self._scale_checked or self.injection_scale is None or not len(norm):
             return
         self._scale_checked = True
-        own, median = self.injection_scale, float(norm.median())
-        if not 1 / FAR_OFF < own / median < FAR_OFF:
+        scale, median = self.injection_scale, float(norm.median())
+        if not 1 / FAR_OFF < scale / median < FAR_OFF:
             warnings.warn(
-                f"activations of median norm {median:.3g} are injected at norm {own:.3g}, {FAR_OFF:.0f} times off: "
-                "usual is a round number a bit above the median; check injection_scale",
+                f"activations of median norm {median:.3g} are injected at norm {scale:.3g}, {FAR_OFF:.0f} times off: "
+                "a round number slightly above the median is usual; check injection_scale",
                 stacklevel=3,
             )
 
@@ -151,27 +151,27 @@ class Verbalizer(nn.Module):
         tokens: Int[Tensor, "sample time"],
         mask: Bool[Tensor, "sample time"],
     ) -> Float[Tensor, "asked d_model"]:
-        """What predicts each unmasked token. Several samples share a row where that costs less (`nla.models.packing`).
+        """The state that predicts each unmasked token. Samples share a row if that costs less (`nla.models.packing`).
 
-        Samples of one activation follow its whole prompt, answers to different ones follow what precedes the
-        marker; the rest of the prompt is then part of the sample.
+        Samples of one activation follow its whole prompt. Answers to different ones follow what precedes the marker;
+        the rest of the prompt is then part of the sample.
         """
-        decoder, place, prompt = body(self.model), self.prompt.position, self.prompt_embeddings(activation)
+        decoder, position, prompt = body(self.model), self.prompt.position, self.prompt_embeddings(activation)
         samples, each = len(tokens), len(tokens) // len(activation)
-        shared, together = shared_layout(samples, each, prompt.shape[1], place, tokens.shape[1], self.d_model)
+        shared, together = shared_layout(samples, each, prompt.shape[1], position, tokens.shape[1], self.d_model)
         prompt = prompt.repeat_interleave(each, dim=0)
-        own = torch.cat([prompt[:, shared:], embed(decoder, tokens)], dim=1)
+        separate = torch.cat([prompt[:, shared:], embed(decoder, tokens)], dim=1)
         if together == 1:
-            # the last token predicts nothing that is asked for; causal attention sees no padding, which is on the right
-            inputs = torch.cat([prompt[:, :shared], own[:, :-1]], dim=1)
-            self.require_injected(inputs[:, place], activation)
+            # the last token predicts nothing; causal attention never sees padding, which is on the right
+            inputs = torch.cat([prompt[:, :shared], separate[:, :-1]], dim=1)
+            self.require_injected(inputs[:, position], activation)
             return decoder(inputs_embeds=inputs, use_cache=False).last_hidden_state[:, prompt.shape[1] - 1 :][mask]
         rest = prompt.shape[1] - shared
-        there, asked = F.pad(mask, (rest, 0), value=True), F.pad(mask, (rest, 0), value=False)
-        packing = pack(there, samples // together, shared)
-        inputs = packing.inputs(prompt[::together, :shared], own[:, :-1][packing.fed])
+        present, asked = F.pad(mask, (rest, 0), value=True), F.pad(mask, (rest, 0), value=False)
+        packing = pack(present, samples // together, shared)
+        inputs = packing.inputs(prompt[::together, :shared], separate[:, :-1][packing.fed])
         first = packing.first()
-        injected = inputs[:, place] if place < shared else inputs[packing.row[first], packing.column[first]]
+        injected = inputs[:, position] if position < shared else inputs[packing.row[first], packing.column[first]]
         self.require_injected(injected, activation)
         hidden = decoder(
             inputs_embeds=inputs,
@@ -179,7 +179,7 @@ class Verbalizer(nn.Module):
             position_ids=packing.position,
             use_cache=False,
         ).last_hidden_state
-        return hidden[packing.predictor_row, packing.predictor_column][asked[there]]
+        return hidden[packing.predictor_row, packing.predictor_column][asked[present]]
 
     def respond(self, texts: Sequence[str]) -> tuple[Int[Tensor, "sample time"], Bool[Tensor, "sample time"]]:
         """Warm-start answers as token ids: tags, text, the token that ends a turn; right padded."""
@@ -199,7 +199,7 @@ class Verbalizer(nn.Module):
         """`params.group_size` explanations per activation, contiguous. Dropout is off while sampling.
 
         A sample depends on seed and row; `first_row` continues the numbering of rows.
-        An explanation is None when it is malformed or when the length cap came before the stop token.
+        An explanation is None if it is malformed or the length cap came before the stop token.
         """
         was_training = self.training
         self.eval()
@@ -222,5 +222,5 @@ class Verbalizer(nn.Module):
         return Completions(tokens, mask, self.parse(tokens, mask), log_probs)
 
     def parse(self, tokens: Int[Tensor, "sample time"], mask: Bool[Tensor, "sample time"]) -> list[str | None]:
-        """The explanation of each completion, None when malformed or cut off."""
+        """The explanation of each completion, None if malformed or cut off."""
         return parse_completions(self.tokenizer, tokens, mask, self.stop_ids, self.forbidden)

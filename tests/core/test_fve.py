@@ -1,4 +1,4 @@
-"""FVE streamed: as exact as float64, without float64 where a device may lack it."""
+"""Streamed FVE: as exact as float64, without float64 on devices that may lack it."""
 
 import math
 from typing import Any
@@ -16,14 +16,14 @@ from nla.core.objectives import normalize
 
 
 class NoDoubles(TorchDispatchMode):
-    """As Apple's GPUs answer: no float64 off the CPU."""
+    """Acts as Apple's GPUs do: no float64 outside the CPU."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
-        for value in tree_leaves(found):
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
             if isinstance(value, torch.Tensor) and value.dtype == torch.float64 and value.device.type != "cpu":
                 raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support it")
-        return found
+        return result
 
 
 def test_no_float64_touches_a_device_without_it():
@@ -34,8 +34,8 @@ def test_no_float64_touches_a_device_without_it():
             setattr(metric, name, torch.zeros(getattr(metric, name).shape, device="meta"))
         rows = torch.zeros(4, 8, device="meta")
         metric.update(rows, rows, torch.ones(4, dtype=torch.bool, device="meta"))
-        found = metric.compute()
-        assert {value.device.type for value in (metric.error, metric.total, *found.values())} == {"meta"}
+        result = metric.compute()
+        assert {value.device.type for value in (metric.error, metric.total, *result.values())} == {"meta"}
         with pytest.raises(TypeError, match="float64"):
             rows.double()
 

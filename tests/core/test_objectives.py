@@ -1,4 +1,4 @@
-"""The maths against numbers derived by hand, torchmetrics and finite differences."""
+"""The maths compared with numbers derived by hand, torchmetrics and finite differences."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Records move as a whole, refuse wrong shapes, and are cut at group borders."""
+"""Records move as a whole, refuse wrong shapes, and split only between groups."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Schedules by hand: the learning rate of training and pretraining, and the way of the KL coefficient."""
+"""Schedules by hand: the learning rate of training and pretraining, and the KL coefficient."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Positions, batches and the loader: exact contexts, an order that restarts find again, shards, exact resume."""
+"""Positions, batches and the loader: exact contexts, an order that restarts repeat, shards, exact resume."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +23,7 @@ def on_rank(data: NLADataModule, rank: int, ranks: int) -> NLADataModule:
     return data
 
 
-def test_choices_hang_on_names_alone():
+def test_choices_depend_only_on_names():
     assert keyed_seed("a", 1) == keyed_seed("a", 1) != keyed_seed("a", 2)
     assert keyed_seed("ab", "c") != keyed_seed("a", "bc")
     fractions = [keyed_fraction("key", number) for number in range(2000)]
@@ -59,11 +59,11 @@ def test_a_batch_holds_exact_contexts(bos: bool):
 
 def test_the_target_reads_a_batch(tokenizer: PreTrainedTokenizerBase, target: Target):
     batch = take(loader(tokenizer), 1)[0]
-    found = target(batch.tokens, batch.mask, batch.row, batch.position)
+    activation = target(batch.tokens, batch.mask, batch.row, batch.position)
     alone = target.read([batch.text[3]])
     if alone.position[0] == int(batch.position[3]):
-        torch.testing.assert_close(found[3], alone.activation[0], atol=1e-5, rtol=1e-4)
-    assert found.shape == (8, target.d_model)
+        torch.testing.assert_close(activation[3], alone.activation[0], atol=1e-5, rtol=1e-4)
+    assert activation.shape == (8, target.d_model)
 
 
 def test_an_epoch_holds_every_document_once(tokenizer: PreTrainedTokenizerBase):
@@ -106,7 +106,7 @@ def test_some_documents_are_chosen_for_validation(tokenizer: PreTrainedTokenizer
     assert len({document for batch in few.val_dataloader() for document in batch.document}) == 3
 
 
-def test_explanations_go_with_their_rows(tokenizer: PreTrainedTokenizerBase):
+def test_explanations_stay_with_their_rows(tokenizer: PreTrainedTokenizerBase):
     data = loader(tokenizer, split="warm_start", explanations=True)
     for batch in (take(data, 1)[0], next(iter(data.val_dataloader()))):
         assert batch.explanation == [f"{d} to {len(t)}" for d, t in zip(batch.document, batch.text)]
@@ -133,7 +133,7 @@ def test_rows_without_an_explanation_are_left_out(tokenizer: PreTrainedTokenizer
 def test_mistakes_name_the_fix(tokenizer: PreTrainedTokenizerBase):
     with pytest.raises(DataError, match=r"Corpus: split 'joint' has no document .*needs 304 tokens.*data.min_context"):
         loader(tokenizer, min_context=300).setup("fit")
-    with pytest.raises(DataError, match="nothing there"):
+    with pytest.raises(DataError, match="it is empty"):
         loader(tokenizer, Corpus(0)).setup("fit")
     with pytest.raises(ConfigError, match="batch_size=10 .* multiple of 4 .*try 8"):
         take(loader(tokenizer, batch_size=10), 1)
@@ -143,11 +143,13 @@ def test_mistakes_name_the_fix(tokenizer: PreTrainedTokenizerBase):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_resumed_run_goes_on_with_the_next_document(tokenizer: PreTrainedTokenizerBase, tmp_path: Any, workers: int):
+def test_a_resumed_run_continues_with_the_next_document(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Any, workers: int
+):
     straight = record(loader(tokenizer), tmp_path / "straight", 12)
     assert len(straight) == 12
     first = record(loader(tokenizer, num_workers=workers), tmp_path / "parts", 4)
-    # the second dies in its sixth step; the last state was saved after the fourth
+    # the second run dies in its sixth step; its last state was saved after the fourth
     second = record(loader(tokenizer, num_workers=workers), tmp_path / "parts", 12, fail_at=5)
     third = record(loader(tokenizer, num_workers=workers), tmp_path / "parts", 12)
     assert first == straight[:4]

@@ -78,17 +78,17 @@ def test_shards_hold_what_the_target_reads(prepared: Path, tiny_folder: str):
 
 
 def test_splits_go_by_document_and_texts_are_whole(prepared: Path):
-    found = manifest(prepared)
-    assert sum(found["documents"].values()) == 60 and sum(found["rows"].values()) == 180
+    content = manifest(prepared)
+    assert sum(content["documents"].values()) == 60 and sum(content["rows"].values()) == 180
     sides: dict[str, set[str]] = {}
-    for entry in found["files"]:
+    for entry in content["files"]:
         table = pq.read_table(prepared / entry["path"])
         assert table.num_rows == entry["rows"]
         for name, context in zip(table.column("doc_id").to_pylist(), table.column(format.TEXT).to_pylist()):
             sides.setdefault(name, set()).add(entry["split"])
             assert text(int(name.rpartition(":")[2])).startswith(context)
     assert len(sides) == 60 and all(len(splits) == 1 for splits in sides.values())
-    assert found["explanations"] == {"ok": found["rows"]["warm_start"] + found["rows"]["validation"]}
+    assert content["explanations"] == {"ok": content["rows"]["warm_start"] + content["rows"]["validation"]}
 
 
 def test_shards_of_another_size_hold_the_same_rows(prepared: Path, corpus: Path, tiny_folder: str, tmp_path: Path):
@@ -110,10 +110,10 @@ def test_copies_of_a_text_stay_on_one_side(tiny_folder: str, tmp_path: Path):
         assert all(len(splits) == 1 for splits in sides.values())
 
 
-def test_a_broken_off_preparation_goes_on(
+def test_an_interrupted_preparation_continues(
     prepared: Path, corpus: Path, tiny_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Dies in its third shard: the first two are kept untouched, and what comes out is the same."""
+    """It dies in its third shard: the first two are kept untouched, and the result is the same."""
     write = activations._write_shard
 
     def dying(number: int, *rest: Any) -> None:
@@ -143,10 +143,10 @@ def test_more_of_the_corpus_may_be_read_later(corpus: Path, tiny_folder: str, tm
 
 
 @pytest.mark.slow
-def test_two_processes_prepare_what_one_does_and_go_on_where_one_was_killed(
+def test_two_processes_prepare_what_one_does_and_continue_where_one_was_killed(
     prepared: Path, corpus: Path, tiny_folder: str, tmp_path: Path
 ):
-    """torchrun, whose second process is killed; then Lightning's own launcher. No shard is read twice."""
+    """First torchrun, whose second process is killed; then Lightning's own launcher. No shard is read twice."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     given = ["prepare", "experiment=text", f"model.path={tiny_folder}", "corpus=files", f"corpus.path={corpus}"]
     given += [*preparing.OPTIONS, f"prepare.out={tmp_path / 'p'}", "prepare.layers=[1,2]", "hardware=cpu_x2"]
@@ -177,8 +177,8 @@ def test_corpora_of_every_kind_give_the_same_rows(corpus: Path, tmp_path: Path):
     pq.write_table(pa.table({"text": texts}), tmp_path / "hub" / "train-00000.parquet")
     corpora = [FileCorpus(str(p)) for p in (corpus, tmp_path / "texts.parquet", tmp_path / "folder")]
     for one in [*corpora, HubCorpus(str(tmp_path / "hub"))]:
-        found = list(one.rows())
-        assert [row.content for row in found] == texts and len({row.id for row in found}) == 60
+        rows = list(one.rows())
+        assert [row.content for row in rows] == texts and len({row.id for row in rows}) == 60
         assert one.version() == one.version()
     before = corpora[2].version()
     (tmp_path / "folder/another.txt").write_text("more")
@@ -209,7 +209,7 @@ def test_a_source_in_memory_is_another_version_after_its_files_change(tmp_path: 
 @pytest.mark.parametrize("family", ["qwen3", "gemma3"])
 def test_a_chat_is_read_as_the_model_reads_it(model_folders: dict[str, str], family: str):
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model_folders[family])
-    if family == "gemma3":  # its template writes the BOS that its tokenizer adds too
+    if family == "gemma3":  # its template writes the BOS that its tokenizer also adds
         tokenizer.chat_template = "{{ bos_token }}" + str(tokenizer.chat_template)
     messages = [{"role": "user", "content": "Who walks to the harbour?"}, {"role": "assistant", "content": "Tom."}]
     document, note = to_document(Row("c", messages), tokenizer, 1, 1000)
@@ -273,7 +273,7 @@ def test_validation_reads_every_row_once_on_any_number_of_ranks(prepared: Path, 
         data = loader(prepared, target)
         data.trainer = SimpleNamespace(world_size=3, global_rank=rank)  # pyright: ignore
         batches = list(data.val_dataloader())
-        assert len(batches) == 1  # equally many on each rank
+        assert len(batches) == 1  # the same number on each rank
         padding += sum(batch.padding for batch in batches)
         parts += [text for batch in batches if not batch.padding for text in batch.text]
     assert sorted(parts) == sorted(text for texts in whole for text in texts) and padding == 2
@@ -299,14 +299,14 @@ def test_one_block_is_held_at_a_time(prepared: Path, target: Target, monkeypatch
     assert set(read.values()) == {1}  # each group once in an epoch
 
 
-def test_a_resumed_run_goes_on_with_the_next_row(prepared: Path, target: Target, tmp_path: Path):
+def test_a_resumed_run_continues_with_the_next_row(prepared: Path, target: Target, tmp_path: Path):
     straight = record(loader(prepared, target), tmp_path / "straight", 12)
     first = record(loader(prepared, target), tmp_path / "parts", 12, fail_at=5)
     second = record(loader(prepared, target), tmp_path / "parts", 12)
     assert len(straight) == 12 and first == straight[:5] and second == straight[4:]
 
 
-def test_the_released_form_is_written_and_read_as_it_is(prepared: Path, target: Target, tmp_path: Path):
+def test_the_released_form_is_written_and_read_unchanged(prepared: Path, target: Target, tmp_path: Path):
     files = write_released(source(prepared), tmp_path / "r", target.tokenizer, TEMPLATES, MARKER)
     assert {file.name for file in files} >= {"warm_start-layer-01.parquet", "joint-layer-02.parquet"}
     table = pq.read_table(tmp_path / "r/warm_start-layer-01.parquet")
@@ -337,7 +337,7 @@ def test_the_released_form_is_written_and_read_as_it_is(prepared: Path, target: 
 
 
 def test_files_built_for_training_are_read_by_their_answers(prepared: Path, target: Target, tmp_path: Path):
-    """As the released code writes its warm start: tagged answers, no column of bare explanations."""
+    """The released code's warm-start files have tagged answers and no column of plain explanations."""
     path = write_released(source(prepared), tmp_path / "r", target.tokenizer, TEMPLATES, MARKER)[-1]
     table = pq.read_table(path)
     answers = table.column("response").to_pylist()

@@ -35,12 +35,16 @@ def teacher(kind: Any, url: str, folder: Path, **changes: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", [AnthropicTeacher, OpenAITeacher])
-def test_both_protocols_ask_and_are_answered(kind: Any, tmp_path: Path):
+def test_both_protocols_send_questions_and_read_answers(kind: Any, tmp_path: Path):
     with serving() as (service, url):
         asked = teacher(kind, url, tmp_path)
-        found = asked.explain(PASSAGES)
-    assert [one.status for one in found] == ["ok"] * 4
-    assert found[0].text is not None and "<" not in found[0].text and found[0].text.startswith("The text is a plain")
+        explanations = asked.explain(PASSAGES)
+    assert [one.status for one in explanations] == ["ok"] * 4
+    assert (
+        explanations[0].text is not None
+        and "<" not in explanations[0].text
+        and explanations[0].text.startswith("The text is a plain")
+    )
     first = service.seen[0]
     assert first["body"]["model"] == "some-model" and first["body"]["max_tokens"] == 300
     headers = {name.lower(): value for name, value in first["headers"].items()}
@@ -94,10 +98,10 @@ def test_concurrency_is_a_limit(tmp_path: Path):
         ('{"score": 11}', "malformed"),
     ],
 )
-def test_only_one_form_of_reply_is_taken(text: str, status: str):
-    """Fault case 40: what carries instructions or leaves the form is no explanation."""
-    found = judge(Reply(text, "end", 1, 1), forbidden=("\u320e",))
-    assert found.status == status and (found.text is not None) == (status == "ok")
+def test_only_one_form_of_reply_is_accepted(text: str, status: str):
+    """Fault case 40: a reply with instructions or in another form is not an explanation."""
+    explanation = judge(Reply(text, "end", 1, 1), forbidden=("\u320e",))
+    assert explanation.status == status and (explanation.text is not None) == (status == "ok")
 
 
 def test_a_passage_cannot_close_its_tags():
@@ -109,10 +113,10 @@ def test_a_passage_cannot_close_its_tags():
 
 def test_an_estimate_sends_nothing(tmp_path: Path):
     with serving() as (service, url):
-        found = teacher(OpenAITeacher, url, tmp_path).estimate(PASSAGES)
+        estimate = teacher(OpenAITeacher, url, tmp_path).estimate(PASSAGES)
         assert not service.seen
-    assert found.rows == 4 and found.input_tokens > 4 * 200 and found.output_tokens == 600
-    assert found.usd == pytest.approx((found.input_tokens * 10 + 600 * 50) / 1e6)
+    assert estimate.rows == 4 and estimate.input_tokens > 4 * 200 and estimate.output_tokens == 600
+    assert estimate.usd == pytest.approx((estimate.input_tokens * 10 + 600 * 50) / 1e6)
 
 
 def test_many_replies_without_an_explanation_stop_the_run(tmp_path: Path):
@@ -133,13 +137,13 @@ def test_a_key_comes_from_a_file(tmp_path: Path):
         teacher(AnthropicTeacher, "http://x", tmp_path, api_key=None, api_key_file="/nowhere")
 
 
-def test_a_ledger_that_is_none_is_named(tmp_path: Path):
+def test_a_file_that_is_not_a_ledger_is_named(tmp_path: Path):
     (tmp_path / "teacher.sqlite").write_bytes(b"not a database at all, but long enough to look like one" * 40)
-    with pytest.raises(TeacherError, match=r"teacher\.sqlite: is no ledger"):
+    with pytest.raises(TeacherError, match=r"teacher\.sqlite: is not a ledger"):
         Ledger(tmp_path / "teacher.sqlite", None, None)
 
 
-def test_the_corpus_itself_may_be_the_teacher():
+def test_the_corpus_itself_can_be_the_teacher():
     class Source:
         def documents(self, split: str) -> list:
             return []
@@ -147,25 +151,25 @@ def test_the_corpus_itself_may_be_the_teacher():
         def explanation(self, document: Any, end: int, seed: int) -> str | None:
             return f"{document.id} to {end}" if end > 10 else None
 
-    found = TruthTeacher(Source()).explain([Passage("d1", "x" * 20), Passage("d2", "short")])
-    assert [(one.text, one.status) for one in found] == [("d1 to 20", "ok"), (None, "none")]
+    explanations = TruthTeacher(Source()).explain([Passage("d1", "x" * 20), Passage("d2", "short")])
+    assert [(one.text, one.status) for one in explanations] == [("d1 to 20", "ok"), (None, "none")]
 
 
 def test_a_local_model_answers_through_its_chat_template(tiny_folder: str, tmp_path: Path):
     options: dict[str, Any] = {"dtype": "float32", "max_tokens": 5, "temperature": 0.0, "max_unusable": 1.0}
     asked = LocalTeacher(tiny_folder, batch_size=2, **options)
     asked.open(tmp_path)
-    found = asked.explain(PASSAGES[:3])
-    assert {one.status for one in found} <= {"cut", "malformed", "empty"}
+    explanations = asked.explain(PASSAGES[:3])
+    assert {one.status for one in explanations} <= {"cut", "malformed", "empty"}
     kept = {p.document: asked.ledger.find(asked.key(p)) for p in PASSAGES[:3]}
     one_by_one = LocalTeacher(tiny_folder, batch_size=1, cache=str(tmp_path / "other.sqlite"), **options)
     one_by_one.open(tmp_path)
     one_by_one.explain(PASSAGES[:3])
     assert kept == {p.document: one_by_one.ledger.find(one_by_one.key(p)) for p in PASSAGES[:3]}
     again = LocalTeacher("/nowhere", **options)
-    again.model, again.name = asked.model, asked.name  # nothing is loaded where everything is in the ledger
+    again.model, again.name = asked.model, asked.name  # nothing is loaded if everything is in the ledger
     again.open(tmp_path)
-    assert again.explain(PASSAGES[:3]) == found
+    assert again.explain(PASSAGES[:3]) == explanations
 
 
 def test_a_key_that_is_not_ascii_is_refused_without_quoting_it(tmp_path: Path):
@@ -174,7 +178,7 @@ def test_a_key_that_is_not_ascii_is_refused_without_quoting_it(tmp_path: Path):
     assert "cret" not in str(raised.value)
 
 
-def test_an_address_that_is_none_is_not_paid_for(tmp_path: Path):
+def test_an_invalid_address_is_not_paid_for(tmp_path: Path):
     with httpx.Client(timeout=1.0) as client, pytest.raises(Failure) as raised:
         post(client, "http://exa mple:x/v1", {}, {})
     assert not raised.value.sent and "cannot be reached" in str(raised.value)
@@ -193,7 +197,7 @@ def test_extra_fields_that_json_lacks_are_refused_at_once(tmp_path: Path, value:
 
 
 def test_retry_after_is_a_number_or_a_date(tmp_path: Path):
-    """Fault case 45: the service says when to come back."""
+    """Fault case 45: the service says when to retry."""
     with serving() as (service, url):
         service.script = [{"status": 429, "headers": {"retry-after": "0.4"}, "body": "{}"}]
         asked = teacher(AnthropicTeacher, url, tmp_path)
@@ -218,7 +222,7 @@ def test_the_budget_counts_tokens_too(tmp_path: Path):
 
 @pytest.mark.slow
 def test_a_real_server_speaks_the_same_protocol(tiny_folder: str, tmp_path: Path):
-    """`transformers serve` with a tiny random model: what it writes is no explanation, and says so."""
+    """`transformers serve` with a tiny random model: its replies are not explanations, and are reported as such."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -232,10 +236,10 @@ def test_a_real_server_speaks_the_same_protocol(tiny_folder: str, tmp_path: Path
             )
             asked.model, asked.retries = tiny_folder, 60  # refused connections are tried again until it listens
             asked._stop.wait = lambda seconds: time.sleep(0.5)
-            found = asked.explain(PASSAGES[:2])
+            explanations = asked.explain(PASSAGES[:2])
         finally:
             server.terminate()
             server.wait()
-    assert {one.status for one in found} <= {"cut", "malformed", "empty"}, (tmp_path / "log").read_text()[-2000:]
+    assert {one.status for one in explanations} <= {"cut", "malformed", "empty"}, (tmp_path / "log").read_text()[-2000:]
     replies = [asked.ledger.find(asked.key(passage)) for passage in PASSAGES[:2]]
     assert all(reply and reply.input_tokens > 50 and 0 < reply.output_tokens <= 6 for reply in replies)

@@ -1,4 +1,4 @@
-"""A person's own text: which documents are kept, on which side they land, and the extractive fallback."""
+"""A person's own text: which documents are kept, in which split they are, and the extractive fallback."""
 
 import json
 from pathlib import Path
@@ -85,10 +85,10 @@ def test_tables_with_explanations(tmp_path: Path):
     lines = [json.dumps({**row, "context": "j" + row["context"]}) for row in rows]
     (tmp_path / "more.jsonl").write_text("\n".join(lines))
     corpus = source(tmp_path, text_column="context", explanation_column="said", id_column="doc")
-    found = everything(corpus)
-    assert len(found) == 60
+    documents = everything(corpus)
+    assert len(documents) == 60
     sides: dict[str, set[str]] = {}
-    for split, document in found.values():
+    for split, document in documents.values():
         sides.setdefault(document.root, set()).add(split)
         number = document.text.removeprefix("j").split()[0]
         assert corpus.explanation(document, len(document.text), 0) == f"about {number}"
@@ -118,10 +118,10 @@ def test_mistakes_name_the_fix(folder: Path, tmp_path: Path):
 
 def test_the_extractive_fallback_quotes():
     teacher = Extractive(["the dog and the cat", "the dog runs", "the harbour is far"])
-    said = teacher.explain('The dog left. At the harbour, a lighthouse keeper <waved> his "red lighthouse lamp')
-    assert said is not None
-    assert said.startswith('It ends with "keeper waved his red lighthouse lamp".')
-    assert "lighthouse" in said.partition("It is about")[2].split(",")[0]
-    assert "the" not in said.partition("It is about ")[2].rstrip(".").split(", ")
-    assert said.count('"') == 2 and "<" not in said
+    explanation = teacher.explain('The dog left. At the harbour, a lighthouse keeper <waved> his "red lighthouse lamp')
+    assert explanation is not None
+    assert explanation.startswith('It ends with "keeper waved his red lighthouse lamp".')
+    assert "lighthouse" in explanation.partition("It is about")[2].split(",")[0]
+    assert "the" not in explanation.partition("It is about ")[2].rstrip(".").split(", ")
+    assert explanation.count('"') == 2 and "<" not in explanation
     assert teacher.explain(" \n ") is None

@@ -89,7 +89,7 @@ def test_same_in_every_process_whatever_the_hash_seed():
 
 
 def test_known_document_never_changes():
-    """The packaged target was trained on these documents: any change of the world shows here."""
+    """The packaged target was trained on these documents: this test catches any change of the world."""
     assert generate("pretrain-000000").text.startswith(
         "Officially, on a hot night Clara found a ring. At the village there lived Clara, a farmer."
     )
@@ -155,13 +155,13 @@ def test_no_beginning_of_another_genre_and_no_verb_of_the_other_tense(documents:
         body = "".join(segment.text for segment in document.segments if segment.kind != "genre")
         other = {
             pair[document.facts["tense"] == "present"] for pair in pairs
-        }  # "It is recorded" is no verb of the tale
+        }  # the verb in "It is recorded" does not count
         body = re.sub(r"\b(\w+) called (?=[A-Z])", r"\1 ", body)  # "a baker called Tom": a participle, in either tense
         assert not other & {word for word, _ in words(body)}, document.id
 
 
 def test_known_grows_only_with_complete_words(documents: list[WorldDocument]):
-    """Against a second reading of the text alone: which evidence words stand complete in the prefix?"""
+    """Compared with a second reading of the text alone: which evidence words are complete in the prefix?"""
     for document in documents[:40]:
         text = document.text
         told = [(EVIDENCE[word], end) for word, end in words(text) if word in EVIDENCE]
@@ -226,12 +226,12 @@ def test_junk_is_unparsed(junk: str):
     assert [kind for kind, _ in parsed] == [None]
 
 
-def test_empty_and_blank_say_nothing():
+def test_empty_and_blank_texts_have_no_statements():
     assert parse_statements("") == []
     assert parse_statements(" \n ") == []
 
 
-def test_describe_says_the_ending_last():
+def test_describe_puts_the_ending_last():
     facts = {"hero": "Tom", "weather": "stormy", "ending": "job"}
     for seed in range(20):
         text = describe(facts, 3, random.Random(seed))
@@ -252,11 +252,11 @@ def test_warm_start_texts_tell_each_known_fact_with_its_probability():
     assert told / known == pytest.approx(0.3, abs=0.02)
 
 
-def test_both_orders_hold_every_kind():
+def test_both_orders_contain_every_kind():
     assert sorted(OUTSIDE_IN) == sorted(STEMS)
 
 
-def test_a_share_of_the_warm_start_texts_tells_all_that_is_known():
+def test_a_share_of_the_warm_start_texts_tells_every_known_fact():
     source = WorldSource({"warm_start": 60}, statements=0.2, thorough=0.25)
     whole = []
     for document in source.documents("warm_start"):
@@ -301,7 +301,7 @@ def test_facts_are_those_of_the_prefix(source: WorldSource):
     assert source.facts(document.id, half) == list(document.known(len(half)).items())
 
 
-def test_warm_start_texts_of_a_range_are_as_many_true_statements():
+def test_a_range_gives_that_many_true_statements():
     source = WorldSource(SIZES, statements=(2, 4), thorough=0.0)
     counts = set()
     for document in source.documents("warm_start"):

@@ -142,9 +142,9 @@ def test_bad_rows_are_dropped_and_counted_up_to_a_share(tmp_path: Path, caplog: 
         folder = foreign(tmp_path / str(bad), values)
         if bad == 1:
             assert used(folder) == 1999
-            assert "1 of 2000 rows are no activations and are left out" in caplog.text
+            assert "1 of 2000 rows are not activations and are left out" in caplog.text
         else:
-            with pytest.raises(DataError, match="3 of 2000 rows are no activations .*at most 0.1%"):
+            with pytest.raises(DataError, match="3 of 2000 rows are not activations .*at most 0.1%"):
                 used(folder)
 
 
@@ -158,7 +158,7 @@ def test_activations_that_are_none_stop_a_preparation(
         return original(self, *arguments, **options) * float("inf")
 
     monkeypatch.setattr(Target, "forward", overflowing)
-    with pytest.raises(DataError, match=r"shard 0 of .*48 of 48 rows are no activations.*float32 or bfloat16"):
+    with pytest.raises(DataError, match=r"shard 0 of .*48 of 48 rows are not activations.*float32 or bfloat16"):
         run(tiny_folder, corpus, tmp_path / "p")
     assert not list((tmp_path / "p").glob("layer-*/*.parquet"))
 
@@ -258,7 +258,7 @@ def test_what_a_kill_left_unfinished_is_made_again(
     before = {file: file.stat().st_mtime_ns for file in (folder / "layer-01").glob("*.parquet")}
     paths[lost].unlink()
     (folder / "manifest.json").unlink(missing_ok=True)
-    with pytest.raises(DataError, match="its preparation has not ended; the same nla prepare command ends it"):
+    with pytest.raises(DataError, match="its preparation is not complete; the same nla prepare command completes it"):
         source(folder)
     run(tiny_folder, corpus, folder, "prepare.layers=[1]")
     again = {file.name for file in before if file.stat().st_mtime_ns != before[file]}
@@ -508,7 +508,7 @@ def test_a_manifest_that_leads_outside_is_refused(folder: Path):
     content = manifest(folder)
     content["files"][0]["path"] = "../elsewhere.parquet"
     (folder / "manifest.json").write_text(json.dumps(content))
-    with pytest.raises(DataError, match="names '../elsewhere.parquet', outside of its folder"):
+    with pytest.raises(DataError, match="names '../elsewhere.parquet', which is outside its folder"):
         ShardSource(str(folder), {"joint": 1.0}, "k", 64)
 
 

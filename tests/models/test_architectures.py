@@ -1,7 +1,7 @@
 """The matrix: what must hold for every supported architecture, at small size, from saved folders of the real classes.
 
 Faults 21 (padding), 22 (the layer read), 26 (cached decoding), 28 (saved and loaded), 29 (embedding scale, wrapper).
-Finer tests of the same parts, for one family, stand with their modules.
+More detailed tests of the same features, for one family, are with their modules.
 """
 
 import json
@@ -29,7 +29,7 @@ def vectors(count: int = 3) -> torch.Tensor:
 
 
 def shaken(nla: NLA) -> NLA:
-    """As after some training: every trainable weight a little off."""
+    """As after some training: every trainable weight is slightly changed."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in nla.parameters():
@@ -79,12 +79,12 @@ def test_the_activation_is_the_output_of_block_l(folder: str, padding: str):
         for index, text in enumerate(TEXTS):
             expected = blocks_output(target.model, layer, target.tokenizer(text, return_tensors="pt")["input_ids"])
             rows = [row for row, document in enumerate(reading.document) if document == index]
-            found = reading.activation[rows]
-            assert torch.allclose(found, expected[[reading.position[row] for row in rows]], atol=1e-5)
+            vector = reading.activation[rows]
+            assert torch.allclose(vector, expected[[reading.position[row] for row in rows]], atol=1e-5)
 
 
 def test_the_injected_row_reaches_block_zero_at_its_own_norm(pair: NLA):
-    """Fault 29: where the embedding scales by sqrt(d) (Gemma) the vector is put in after that scaling."""
+    """Fault 29: if the embedding scales by sqrt(d) (Gemma), the vector is inserted after that scaling."""
     verbalizer, activation = pair.verbalizer, vectors()
     tokens, mask = verbalizer.respond(TEXTS)
     alone = [slice(row, row + 1) for row in range(len(tokens))]  # each in a row of its own
@@ -92,7 +92,7 @@ def test_the_injected_row_reaches_block_zero_at_its_own_norm(pair: NLA):
     place, ids = verbalizer.prompt.position, torch.tensor(verbalizer.prompt.tokens)
     ordinary = backbone.embed(backbone.body(verbalizer.model), ids)
     injected = normalize(activation, 10.0)
-    if hasattr(verbalizer.model, "transformer"):  # GPT-2 adds its position embeddings to whatever comes in
+    if hasattr(verbalizer.model, "transformer"):  # GPT-2 adds its position embeddings to any input
         added = verbalizer.model.transformer.wpe.weight
         ordinary, injected = ordinary + added[: len(ids)], injected + added[place]
     others = [index for index in range(len(ids)) if index != place]
@@ -107,9 +107,9 @@ def test_the_reconstructor_starts_as_the_output_of_block_l(folder: str, side: st
     reconstructor.tokenizer.padding_side = side
     model, tokenizer = backbone.load_model(folder), backbone.load_tokenizer(folder)
     texts = [*TEXTS, ""]
-    for text, found in zip(texts, reconstructor.reconstruct(texts), strict=True):
+    for text, vector in zip(texts, reconstructor.reconstruct(texts), strict=True):
         ids = tokenizer(TEMPLATES.reconstructor.replace("{explanation}", text), return_tensors="pt")["input_ids"]
-        assert torch.allclose(found, blocks_output(model, 1, ids)[-1], atol=1e-5)
+        assert torch.allclose(vector, blocks_output(model, 1, ids)[-1], atol=1e-5)
 
 
 def test_the_engine_equals_generate_and_teacher_forcing(pair: NLA):
@@ -144,13 +144,13 @@ def test_all_weights_are_trained_saved_and_loaded(folder: str, tmp_path: Path):
 
 
 def test_adapters_on_one_shared_base_are_trained_saved_merged_and_continued(folder: str, tmp_path: Path):
-    """One copy of the weights serves target, verbalizer, reference and reconstructor; none disturbs another."""
+    """Target, verbalizer, reference and reconstructor share one copy of the weights; none disturbs another."""
     target = Target.from_pretrained(folder, 1)
     nla = NLA.from_target(folder, 1, TEMPLATES, MARKER, adapter=LORA, base=target.model)
-    own = {parameter.data_ptr() for parameter in target.model.parameters()}
+    pointers = {parameter.data_ptr() for parameter in target.model.parameters()}
     trained = {name for name, parameter in nla.named_parameters() if parameter.requires_grad}
     assert all("lora_" in name or name == "reconstructor.head.weight" for name in trained)
-    assert {p.data_ptr() for n, p in nla.named_parameters() if n not in trained} <= own
+    assert {p.data_ptr() for n, p in nla.named_parameters() if n not in trained} <= pointers
     before = target.read(TEXTS, "all").activation
     alone = shaken(NLA.from_target(folder, 1, TEMPLATES, MARKER, adapter=LORA))
     nla.load_state_dict(alone.state_dict())
@@ -165,13 +165,13 @@ def test_adapters_on_one_shared_base_are_trained_saved_merged_and_continued(fold
     for one, other in zip(numbers(nla), numbers(merged), strict=True):
         assert torch.allclose(one, other, atol=2e-4)
     continued = NLA.from_pretrained(tmp_path / "nla", adapter=LORA, base=target.model)
-    assert {p.data_ptr() for n, p in continued.named_parameters() if n not in trained} <= own
+    assert {p.data_ptr() for n, p in continued.named_parameters() if n not in trained} <= pointers
     for name, value in nla.state_dict().items():
         assert torch.equal(value, continued.state_dict()[name]), name
 
 
-def test_a_wrappers_eyes_are_not_kept(model_folders: dict[str, str]):
-    """Fault 29: of Gemma 3 with images the language model alone is loaded, adapted and saved."""
+def test_a_wrappers_vision_encoder_is_not_kept(model_folders: dict[str, str]):
+    """Fault 29: only the language model of Gemma 3 with images is loaded, adapted and saved."""
     model = backbone.load_model(model_folders["gemma3_images"])
     assert type(model).__name__ == "Gemma3ForCausalLM"
     assert not any("vision" in name or "projector" in name for name, _ in model.named_parameters())

@@ -1,4 +1,4 @@
-"""A base in 4 bits (bitsandbytes): read, trained under adapters, saved, merged, used. Skipped where it is missing."""
+"""A base in 4 bits (bitsandbytes): read, trained under adapters, saved, merged, used. Skipped without bitsandbytes."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ WIDTH, TEXTS = 64, ["Tom walks to the harbour.", "It rains."]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A tiny Llama as wide as bitsandbytes' kernel for the CPU wants it, whose rows are blocks of 64."""
+    """A tiny Llama as wide as bitsandbytes' CPU kernel requires, with rows that are blocks of 64."""
     config: Any = make_config("llama")
     config.hidden_size, config.intermediate_size, config.head_dim = WIDTH, 2 * WIDTH, WIDTH // 4
     config.initializer_range = 0.05  # larger ones make attention so sharp that rounding decides
@@ -47,8 +47,8 @@ def test_activations_are_nearly_those_of_the_whole_model(folder: str):
     kinds = {type(module).__name__ for module in target.model.modules()}
     assert "Linear4bit" in kinds
     whole = Target.from_pretrained(folder, 1).read(TEXTS, "all").activation
-    found = target.read(TEXTS, "all").activation
-    assert found.isfinite().all() and 0.8 < cosines(found, whole) < 0.99999
+    activation = target.read(TEXTS, "all").activation
+    assert activation.isfinite().all() and 0.8 < cosines(activation, whole) < 0.99999
 
 
 def test_adapters_are_trained_saved_merged_and_used_on_it(folder: str, tmp_path: Path):
@@ -68,7 +68,7 @@ def test_adapters_are_trained_saved_merged_and_used_on_it(folder: str, tmp_path:
     nla.save_pretrained(tmp_path / "nla")
     back = NLA.from_pretrained(tmp_path / "nla", dtype="nf4", adapter="saved", base=target.model)
     for one, other in zip(numbers(nla), numbers(back), strict=True):
-        assert torch.allclose(one, other, atol=0.05)  # with and without gradients bitsandbytes has kernels of its own
+        assert torch.allclose(one, other, atol=0.05)  # bitsandbytes has different kernels with and without gradients
     merged = NLA.from_pretrained(tmp_path / "nla", dtype="bfloat16")
     assert not any("Linear4bit" in type(module).__name__ for module in merged.modules())
     assert cosines(merged.reconstruct(TEXTS), nla.reconstruct(TEXTS)) > 0.98

@@ -1,4 +1,4 @@
-"""Rows of several samples: where everything lies, and how many go together."""
+"""Rows of several samples: where everything is, and how many share a row."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from nla.models.packing import pack, samples_per_row
 
 
 def test_places_by_hand():
-    """A prompt of 2 tokens; samples of 3 and 1 tokens, and of 2 and 2. The last token of each is asked for, not fed."""
+    """A prompt of 2 tokens; samples of 3 and 1 tokens, and of 2 and 2. The last token of each is predicted, not fed."""
     mask = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 0]], dtype=torch.bool)
     packing = pack(mask, batch=2, prompt=2)
     assert packing.length == 4

@@ -43,7 +43,7 @@ def test_layout_as_released(saved_nla: Path):
 
 
 def test_a_folder_that_we_wrote_gives_the_same_numbers_in_a_fresh_process(nla: NLA, tmp_path: Path):
-    """Every bit of a reconstruction and every token that is sampled, from weights that no seed gives again."""
+    """Every bit of a reconstruction and every sampled token, from weights that no seed reproduces."""
     with torch.no_grad():
         for parameter in nla.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
@@ -90,7 +90,7 @@ def test_metadata_as_released(saved_nla: Path, nla: NLA, tiny_folder: str):
     assert other["ar"] == {"num_hidden_layers": 1}
 
 
-def test_no_place_of_this_machine_is_written(nla: NLA, tmp_path: Path, tiny_folder: str):
+def test_no_path_of_this_machine_is_written(nla: NLA, tmp_path: Path, tiny_folder: str):
     nla.base_model = "world"
     nla.save_pretrained(tmp_path / "nla")
     for path in (tmp_path / "nla").rglob("*"):
@@ -277,7 +277,7 @@ def test_block_count_must_fit_the_layer(saved_nla: Path):
         NLA.from_pretrained(saved_nla)
 
 
-def test_code_that_comes_with_a_checkpoint_is_not_run(saved_nla: Path, monkeypatch: pytest.MonkeyPatch):
+def test_code_in_a_checkpoint_is_not_run(saved_nla: Path, monkeypatch: pytest.MonkeyPatch):
     """Fault 43."""
     monkeypatch.chdir(saved_nla)
     path = saved_nla / "verbalizer" / "config.json"

@@ -1,4 +1,4 @@
-"""Marker, templates, rendering and parsing; every way an injection could go astray."""
+"""Marker, templates, rendering and parsing; every way an injection could go wrong."""
 
 import pytest
 import torch
@@ -86,7 +86,7 @@ def test_without_chat_template_the_bare_text_is_the_prompt():
     assert prompt.end_of_turn == bare.eos_token_id
 
 
-def test_end_of_turn_falls_back_where_the_template_knows_no_assistant():
+def test_end_of_turn_falls_back_if_the_template_has_no_assistant():
     other = make_tokenizer()
     other.chat_template = "{{ raise_exception('no assistant') if messages|length > 1 else messages[0]['content'] }}"
     assert prompts.end_of_turn(other) == other.eos_token_id

@@ -29,7 +29,7 @@ CHAT = [
 
 
 def spread(rows: int = 200) -> torch.Tensor:
-    """Activations around a common mean, as those of language models are."""
+    """Activations around a common mean, like those of language models."""
     generator = torch.Generator().manual_seed(0)
     return 3 * torch.ones(32) + torch.randn(rows, 32, generator=generator)
 
@@ -45,7 +45,7 @@ def test_a_summary_by_hand() -> None:
         ActivationSummary.of(torch.ones(1, 4))
 
 
-def test_what_is_unlike_training_is_said() -> None:
+def test_vectors_unlike_training_are_reported() -> None:
     known = spread()
     summary = ActivationSummary.of(known)
     assert unusual(known, summary, 5.0) == []
@@ -56,14 +56,14 @@ def test_what_is_unlike_training_is_said() -> None:
     (direction,) = unusual(difference, summary, 5.0)
     assert "cosine to the training mean" in direction and "on_mean" in direction
     assert unusual(summary.on_mean(difference), summary, 5.0) == []
-    # without a summary the injection scale stands for the norm
+    # without a summary the injection scale replaces the norm
     assert unusual(known, None, 20.0) == []
     (scaled,) = unusual(known / known.norm(dim=-1, keepdim=True), None, 20.0)
     assert "injection scale is 20" in scaled
     assert unusual(known / 1e3, None, None) == []
 
 
-def test_explaining_warns_once_per_reason_and_goes_on(nla: NLA) -> None:
+def test_explaining_warns_once_per_reason_and_continues(nla: NLA) -> None:
     nla.summary = ActivationSummary.of(spread())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -73,14 +73,14 @@ def test_explaining_warns_once_per_reason_and_goes_on(nla: NLA) -> None:
     assert len(said) == 1
 
 
-def test_the_summary_travels_with_the_pair(nla: NLA, tmp_path: Path) -> None:
+def test_the_summary_is_saved_with_the_pair(nla: NLA, tmp_path: Path) -> None:
     nla.save_pretrained(tmp_path / "without")
     assert NLA.from_pretrained(tmp_path / "without").summary is None
     nla.summary = ActivationSummary.of(spread())
     nla.save_pretrained(tmp_path / "nla")
-    found = NLA.from_pretrained(tmp_path / "nla").summary
-    assert found is not None and torch.equal(found.mean, nla.summary.mean)
-    assert torch.equal(found.norm, nla.summary.norm) and torch.equal(found.cosine, nla.summary.cosine)
+    summary = NLA.from_pretrained(tmp_path / "nla").summary
+    assert summary is not None and torch.equal(summary.mean, nla.summary.mean)
+    assert torch.equal(summary.norm, nla.summary.norm) and torch.equal(summary.cosine, nla.summary.cosine)
     path = tmp_path / "nla/verbalizer" / FILE
     path.write_bytes(b"nothing")
     with pytest.raises(ReleaseError, match="cannot be read.*optional"):
@@ -104,10 +104,10 @@ def test_training_leaves_a_summary_of_what_it_read(nla: NLA, target: Target, mon
 
 
 @pytest.mark.parametrize("where", ["user", "assistant"])
-def test_a_role_is_read_where_its_words_stand(target: Target, where: str) -> None:
+def test_a_role_is_read_at_its_words(target: Target, where: str) -> None:
     reading = read_chat(target, CHAT, where)
-    said = "".join(reading.token).strip()
-    assert said == next(m["content"] for m in CHAT if m["role"] == where)
+    words = "".join(reading.token).strip()
+    assert words == next(m["content"] for m in CHAT if m["role"] == where)
 
 
 def test_spans_of_a_chat(target: Target) -> None:
@@ -141,7 +141,7 @@ def test_a_chat_is_read_as_the_template_renders_it(target: Target) -> None:
         ([(5, 10_000)], "the rendered chat has"),
     ],
 )
-def test_what_is_not_in_the_chat_is_said(target: Target, where: object, message: str) -> None:
+def test_a_span_missing_from_the_chat_is_named(target: Target, where: object, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_chat(target, CHAT, where)  # type: ignore[arg-type]
 
@@ -164,8 +164,10 @@ def test_another_librarys_tensor_is_recognised(target: Target) -> None:
     match = check_hook(target, TEXT, states[2])
     assert (match.block, match.shift, match.centered) == (1, 0, False) and match.right
     reading = from_hook(target, TEXT, states[2][0])
-    own = target.read([TEXT], "all")
-    assert reading.token == own.token and torch.allclose(reading.activation, own.activation, atol=1e-4)
+    target_reading = target.read([TEXT], "all")
+    assert reading.token == target_reading.token and torch.allclose(
+        reading.activation, target_reading.activation, atol=1e-4
+    )
 
 
 def test_off_by_one_is_named(target: Target) -> None:
@@ -206,19 +208,21 @@ def test_a_missing_or_added_first_token_is_found(model_folders: dict[str, str]) 
 def test_two_pairs_side_by_side(nla: NLA, target: Target, model_folders: dict[str, str]) -> None:
     other = NLA.from_target(model_folders["gemma3"], 0, TEMPLATES, MARKER)
     foreign = Target.from_pretrained(model_folders["gemma3"], 0)
-    found = compare({"one": (nla, target), "two": (other, foreign)}, [TEXT, TEXT], [9, len(TEXT)], max_new_tokens=4)
-    assert len(found) == 2 and found.text == ["Tom walks", TEXT]
-    assert set(found.explanation) == set(found.cosine) == {"one", "two"}
+    comparison = compare(
+        {"one": (nla, target), "two": (other, foreign)}, [TEXT, TEXT], [9, len(TEXT)], max_new_tokens=4
+    )
+    assert len(comparison) == 2 and comparison.text == ["Tom walks", TEXT]
+    assert set(comparison.explanation) == set(comparison.cosine) == {"one", "two"}
     activation = target.read(["Tom walks"]).activation
-    assert found.explanation["one"][0] == nla.explain(activation, temperature=0.0, max_new_tokens=4)[0][0]
-    assert "one (" in str(found) and "two (" in str(found)
+    assert comparison.explanation["one"][0] == nla.explain(activation, temperature=0.0, max_new_tokens=4)[0][0]
+    assert "one (" in str(comparison) and "two (" in str(comparison)
     with pytest.raises(DataError, match="two: the pair explains layer 0"):
         compare({"one": (nla, target), "two": (other, target)}, [TEXT])
     with pytest.raises(DataError, match="give one for each"):
         compare({"one": (nla, target)}, [TEXT], [1, 2])
 
 
-def test_nothing_of_this_imports_lightning_or_hydra() -> None:
+def test_reading_imports_neither_lightning_nor_hydra() -> None:
     names = list(package.__all__)
     code = f"import sys, nla; [getattr(nla, n) for n in {names}]; " + (
         "print([m for m in ('lightning', 'hydra', 'omegaconf') if m in sys.modules])"

@@ -1,4 +1,4 @@
-"""Released pairs: read as they are, from folders and from the hub's cache offline; ours read by plain tools."""
+"""Released pairs: read unchanged, from folders and offline from the hub's cache; ours read by plain tools."""
 
 import json
 import math
@@ -28,7 +28,7 @@ def vectors(count: int = 2) -> torch.Tensor:
 
 
 def client_reconstruct(folder: Path, text: str) -> torch.Tensor:
-    """As a reader without this package would: plain transformers, the norm taken out, the head applied by hand."""
+    """As a reader without this package would do it: plain transformers, the norm removed, the head applied by hand."""
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     template = next(v for k, v in _meta(folder)["prompt_templates"].items() if k in ("ar", "critic"))
     ids = AutoTokenizer.from_pretrained(folder)(template.replace("{explanation}", text), return_tensors="pt")[
@@ -42,7 +42,7 @@ def client_reconstruct(folder: Path, text: str) -> torch.Tensor:
 
 
 def client_explain(folder: Path, activation: torch.Tensor, tokens: int) -> list[int]:
-    """Greedy ids: the marker's row replaced after the embedding's own scaling, the whole prompt anew for each token."""
+    """Greedy ids: the marker's row replaced after the embedding's scaling, the whole prompt run for each token."""
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     meta, tokenizer = _meta(folder), AutoTokenizer.from_pretrained(folder)
     ids = prompt_ids(tokenizer)
@@ -76,12 +76,12 @@ def test_a_released_pair_gives_the_numbers_of_a_plain_reader(golden: tuple[str, 
     nla = NLA.from_pretrained(verbalizer=verbalizer, reconstructor=reconstructor)
     assert (nla.layer, nla.base_model, nla.d_model) == (LAYER, BASES[family], WIDTH)
     assert (nla.injection_scale, nla.mse_scale) == (SCALES[family], pytest.approx(math.sqrt(WIDTH)))
-    for text, found in zip(TEXTS, nla.reconstruct(TEXTS), strict=True):
-        assert torch.allclose(found, client_reconstruct(reconstructor, text), atol=1e-5)
+    for text, vector in zip(TEXTS, nla.reconstruct(TEXTS), strict=True):
+        assert torch.allclose(vector, client_reconstruct(reconstructor, text), atol=1e-5)
     sampled = nla.verbalizer.sample(vectors(), sampling_params(max_new_tokens=8, temperature=0))
     for row, activation in enumerate(vectors()):
-        own = sampled.tokens[row][sampled.mask[row]].tolist()
-        assert own == client_explain(verbalizer, activation, len(own))
+        ids = sampled.tokens[row][sampled.mask[row]].tolist()
+        assert ids == client_explain(verbalizer, activation, len(ids))
 
 
 def test_a_plain_reader_gives_the_numbers_of_a_pair_that_we_wrote(golden: tuple[str, Path, Path], tmp_path: Path):
@@ -91,8 +91,8 @@ def test_a_plain_reader_gives_the_numbers_of_a_pair_that_we_wrote(golden: tuple[
     for text, ours in zip(TEXTS, nla.reconstruct(TEXTS), strict=True):
         assert torch.allclose(ours, client_reconstruct(tmp_path / "nla" / "reconstructor", text), atol=1e-5)
     sampled = nla.verbalizer.sample(vectors(1), sampling_params(max_new_tokens=8, temperature=0))
-    own = sampled.tokens[0][sampled.mask[0]].tolist()
-    assert own == client_explain(tmp_path / "nla" / "verbalizer", vectors(1)[0], len(own))
+    ids = sampled.tokens[0][sampled.mask[0]].tolist()
+    assert ids == client_explain(tmp_path / "nla" / "verbalizer", vectors(1)[0], len(ids))
     theirs, ours = _meta(reconstructor), _meta(tmp_path / "nla" / "reconstructor")
     for key in ("kind", "base_checkpoint", "d_model"):
         assert ours[key] == theirs[key]
@@ -151,22 +151,22 @@ def test_from_the_hubs_cache_in_a_fresh_offline_process(tmp_path: Path, tiny_fol
     command = [sys.executable, "-c", FRESH, *names, "org/tiny", "kitft/half-L1-av"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    result = json.loads(done.stdout)
 
     verbalizer, reconstructor = golden_pair("qwen2", tmp_path / "again")
     here = NLA.from_pretrained(verbalizer=verbalizer, reconstructor=reconstructor)
-    assert torch.equal(torch.tensor(found["reconstruct"]), here.reconstruct(TEXTS))
-    assert found["explain"] == here.explain(vectors(), 2, max_new_tokens=8)
-    assert found["revision"] == base
-    assert found["parents"] == [f"{name}@{commit}" for name, commit in zip(names, commits, strict=True)]
-    partial, unknown, revision, alone, *bad, target = found["said"]
+    assert torch.equal(torch.tensor(result["reconstruct"]), here.reconstruct(TEXTS))
+    assert result["explain"] == here.explain(vectors(), 2, max_new_tokens=8)
+    assert result["revision"] == base
+    assert result["parents"] == [f"{name}@{commit}" for name, commit in zip(names, commits, strict=True)]
+    partial, unknown, revision, alone, *bad, target = result["said"]
     assert "value_head.safetensors is missing" in partial
     assert "hf download no-one/nothing" in unknown and "HF_HUB_OFFLINE" in unknown
     assert "not in the cache at revision 'v9'" in revision
     assert "kitft/partial-L1-ar" in alone and "hf download" in alone
     assert len(bad) == 2
     assert "hf download no-one/nothing" in target
-    assert not any("\n" in message for message in found["said"])
+    assert not any("\n" in message for message in result["said"])
 
 
 def test_the_written_pair_names_base_and_parents_by_commit(tmp_path: Path, golden: tuple[str, Path, Path]):

@@ -41,7 +41,7 @@ def run(module, model, inputs, samples=2, **options):
 
 
 def test_the_engine_samples_the_distribution_of_generate():
-    """All pairs of tokens of a model with 6 of them, 6000 samples of each: a chi-squared test of homogeneity."""
+    """All pairs of tokens of a model with 6 tokens, 6000 samples of each: a chi-squared test of homogeneity."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=6, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
@@ -74,7 +74,7 @@ def test_log_probs_equal_a_full_forward(model):
 
 
 def test_mask_ends_with_the_first_stop_token_and_pads_after(qwen):
-    stops = set(range(1, 60))  # so many that rows end early, at different steps
+    stops = set(range(1, 60))  # enough stops that rows end early, at different steps
     tokens, mask, _ = run(engine, qwen, prompts(qwen, 6), samples=8, stop_ids=stops, seed=3)
     lengths = mask.sum(1)
     assert len(lengths.unique()) > 3
@@ -96,7 +96,7 @@ def test_dropping_ended_rows_changes_nothing(qwen, monkeypatch: pytest.MonkeyPat
 
 
 def test_looking_rarely_for_ended_rows_changes_nothing(qwen, monkeypatch: pytest.MonkeyPatch):
-    """As on a GPU, where looking makes the CPU wait."""
+    """As on a GPU, where each look makes the CPU wait."""
     options = {"samples": 8, "stop_ids": set(range(1, 60)), "seed": 3, "max_new_tokens": 40}
     often = run(engine, qwen, prompts(qwen, 6), **options)
     monkeypatch.setattr(engine, "LOOK_EVERY", {"cpu": 7})
@@ -121,7 +121,7 @@ def test_rows_are_in_fact_dropped(qwen, monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("shared", [1, 6, 10])
 def test_sharing_the_prompts_beginning_changes_nothing(model, shared: int):
-    """Before, inside and behind the windows of 8 tokens; rows end early, so that prefixes are read by what is left."""
+    """Before, inside and after the windows of 8 tokens; rows end early, so that fewer rows read the prefixes."""
     inputs = prompts(model, 4)
     inputs[:, :shared] = inputs[:1, :shared]
     options = {"samples": 5, "stop_ids": set(range(1, 40)), "seed": 3}
@@ -132,7 +132,7 @@ def test_sharing_the_prompts_beginning_changes_nothing(model, shared: int):
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_static_shapes_change_nothing(model, autocast: bool, monkeypatch: pytest.MonkeyPatch):
-    """As a recorded step needs them: buffers that grow by buckets, rows that come in multiples."""
+    """As for a recorded step: buffers grow by buckets, rows come in multiples."""
     monkeypatch.setattr(engine, "BUCKET", 5)
     monkeypatch.setattr(engine, "ROWS", 4)
     inputs = prompts(model, 4)
@@ -156,7 +156,7 @@ def test_static_shapes_change_nothing(model, autocast: bool, monkeypatch: pytest
 
 
 class Recording:
-    """Stands in for a CUDA graph: replays what was called while it was open, into the same output."""
+    """Replaces a CUDA graph: replays the calls made while it was open, into the same output."""
 
     def __init__(self):
         self.replays = 0
@@ -171,7 +171,7 @@ def step_of(decoder, embeddings, cache, prefixes, position):
     return embeddings[:, -1] * 2 + position
 
 
-def test_a_step_is_recorded_once_for_each_shape_and_fed_anew(monkeypatch: pytest.MonkeyPatch):
+def test_a_step_is_recorded_once_for_each_shape_and_replayed_with_new_inputs(monkeypatch: pytest.MonkeyPatch):
     graphs, opened = [], []
 
     def make():
@@ -200,8 +200,8 @@ def test_a_step_is_recorded_once_for_each_shape_and_fed_anew(monkeypatch: pytest
     assert [graph.replays for graph in graphs] == [3, 2, 1]
 
 
-def test_a_step_that_cannot_be_recorded_runs_plainly_and_says_so(recwarn: pytest.WarningsRecorder):
-    replayed = GraphedStep(step_of)  # without a GPU none can be
+def test_a_step_that_cannot_be_recorded_runs_plainly_with_a_warning(recwarn: pytest.WarningsRecorder):
+    replayed = GraphedStep(step_of)  # without a GPU nothing can be recorded
     cache = SimpleNamespace(size=8)
     if torch.cuda.is_available():
         pytest.skip("a GPU is here, and records")
@@ -221,23 +221,23 @@ def test_on_a_gpu_the_recorded_step_gives_the_same_samples(model):
     assert torch.allclose(plain[2], recorded[2], atol=1e-4)
 
 
-def test_weights_are_cast_and_laid_out_for_sampling_alone(model):
-    """bf16 weights sampled in fp32 give what an fp32 copy of them gives, and are what they were before."""
+def test_weights_are_cast_and_laid_out_only_for_sampling(model):
+    """bf16 weights sampled in fp32 give the same as an fp32 copy of them, and are unchanged afterwards."""
     half = copy.deepcopy(model).to(torch.bfloat16)
     whole = copy.deepcopy(half).float()
     kept = {name: (p.data_ptr(), p.dtype, p.stride()) for name, p in half.named_parameters()}
     inputs = prompts(model).to(torch.bfloat16)
     expected = run(engine, whole, inputs.float(), temperature=0)
-    found = run(engine, half, inputs, temperature=0, dtype="float32")
-    assert torch.equal(found[0], expected[0])
-    assert torch.allclose(found[2], expected[2], atol=1e-5)
+    sampled = run(engine, half, inputs, temperature=0, dtype="float32")
+    assert torch.equal(sampled[0], expected[0])
+    assert torch.allclose(sampled[2], expected[2], atol=1e-5)
     assert kept == {name: (p.data_ptr(), p.dtype, p.stride()) for name, p in half.named_parameters()}
     with pytest.raises(RuntimeError, match="stop"), engine.prepared(half, torch.float32):
         raise RuntimeError("stop")
     assert kept == {name: (p.data_ptr(), p.dtype, p.stride()) for name, p in half.named_parameters()}
 
 
-def test_attention_of_the_model_is_put_back(model):
+def test_the_models_attention_is_restored(model):
     usual = backbone.body(model).config._attn_implementation
     run(engine, model, prompts(model))
     assert backbone.body(model).config._attn_implementation == usual
@@ -294,7 +294,7 @@ def test_choice_follows_the_distribution():
     assert engine.choose(logits, points, sampling_params(temperature=0.0))[0].unique().tolist() == [0]
 
 
-def test_choice_never_takes_the_impossible():
+def test_impossible_tokens_are_never_chosen():
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf]]).expand(3, 3)
     points = torch.tensor([0.0, 0.5, 1 - 2**-24])
     assert engine.choose(logits, points, sampling_params())[0].tolist() == [1, 1, 1]
@@ -308,7 +308,7 @@ def test_top_k_and_top_p():
     assert torch.equal(engine.restrict(logits, 1.0, 0), logits)
 
 
-def test_log_probs_are_raw_whatever_the_temperature(qwen):
+def test_log_probs_are_raw_at_any_temperature(qwen):
     inputs = prompts(qwen)
     cold = run(engine, qwen, inputs, temperature=0.1, top_k=1, samples=1)
     greedy = run(engine, qwen, inputs, temperature=0, samples=1)

@@ -1,4 +1,4 @@
-"""Activations read out of text, and a vector put back in."""
+"""Activations read from text, and a vector put back in."""
 
 import pytest
 import torch
@@ -61,8 +61,8 @@ def test_how_documents_are_batched_changes_nothing(target: Target, monkeypatch: 
     assert torch.allclose(target.read(TEXTS, "all").activation, together, atol=1e-5)
 
 
-def test_nothing_is_run_that_nobody_asked_for(target: Target, monkeypatch: pytest.MonkeyPatch):
-    """Documents without a position, tokens behind the last position, and blocks above the layer."""
+def test_only_what_is_asked_for_is_run(target: Target, monkeypatch: pytest.MonkeyPatch):
+    """Not run: documents without a position, tokens after the last position, and blocks above the layer."""
     seen = []
     handles = [
         block.register_forward_pre_hook(lambda _m, args, number=number: seen.append((number, args[0].shape[:2])))
@@ -122,7 +122,7 @@ def test_splicing_the_activation_itself_changes_nothing(family_folder: str):
 
 
 def test_reading_several_layers_again_and_again_changes_nothing(family_folder: str):
-    """Hooks that a reading left on the shared blocks would shift the next one's layers."""
+    """A hook left on the shared blocks would shift the layers of the next reading."""
     target = Target.from_pretrained(family_folder, layer=1)
     tokens = torch.randint(5, 300, (2, 9))
     mask, row, position = torch.ones(2, 9, dtype=torch.bool), torch.tensor([0, 1]), torch.tensor([8, 3])

@@ -72,13 +72,13 @@ def test_samples_packed_behind_one_prompt_equal_separate_rows(verbalizer: Verbal
     lengths = torch.tensor([1, 14, 5, 2, 14, 14, 14, 14, 1, 1, 1, 3])
     mask = torch.arange(14) < lengths.unsqueeze(1)
     weight = torch.randn(12, 14, generator=generator)
-    found = []
+    results = []
     for rows in (activation, activation.repeat_interleave(4, 0)):
         verbalizer.zero_grad()
         log_probs = verbalizer(rows, tokens, mask)
         (log_probs * weight).sum().backward()
-        found.append((log_probs, [p.grad.clone() for p in verbalizer.parameters() if p.grad is not None]))
-    (packed, packed_gradient), (alone, alone_gradient) = found
+        results.append((log_probs, [p.grad.clone() for p in verbalizer.parameters() if p.grad is not None]))
+    (packed, packed_gradient), (alone, alone_gradient) = results
     assert torch.allclose(packed, alone, atol=1e-5)
     assert (packed[~mask] == 0).all()
     assert len(packed_gradient) == len(alone_gradient) > 0
@@ -89,7 +89,7 @@ def test_samples_packed_behind_one_prompt_equal_separate_rows(verbalizer: Verbal
 def test_answers_to_different_activations_packed_side_by_side_equal_separate_rows(
     verbalizer: Verbalizer, monkeypatch: pytest.MonkeyPatch
 ):
-    """Log-probs and gradients, with answers of different lengths, behind the beginning that their prompts share."""
+    """Log-probs and gradients, with answers of different lengths, after the beginning that their prompts share."""
     tokens, mask = verbalizer.respond(["a", "the quick brown fox jumps", "over", "the lazy dog"])
     activation = vectors()
 
@@ -124,11 +124,11 @@ def test_an_activation_lost_between_answers_stops(qwen: Verbalizer, monkeypatch:
 @pytest.mark.parametrize(
     ("broken", "reason"),
     [
-        ("prefill", "TypeError: no such cache"),  # a model whose code does not take the engine's arguments
+        ("prefill", "TypeError: no such cache"),  # a model whose code rejects the engine's arguments
         ("advance", "differs by 0.0"),  # one whose attention does more than the engine's
     ],
 )
-def test_a_model_the_engine_does_not_fit_is_sampled_by_the_reference_and_said_once(
+def test_a_model_that_does_not_fit_the_engine_is_sampled_by_generate_with_one_warning(
     qwen: Verbalizer, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder, broken: str, reason: str
 ):
     step = engine.advance
@@ -142,9 +142,9 @@ def test_a_model_the_engine_does_not_fit_is_sampled_by_the_reference_and_said_on
         assert torch.equal(
             unfit.sample(vectors(), sampling_params(max_new_tokens=8, temperature=0)).tokens, expected.tokens
         )
-    said = [str(w.message) for w in recwarn if "cannot be sampled by the engine" in str(w.message)]
-    assert len(said) == 1
-    assert reason in said[0]
+    messages = [str(w.message) for w in recwarn if "cannot be sampled by the engine" in str(w.message)]
+    assert len(messages) == 1
+    assert reason in messages[0]
 
 
 def test_samples_must_share_activations_evenly(qwen: Verbalizer):
@@ -291,7 +291,7 @@ def test_reference_is_the_policy_at_freezing(trained: Verbalizer):
 
 
 def test_autocast_does_not_serve_the_reference_with_the_policys_weights(trained: Verbalizer):
-    """It keeps casts of weights by tensor, and adapters are exchanged inside their tensors."""
+    """Autocast keeps casts of weights by tensor, and adapters are swapped inside their tensors."""
     tokens, mask = trained.respond(["It rains.", "b"])
     frozen = Reference(trained)
     with torch.autocast("cpu", torch.bfloat16):

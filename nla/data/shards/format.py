@@ -1,10 +1,10 @@
-"""One file of prepared activations: Parquet in the released code's columns, its facts beside it in YAML.
+"""One file of prepared activations: Parquet with the released code's columns, its facts beside it in YAML.
 
-    <file>.parquet                 activation_vector: fixed_size_list<float32>[d_model], raw, and where it comes from
+    <file>.parquet                 activation_vector: fixed_size_list<float32>[d_model], raw, and its origin
     <file>.parquet.nla_meta.yaml   base model, layer, width, rows
 
-Pages carry checksums, without which a flipped bit reads back silently; they are verified at every reading, and once
-more right after writing. A vector is never a Python list: columns pass to NumPy as they lie in memory.
+Pages have checksums, without which a flipped bit would go unnoticed; they are verified at every read, and right after
+writing. A vector is never a Python list: columns are passed to NumPy without conversion.
 """
 
 import os
@@ -25,21 +25,21 @@ from nla.models.pretrained.metadata import read_yaml
 
 VECTOR, TOKENS, LAYER, DOCUMENT = "activation_vector", "n_raw_tokens", "activation_layer", "doc_id"
 TEXT, EXPLANATION, STATUS = "detokenized_text_truncated", "api_explanation", "explanation_status"
-PROMPT, RESPONSE = "prompt", "response"  # where a file of the released code is built for training
+PROMPT, RESPONSE = "prompt", "response"  # in files that the released code built for training
 SIDECAR = ".nla_meta.yaml"
-GROUP_ROWS = 1024  # of a row group: what is read at a time
-FAR = 1e6  # times the median norm: no activation of the same layer
-BAD_SHARE = 0.001  # of the rows may be dropped; above it the data are wrong, not a few rows
+GROUP_ROWS = 1024  # of a row group, the unit of reading
+FAR = 1e6  # times the median norm: not an activation of the same layer
+BAD_SHARE = 0.001  # of the rows may be dropped; a larger share means that the data are wrong
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a file of activations says about itself."""
+    """The recorded facts about a file of activations."""
 
     base_model: str
     d_model: int
     layer: int
-    rows: int | None = None  # None where the file does not say: a file of the released code
+    rows: int | None = None  # None if not recorded, as in files of the released code
     corpus: str | None = None
     positions_per_document: int | None = None
     base_revision: str | None = None
@@ -53,7 +53,7 @@ def activation_table(
     documents: list[str],
     texts: list[str],
 ) -> pa.Table:
-    """Rows of one layer. `tokens` counts those up to and including the one read, special tokens included."""
+    """Rows of one layer. `tokens` counts tokens up to and including the one read, with special ones."""
     flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1))
     return pa.table(
         {
@@ -67,14 +67,14 @@ def activation_table(
 
 
 def vectors(table: pa.Table) -> Float[np.ndarray, "batch d_model"]:
-    """The activation column as it lies in memory; null rows are left out."""
+    """The activation column as an array, without null rows."""
     column = table.column(VECTOR).combine_chunks()
     flat = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
     return flat.flatten().to_numpy(zero_copy_only=False).reshape(-1, flat.type.list_size)
 
 
 def write_table(table: pa.Table, path: Path) -> None:
-    """Write beside its place, read back with checksums, move. Raises DataError where the disk does not keep it."""
+    """Write a scratch file, read it back with checksums, rename it. Raises DataError if the disk does not keep it."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,8 +83,8 @@ def write_table(table: pa.Table, path: Path) -> None:
         )
         with open_parquet(scratch) as file:
             rows = sum(file.read_row_group(group).num_rows for group in range(file.num_row_groups))
-        with scratch.open("rb") as written:
-            os.fsync(written.fileno())
+        with scratch.open("rb") as stream:
+            os.fsync(stream.fileno())
         os.replace(scratch, path)
     except OSError as error:
         scratch.unlink(missing_ok=True)
@@ -96,7 +96,7 @@ def write_table(table: pa.Table, path: Path) -> None:
 
 
 def write_facts(path: Path, facts: Facts, more: Mapping[str, Any] | None = None) -> None:
-    """The YAML beside a file, in the released code's form; plain types only. `more` is written as it is."""
+    """The YAML beside a file, in the released code's form; plain types only. `more` is added unchanged."""
     extraction: dict[str, Any] = {
         "base_model": facts.base_model,
         "d_model": facts.d_model,
@@ -121,7 +121,7 @@ def sidecar(path: Path) -> Path:
 
 
 def read_facts(path: Path) -> Facts:
-    """The YAML beside a file. Raises DataError naming key, value and rule; runs no code."""
+    """The YAML beside a file. Raises DataError that names key, value and rule; runs no code."""
     beside = sidecar(path)
     if not beside.is_file():
         raise DataError(f"{path} has no {beside.name} beside it, so its model and layer are unknown: restore that file")
@@ -166,7 +166,7 @@ REMEDY = "prepare it again (nla prepare replaces damaged shards), or restore it"
 
 
 def read_group(path: Path, group: int, columns: list[str] | None = None) -> pa.Table:
-    """One row group, its pages verified. Raises DataError naming file and row group."""
+    """One row group, its pages verified. Raises DataError that names file and row group."""
     with open_parquet(path) as file:
         try:
             return file.read_row_group(group, columns=columns)
@@ -181,26 +181,26 @@ def group_sizes(path: Path) -> list[int]:
 
 
 def check_file(path: Path) -> Facts:
-    """Footer, columns and metadata agree; no row is read. Raises DataError that says what was expected and found."""
+    """Check that footer, columns and metadata agree, without reading rows. Raises DataError with expected and found."""
     facts = read_facts(path)
     with open_parquet(path) as file:
         schema, rows = file.schema_arrow, file.metadata.num_rows
     expected = {VECTOR: pa.list_(pa.float32(), facts.d_model), DOCUMENT: pa.string(), TEXT: pa.string()}
     for name, kind in expected.items():
         if name not in schema.names:
-            raise DataError(f"{path} has no column {name} but {', '.join(schema.names)}")
-        found = schema.field(name).type
-        if name != VECTOR and found == pa.large_string():
+            raise DataError(f"{path} has no column {name}, only {', '.join(schema.names)}")
+        actual = schema.field(name).type
+        if name != VECTOR and actual == pa.large_string():
             continue
-        if name == VECTOR and pa.types.is_fixed_size_list(found):
-            if found.list_size != facts.d_model:
+        if name == VECTOR and pa.types.is_fixed_size_list(actual):
+            if actual.list_size != facts.d_model:
                 raise DataError(
-                    f"{path}: {name} has width {found.list_size}, {sidecar(path).name} says {facts.d_model}"
+                    f"{path}: {name} has width {actual.list_size}, {sidecar(path).name} says {facts.d_model}"
                 )
-            if found.value_type == pa.float32():
+            if actual.value_type == pa.float32():
                 continue
-        if found != expected[name]:
-            raise DataError(f"{path}: column {name} is {found}, expected {_spelled(kind)}")
+        if actual != expected[name]:
+            raise DataError(f"{path}: column {name} is {actual}, expected {_spelled(kind)}")
     if facts.rows is not None and facts.rows != rows:
         raise DataError(f"{path}: {rows} rows, {sidecar(path).name} says {facts.rows}; {REMEDY}")
     return facts
@@ -211,7 +211,7 @@ def _spelled(kind: pa.DataType) -> str:
 
 
 def sound(values: Float[np.ndarray, "batch d_model"], median: float | None = None) -> Bool[np.ndarray, " batch"]:
-    """Rows that can be activations: finite, not all zero, a norm below a million times the median."""
+    """Rows that can be activations: finite, not all zero, a norm of at most a million times the median."""
     with np.errstate(all="ignore"):
         norms = np.sqrt((values.astype(np.float64) ** 2).sum(1))
     good = np.isfinite(norms) & (norms > 0)
@@ -221,7 +221,7 @@ def sound(values: Float[np.ndarray, "batch d_model"], median: float | None = Non
 
 
 def sound_rows(path: Path, layer: int) -> Bool[np.ndarray, " row"]:
-    """Reads a foreign file once and marks the rows that may be used. Raises DataError for a row of another layer."""
+    """Read a foreign file once and mark the usable rows. Raises DataError for a row of another layer."""
     masks = []
     for group in range(len(group_sizes(path))):
         with open_parquet(path) as file:
@@ -242,9 +242,9 @@ def sound_rows(path: Path, layer: int) -> Bool[np.ndarray, " row"]:
 
 
 def check_share(bad: int, rows: int, where: object) -> None:
-    """Raises DataError where more than 0.1 % of the rows cannot be used."""
+    """Raises DataError if more than 0.1 % of the rows are unusable."""
     if bad > BAD_SHARE * rows:
         raise DataError(
-            f"{where}: {bad} of {rows} rows are no activations (null, not finite, zero, or a norm far off); at most "
+            f"{where}: {bad} of {rows} rows are not activations (null, not finite, zero, or a norm far off); at most "
             f"{BAD_SHARE:.1%} may be dropped: prepare the data again, in float32 or bfloat16"
         )

@@ -1,4 +1,4 @@
-"""Rows that are stored activations: nothing is read by the target."""
+"""Rows that are stored activations: the target reads nothing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from nla.errors import DataError
 from nla.models.prompts import token_ids
 from nla.models.target import Target
 
-PROBES = 8  # stored activations that are compared with the target's own
+PROBES = 8  # stored activations to compare with the target's own
 AGREES = 0.98  # cosine; another layer, model or revision gives less, bfloat16 gives more
 
 
@@ -38,17 +38,17 @@ class ShardReader:
 
 
 def agreement(rows: Rows, target: Target, path: Path) -> Float[torch.Tensor, " probe"]:
-    """Cosines of a few stored activations with those that the target reads now from the same texts.
+    """Cosines of a few stored activations with those that the target now reads from the same texts.
 
-    Raises DataError, naming the folder, where they differ: the shards are of another model, revision or layer. Texts
-    whose tokens are not those of the whole document are left out; where there is no other, nothing is compared.
+    Raises DataError, naming the folder, if they differ: the shards are of another model, revision or layer. Texts whose
+    tokens are not those of the whole document are left out; if there are no others, nothing is compared.
     """
     batch = rows.batch(0, min(len(rows), 8 * PROBES))
     if not isinstance(batch, ActivationBatch):
-        raise TypeError(f"{type(rows).__name__} holds no activations")
+        raise TypeError(f"{type(rows).__name__} contains no activations")
     lengths = [len(tokens) for tokens in token_ids(target.tokenizer, batch.text)]
-    whole = (batch.position + 1).tolist()
-    probes = [i for i in sorted(range(len(batch)), key=lengths.__getitem__) if lengths[i] == whole[i]][:PROBES]
+    stored = (batch.position + 1).tolist()
+    probes = [i for i in sorted(range(len(batch)), key=lengths.__getitem__) if lengths[i] == stored[i]][:PROBES]
     if not probes:
         return torch.ones(0)
     now = target.read([batch.text[i] for i in probes], positions="last").activation.cpu()
@@ -62,7 +62,7 @@ def agreement(rows: Rows, target: Target, path: Path) -> Float[torch.Tensor, " p
 
 
 def _keyed_documents(pieces: Sequence[Piece], count: int) -> list[Piece]:
-    """The rows of `count` documents, the same whatever else the shards hold between them."""
+    """The rows of `count` documents, chosen by a hash of their ids, whatever the order of the shards."""
     named = [(piece, format.read_group(piece.path, piece.group, [format.DOCUMENT])) for piece in pieces]
     columns = [table.column(format.DOCUMENT).take(piece.rows).to_pylist() for piece, table in named]
     chosen = set(

@@ -1,4 +1,4 @@
-"""Rows of prepared activations, read a row group at a time and checked as they are read."""
+"""Rows of prepared activations, read a row group at a time and checked on reading."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,20 +23,20 @@ class Piece:
 
     path: Path
     group: int
-    rows: np.ndarray  # places within the group
-    explanations: Path | None  # a file of the same rows; None: a column of the file itself
+    rows: np.ndarray  # indices within the group
+    explanations: Path | None  # a file with the same rows; None: a column of the file itself
 
 
 class ShardRows:
-    """The rows of a split in an order that a number and an epoch alone decide.
+    """The rows of a split in an order that depends only on seed and epoch.
 
-    For training, row groups come in a seeded order, a block of them at a time; the rows of a block are shuffled. One
-    block is held in memory.
+    For training, row groups come in a seeded order, a block of them at a time, and the rows of a block are shuffled.
+    Only one block is in memory.
 
     Args:
         pieces: where the rows are.
-        shuffle_rows: row groups form a block until it has this many rows.
-        selection: which rows these are; its split and seed enter the order and the fingerprint.
+        shuffle_rows: a block takes row groups until it has this many rows.
+        selection: of these rows; its split and seed enter the order and the fingerprint.
         layer: of the activations.
     """
 
@@ -68,25 +68,25 @@ class ShardRows:
         )
 
     def fingerprint(self) -> int:
-        places = [(p.path.name, p.group, len(p.rows), int(p.rows.sum())) for p in self.pieces]
-        return keyed_seed(self.selection.split, self.selection.seed, self.layer, self.shuffle_rows, places)
+        pieces = [(p.path.name, p.group, len(p.rows), int(p.rows.sum())) for p in self.pieces]
+        return keyed_seed(self.selection.split, self.selection.seed, self.layer, self.shuffle_rows, pieces)
 
     def take(self, place: int, count: int) -> pa.Table:
-        """`count` rows from `place` of the endless order: activations, documents, tokens, texts, explanations."""
-        parts = []
+        """`count` rows from `place` on in the endless order: activations, documents, tokens, texts, explanations."""
+        tables = []
         while count:
             epoch, offset = divmod(place, len(self))
             blocks, starts = self._blocks(epoch)
             number = int(np.searchsorted(starts, offset, "right")) - 1
             table, order = self._block(epoch, number, blocks[number])
-            here = offset - int(starts[number])
-            step = min(count, len(order) - here)
-            parts.append(_taken(table, order[here : here + step]))
+            start = offset - int(starts[number])
+            step = min(count, len(order) - start)
+            tables.append(_taken(table, order[start : start + step]))
             place, count = place + step, count - step
-        return pa.concat_tables(parts)
+        return pa.concat_tables(tables)
 
     def _blocks(self, epoch: int) -> tuple[list[list[int]], np.ndarray]:
-        """Which pieces make each block of an epoch, and the place where each block begins."""
+        """The pieces of each block of an epoch, and the offset where each block begins."""
         if self._plan is None or self._plan[0] != epoch:
             order = np.arange(len(self.pieces))
             if self._seed is not None:
@@ -103,7 +103,7 @@ class ShardRows:
 
     def _block(self, epoch: int, number: int, pieces: list[int]) -> tuple[pa.Table, np.ndarray]:
         if self._held is None or self._held[0] != (epoch, number):
-            self._held = None  # before the next is read: never two at once
+            self._held = None  # freed before the next is read: never two at once
             table = pa.concat_tables([read_piece(self.pieces[index]) for index in pieces])
             order = np.arange(len(table))
             if self._seed is not None:
@@ -113,13 +113,14 @@ class ShardRows:
 
 
 def read_piece(piece: Piece) -> pa.Table:
-    """The used rows of a group, with explanations where there are any. Raises DataError for damage."""
+    """The used rows of a group, with explanations if there are any. Raises DataError for damage."""
     names = [format.VECTOR, format.TOKENS, DOCUMENT, TEXT]
-    own = text_column(piece.path)
-    table = read_group(piece.path, piece.group, names + ([own] if own else []))
-    if own == RESPONSE:
-        table = table.drop_columns([own]).append_column(EXPLANATION, explanations_in(table.column(own)))
-    elif own is None:
+    text_name = text_column(piece.path)
+    table = read_group(piece.path, piece.group, names + ([text_name] if text_name else []))
+    if text_name == RESPONSE:
+        texts = explanations_in(table.column(text_name))
+        table = table.drop_columns([text_name]).append_column(EXPLANATION, texts)
+    elif text_name is None:
         texts = pa.nulls(len(table), pa.string())
         if piece.explanations is not None:
             beside = read_group(piece.explanations, piece.group)
@@ -145,7 +146,7 @@ def read_piece(piece: Piece) -> pa.Table:
 
 
 def _taken(table: pa.Table, rows: np.ndarray) -> pa.Table:
-    """Some rows; activations by NumPy, so that no list type of Arrow's is indexed."""
+    """The given rows; activations are indexed by NumPy, not as an Arrow list type."""
     values = format.vectors(table)[rows]
     column = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
     others = table.drop_columns([format.VECTOR]).take(pa.array(rows))
@@ -153,12 +154,12 @@ def _taken(table: pa.Table, rows: np.ndarray) -> pa.Table:
 
 
 def text_column(path: Path) -> str | None:
-    """Where a file has its explanations; None where it has none."""
-    with format.open_parquet(path) as opened:
-        return next((name for name in (EXPLANATION, RESPONSE) if name in opened.schema_arrow.names), None)
+    """The column of a file's explanations; None if it has none."""
+    with format.open_parquet(path) as file:
+        return next((name for name in (EXPLANATION, RESPONSE) if name in file.schema_arrow.names), None)
 
 
 def explanations_in(responses: pa.ChunkedArray) -> pa.Array:
-    """Out of their tags; null where an answer is not well-formed."""
-    found = [parse_explanation(text) if isinstance(text, str) else None for text in responses.to_pylist()]
-    return pa.array(found, pa.string())
+    """The explanations without their tags; null for an answer that is not well-formed."""
+    explanations = [parse_explanation(text) if isinstance(text, str) else None for text in responses.to_pylist()]
+    return pa.array(explanations, pa.string())

@@ -1,10 +1,10 @@
-"""Prepared activations as a data source: `nla prepare`'s folders, and shards of the released code as they are.
+"""Prepared activations as a data source: folders of `nla prepare`, and unchanged shards of the released code.
 
-    manifest.json                             what belongs to the folder, written last
-    layer-20/warm_start-00000.parquet         activations of one layer, one split and a run of the corpus
+    manifest.json                             the folder's files, written last
+    layer-20/warm_start-00000.parquet         activations of one layer, one split and one stretch of the corpus
     explanations/warm_start-00000.parquet     the teacher's texts: the same rows in the same order, for all layers
 
-A folder without a manifest is taken for files of the released code: every `*.parquet` in it with its `.nla_meta.yaml`,
+A folder without a manifest is read as files of the released code: every `*.parquet` in it with its `.nla_meta.yaml`,
 explanations in `api_explanation`, or inside the tags of `response`; a keyed hash of `doc_id` gives a row its split.
 """
 
@@ -30,12 +30,12 @@ log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
-MOST_DOCUMENTS = 65536  # texts held at a time for an evaluation
+MOST_DOCUMENTS = 65536  # texts in memory for an evaluation
 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file of activations of one split (ours), or of all of them (None)."""
+    """A file of activations of one split, or of all splits (None: from the released code)."""
 
     path: Path
     split: str | None
@@ -44,17 +44,17 @@ class File:
 
 
 class ShardSource:
-    """Activations that `nla prepare`, or the released code, has stored.
+    """Activations stored by `nla prepare` or by the released code.
 
-    Training reads the stored vectors. Evaluation, which needs the target anyway, reads the documents of its split again
-    as far as the shards show them: up to the last position of each.
+    Training reads the stored vectors. Evaluation, which needs the target anyway, rereads the documents of its split,
+    as far as the shards contain them: up to the last position of each.
 
     Args:
         path: the folder.
-        fractions: share of the documents per split, where the folder does not say itself; they sum to 1.
+        fractions: share of the documents per split, if the folder has no manifest; they sum to 1.
         split_key: another key gives other splits.
-        shuffle_rows: rows that are mixed at a time: row groups are drawn in random order until there are as many, and
-            their rows shuffled. Memory: about this many activations.
+        shuffle_rows: rows to mix at a time: row groups are drawn in random order until they have this many rows, which
+            are then shuffled. Memory: about this many activations.
     """
 
     def __init__(self, path: str, fractions: dict[str, float], split_key: str, shuffle_rows: int) -> None:
@@ -64,7 +64,7 @@ class ShardSource:
         self.manifest = read_manifest(self.path)
         self.files = [check_against(file, self.manifest) for file in self._files()]
         if not self.files:
-            raise DataError(f"data.path={path}: holds no shard; prepare some with nla prepare")
+            raise DataError(f"data.path={path}: contains no shards; make some with nla prepare")
         self._sides: dict[Path, np.ndarray] = {}
         self._check_splits()
 
@@ -73,9 +73,9 @@ class ShardSource:
         return sorted({file.facts.layer for file in self.files})
 
     def pieces(self, split: str, layer: int, d_model: int, explained: bool) -> list[Piece]:
-        """The row groups of a split. With `explained` only rows that have a text.
+        """The row groups of a split; with `explained`, only rows that have a text.
 
-        Raises DataError for another layer or width, rows that cannot be activations, and where nothing is left.
+        Raises DataError for another layer or width, rows that cannot be activations, and if no row is left.
         """
         if split not in SPLITS:
             raise DataError(f"no split '{split}': there are {', '.join(SPLITS)}")
@@ -83,7 +83,7 @@ class ShardSource:
         if not files:
             known = ", ".join(map(str, self.layers))
             raise DataError(f"data.path={self.path}: holds layer {known}, not {layer}; prepare it, or set layer.index")
-        found: list[Piece] = []
+        pieces: list[Piece] = []
         dropped = total = 0
         for file in files:
             if file.facts.d_model != d_model:
@@ -93,25 +93,29 @@ class ShardSource:
             usable = format.sound_rows(file.path, layer) if file.facts.rows is None else None
             if usable is not None:
                 dropped, total = dropped + int((~usable).sum()), total + len(usable)
-            found.extend(self._pieces_of(file, split, usable, explained))
+            pieces.extend(self._pieces_of(file, split, usable, explained))
         format.check_share(dropped, total, self.path)
         if dropped:
-            log.warning("%s: %d of %d rows are no activations and are left out", self.path, dropped, total)
-        if not found:
-            what = "an explanation: give a teacher to nla prepare, or stages=[joint]" if explained else "a row"
-            raise DataError(f"data.path={self.path}: no row of split '{split}' has {what}")
-        return found
+            log.warning("%s: %d of %d rows are not activations and are left out", self.path, dropped, total)
+        if not pieces and explained:
+            raise DataError(
+                f"data.path={self.path}: no row of split '{split}' has an explanation: give a teacher to nla prepare, "
+                "or set stages=[joint]"
+            )
+        if not pieces:
+            raise DataError(f"data.path={self.path}: split '{split}' has no rows")
+        return pieces
 
     def documents(self, split: str) -> Sequence[Document]:
-        """The documents of a split, each as far as its last row goes; of a very large one a keyed choice.
+        """The documents of a split, each up to its last row; of a very large split, a choice by hash.
 
-        The key is evaluation's own, so that the first `evaluation.documents` are the same as without the choice.
+        The hash has evaluation's key, so that the first `evaluation.documents` are the same as without the choice.
         """
         files = [file for file in self.files if file.facts.layer == self.layers[0] and file.split in (None, split)]
         names: set[str] = set()
         for file in files:
-            found = {name for table in _groups(file.path, [DOCUMENT]) for name in table.column(DOCUMENT).to_pylist()}
-            names |= {name for name in found if name is not None and self._side(file, name) == split}
+            present = {name for table in _groups(file.path, [DOCUMENT]) for name in table.column(DOCUMENT).to_pylist()}
+            names |= {name for name in present if name is not None and self._side(file, name) == split}
             if len(names) > MOST_DOCUMENTS:
                 names = set(sorted(names, key=lambda name: keyed_seed("evaluation", name))[:MOST_DOCUMENTS])
         longest = dict.fromkeys(sorted(names), "")
@@ -123,7 +127,7 @@ class ShardSource:
         return [Document(name, text) for name, text in longest.items()]
 
     def explanation(self, document: Document, end: int, seed: int) -> str | None:
-        """Texts belong to rows, not to any place of a document."""
+        """None: texts belong to rows, not to any place in a document."""
         return None
 
     def _files(self) -> Iterator[File]:
@@ -146,9 +150,9 @@ class ShardSource:
         return file.split or side(keyed_fraction(self.split_key, document), self.fractions)
 
     def _check_splits(self) -> None:
-        """No document on two sides. Raises DataError."""
+        """Raises DataError if a document is in two splits."""
         if self.manifest is None:
-            return  # by construction: the side depends on the id alone
+            return  # impossible: the split depends only on the id
         seen: dict[int, str] = {}
         for file in self.files:
             if file.facts.layer != self.layers[0]:
@@ -179,18 +183,20 @@ class ShardSource:
 
 
 def check_against(file: File, manifest: dict[str, Any] | None) -> File:
-    """All files of a folder are about one model. Raises DataError."""
+    """Raises DataError if a file is of another model than the folder's."""
     if manifest is not None and file.facts.base_model != manifest["base_model"]:
         raise DataError(f"{file.path}: of model {file.facts.base_model}, {MANIFEST} says {manifest['base_model']}")
     return file
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """None for a folder that `nla prepare` did not make. Raises DataError for one that it did not finish."""
+    """The manifest; None for a folder not made by `nla prepare`. Raises DataError for one that it did not finish."""
     path = folder / MANIFEST
     if not path.is_file():
         if (folder / "records").is_dir():
-            raise DataError(f"data.path={folder}: its preparation has not ended; the same nla prepare command ends it")
+            raise DataError(
+                f"data.path={folder}: its preparation is not complete; the same nla prepare command completes it"
+            )
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -199,24 +205,24 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         for entry in content["files"]:
             for name in (entry["path"], entry["explanations"] or "x"):
                 if Path(name).is_absolute() or ".." in Path(name).parts:
-                    raise DataError(f"{path}: names {name!r}, outside of its folder")
+                    raise DataError(f"{path}: names {name!r}, which is outside its folder")
             if entry["split"] not in SPLITS or not isinstance(entry["rows"], int):
                 raise DataError(f"{path}: entry {entry['path']} has split {entry['split']!r}, rows {entry['rows']!r}")
         _ = content["base_model"], content["settings"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: is no manifest of nla prepare ({error!r}); {format.REMEDY}") from error
+        raise DataError(f"{path}: is not a manifest of nla prepare ({error!r}); {format.REMEDY}") from error
     return content
 
 
 def _has_text(file: File, group: int, size: int) -> np.ndarray:
-    where = file.explanations or file.path
-    name = text_column(where)
+    path = file.explanations or file.path
+    name = text_column(path)
     if name is None:
         return np.zeros(size, bool)
-    column = read_group(where, group, [name]).column(name)
+    column = read_group(path, group, [name]).column(name)
     column = explanations_in(column) if name == RESPONSE else column
     if len(column) != size:
-        raise DataError(f"{where}, row group {group}: {len(column)} rows for {size} activations; {format.REMEDY}")
+        raise DataError(f"{path}, row group {group}: {len(column)} rows for {size} activations; {format.REMEDY}")
     return np.array([isinstance(text, str) and bool(text.strip()) for text in column.to_pylist()], bool)
 
 

@@ -1,4 +1,4 @@
-"""A teacher whose replies are kept: what services and local models have in common."""
+"""A teacher that keeps its replies: the common base of services and local models."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -10,20 +10,20 @@ from nla.data.teachers.prompt import QUESTION, SYSTEM, judge, question
 from nla.data.teachers.protocol import Estimate, Explanation, Passage, Reply
 from nla.errors import TeacherError
 
-CHARACTERS_PER_TOKEN = 4  # of an estimate
+CHARACTERS_PER_TOKEN = 4  # for an estimate
 LEDGER = "teacher.sqlite"
-ENOUGH = 50  # replies after which the share of unusable ones means something
+ENOUGH = 50  # replies before the share of unusable ones is judged
 
 
 class CachedTeacher(ABC):
-    """Asks for what is not in the ledger, and judges what is.
+    """Asks only for replies that are not in the ledger, and judges all of them.
 
     Args:
-        model: its name at the service, or a folder or hub id.
+        model: the service's name for it, or a folder or hub id.
         max_tokens: of a reply.
         temperature: 0 is greedy.
-        max_unusable: share of replies without an explanation, above which the run stops.
-        question: another wording; it must ask for the answer between explanation tags.
+        max_unusable: the run stops above this share of replies without an explanation.
+        question: another wording; it must ask for an answer between explanation tags.
         cache: the ledger's file; None: `teacher.sqlite` in the prepared folder.
         usd, tokens: the budget; None: no limit.
     """
@@ -64,7 +64,7 @@ class CachedTeacher(ABC):
         return self._ledger
 
     def identity(self) -> dict[str, Any]:
-        """All that a reply depends on, except the passage."""
+        """Everything a reply depends on, except the passage."""
         return {
             "kind": type(self).__name__,
             "model": self.model,
@@ -91,24 +91,24 @@ class CachedTeacher(ABC):
         return Estimate(len(missing), len(passages) - len(missing), given, written, self.cost(given, written))
 
     def explain(self, passages: Sequence[Passage]) -> list[Explanation]:
-        """One explanation per passage, `unasked` where the budget ended before. Raises TeacherError."""
-        found: list[Explanation] = [Explanation(None, "unasked")] * len(passages)
-        missing: dict[str, list[int]] = {}  # the same text twice is asked about once
-        for place, passage in enumerate(passages):
+        """One explanation per passage, `unasked` if the budget ran out before it. Raises TeacherError."""
+        explanations: list[Explanation] = [Explanation(None, "unasked")] * len(passages)
+        missing: dict[str, list[int]] = {}  # a text that occurs twice is asked about once
+        for index, passage in enumerate(passages):
             key = self.key(passage)
             reply = self.ledger.find(key)
             if reply is None:
-                missing.setdefault(key, []).append(place)
+                missing.setdefault(key, []).append(index)
             else:
-                found[place] = self._judged(reply)
-        for key, reply in self.answers({key: passages[places[0]] for key, places in missing.items()}):
-            for place in missing[key]:
-                found[place] = self._judged(reply)
-        return found
+                explanations[index] = self._judged(reply)
+        for key, reply in self.answers({key: passages[indices[0]] for key, indices in missing.items()}):
+            for index in missing[key]:
+                explanations[index] = self._judged(reply)
+        return explanations
 
     @abstractmethod
     def answers(self, passages: dict[str, Passage]) -> Iterator[tuple[str, Reply]]:
-        """Replies by key, in any order, each in the ledger before it is given on."""
+        """Replies by key, in any order, each entered in the ledger before it is yielded."""
 
     def _judged(self, reply: Reply) -> Explanation:
         explanation = judge(reply, self.forbidden)
@@ -117,7 +117,7 @@ class CachedTeacher(ABC):
         if self._seen >= ENOUGH and self._unusable > self.max_unusable * self._seen:
             raise TeacherError(
                 f"teacher {self.name}: {self._unusable} of {self._seen} replies hold no explanation, the last is "
-                f"{explanation.status} ({reply.text[:80]!r}); use a model that keeps to the form, or raise "
+                f"{explanation.status} ({reply.text[:80]!r}); use a model that follows the form, or raise "
                 f"teacher.max_unusable={self.max_unusable}"
             )
         return explanation

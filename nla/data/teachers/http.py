@@ -1,4 +1,4 @@
-"""One POST of JSON by httpx, and every way it can fail told apart: what the ledger of paid replies must know."""
+"""One POST of JSON by httpx, with its failures distinguished as the ledger of paid replies needs them."""
 
 import json
 import time
@@ -19,7 +19,7 @@ class Failure(Exception):
     """A request without a usable answer.
 
     Args:
-        status: of HTTP; None where no answer came.
+        status: of HTTP; None if no answer came.
         wait: seconds that the service asks to wait.
         sent: whether the service may have done the work, and charge for it.
     """
@@ -30,9 +30,9 @@ class Failure(Exception):
 
 
 def post(client: httpx.Client, url: str, headers: Mapping[str, str], body: Mapping[str, Any]) -> Any:
-    """The JSON of the answer, or None where it is none. Raises Failure, whose message holds none of the headers.
+    """The JSON of the answer, or None if it is not JSON. Raises Failure, whose message contains no header.
 
-    httpx follows no redirect unless told to: it would carry the key to another host.
+    httpx follows no redirect by default; one would send the key to another host.
     """
     try:
         with client.stream("POST", url, json=dict(body), headers=dict(headers)) as response:
@@ -51,7 +51,7 @@ def post(client: httpx.Client, url: str, headers: Mapping[str, str], body: Mappi
     try:
         return json.loads(content)
     except ValueError:
-        return None  # an answer, paid for, that is not JSON
+        return None  # a paid answer that is not JSON
 
 
 def _seconds(header: str | None) -> float | None:

@@ -1,6 +1,6 @@
-"""What was asked, answered and paid: one SQLite file, so that no answer is paid for twice, whatever ends the process.
+"""Requests, answers and costs in one SQLite file, so that no answer is paid for twice, however the process ends.
 
-A request is entered before it is sent, at the most that it can cost; its answer replaces that entry in one transaction.
+A request is entered before it is sent, at its highest possible cost; its answer replaces that entry in one transaction.
 A request whose answer never came (a kill, a timeout) keeps its entry and counts as paid.
 """
 
@@ -23,16 +23,16 @@ CREATE TABLE IF NOT EXISTS requests (id INTEGER PRIMARY KEY AUTOINCREMENT, key T
 
 
 def request_key(identity: Mapping[str, Any], text: str) -> str:
-    """A hash of all that an answer depends on: model, prompt, parameters, text. No secret enters it."""
+    """A hash of everything an answer depends on: model, prompt, parameters, text. It includes no secret."""
     content = json.dumps([identity, text], sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
 class Ledger:
-    """Answers and costs. Safe for threads; one process at a time.
+    """Answers and costs. Thread-safe; one process at a time.
 
     Args:
-        usd, tokens: the most that may be spent over the ledger's whole life; None: no limit.
+        usd, tokens: budget for the ledger's whole life; None: no limit.
     """
 
     def __init__(self, path: Path, usd: float | None, tokens: int | None) -> None:
@@ -46,7 +46,7 @@ class Ledger:
             self._base.executescript(TABLES)
         except sqlite3.DatabaseError as error:
             raise TeacherError(
-                f"{path}: is no ledger of paid replies ({error}); restore it, or name another"
+                f"{path}: is not a ledger of paid replies ({error}); restore it, or name another"
             ) from error
 
     def find(self, key: str) -> Reply | None:
@@ -57,12 +57,12 @@ class Ledger:
         return None if row is None else Reply(*row)
 
     def spent(self) -> tuple[float, int]:
-        """USD and tokens, those of unanswered requests included."""
+        """USD and tokens, including those of unanswered requests."""
         with self._lock:
             return self._spent()
 
     def enter(self, key: str, tokens: int, usd: float) -> int:
-        """Before sending, at the most that the request can cost. Raises BudgetError where that would be too much."""
+        """Enter a request before sending it, at its highest possible cost. Raises BudgetError if that is too much."""
         with self._lock:
             paid, used = self._spent()
             if self.usd is not None and paid + usd > self.usd:
@@ -73,7 +73,7 @@ class Ledger:
             return int(entered.lastrowid or 0)
 
     def settle(self, request: int, key: str, reply: Reply, usd: float) -> None:
-        """The answer has come."""
+        """Replace the request by its answer."""
         row = (key, reply.text, reply.stop, reply.input_tokens, reply.output_tokens, usd)
         with self._lock:
             self._base.execute("BEGIN IMMEDIATE")
@@ -82,7 +82,7 @@ class Ledger:
             self._base.execute("COMMIT")
 
     def cancel(self, request: int) -> None:
-        """The service has refused the request and takes nothing for it."""
+        """Remove a request that the service has refused and does not charge for."""
         with self._lock:
             self._base.execute("DELETE FROM requests WHERE id = ?", (request,))
 

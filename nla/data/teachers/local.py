@@ -1,4 +1,4 @@
-"""A local instruct model as a teacher: no service, no price, the same question and the same form of answer."""
+"""A local instruct model as a teacher: no service, no price, the same question and form of answer."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,12 +14,12 @@ from nla.models.prompts import pad_id
 
 
 class LocalTeacher(CachedTeacher):
-    """Answers in batches through the model's chat template.
+    """Answers in batches, through the model's chat template.
 
     Args:
         dtype, revision: of the weights.
         batch_size: passages at a time.
-        device: where it runs; None: the first GPU of the process, else the CPU.
+        device: where it runs; None: the process's first GPU, else the CPU.
     """
 
     every_rank = True
@@ -44,8 +44,8 @@ class LocalTeacher(CachedTeacher):
     def answers(self, passages: dict[str, Passage]) -> Iterator[tuple[str, Reply]]:
         items = sorted(passages.items(), key=lambda item: len(item[1].text))
         for first in range(0, len(items), self.batch_size):
-            part = items[first : first + self.batch_size]
-            for (key, _), reply in zip(part, self._generate([passage for _, passage in part]), strict=True):
+            batch = items[first : first + self.batch_size]
+            for (key, _), reply in zip(batch, self._generate([passage for _, passage in batch]), strict=True):
                 entry = self.ledger.enter(key, reply.input_tokens + reply.output_tokens, 0.0)
                 self.ledger.settle(entry, key, reply, 0.0)
                 yield key, reply
@@ -69,7 +69,7 @@ class LocalTeacher(CachedTeacher):
         ends = set(ends if isinstance(ends, list) else [ends]) - {None} or {tokenizer.eos_token_id}
         replies = []
         for row, prompt in zip(output[:, longest:].tolist(), prompts, strict=True):
-            length = next((place for place, token in enumerate(row) if token in ends), None)
+            length = next((index for index, token in enumerate(row) if token in ends), None)
             text = str(tokenizer.decode(row[:length], skip_special_tokens=True))
             replies.append(Reply(text, "cut" if length is None else "end", len(prompt), len(row[:length])))
         return replies

@@ -1,7 +1,7 @@
-"""What a teacher is asked, and the only form of answer that is taken.
+"""The question to a teacher, and the only accepted form of answer.
 
-A passage and a reply are material, never instructions: the passage stands between tags that it cannot close, the reply
-is text that is checked against a form and used as a training target, nothing else.
+A passage and a reply are material, never instructions: the passage is between tags that it cannot close; the reply is
+text that is checked against a form and used only as a training target.
 """
 
 import re
@@ -32,13 +32,13 @@ STRUCTURE = re.compile(
 
 
 def question(passage: Passage, wording: str) -> str:
-    """The question about a passage. The tags' name hangs on the text, so that the text does not hold them."""
+    """The question about a passage. The tags' name depends on the text, so that the text does not contain them."""
     tag = f"text-{keyed_seed('tag', passage.text) % 16**8:08x}"
     return f"{wording}\n\n<{tag}>\n{passage.text}\n</{tag}>"
 
 
 def judge(reply: Reply, forbidden: Sequence[str] = ()) -> Explanation:
-    """The explanation in a reply, taken only if the reply is one explanation and nothing else.
+    """The explanation in a reply, accepted only if the reply is one explanation and nothing else.
 
     Args:
         forbidden: strings that would end a prompt early, such as the target's special tokens.

@@ -1,4 +1,4 @@
-"""What a teacher is asked, and what it gives."""
+"""What a teacher receives and returns."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ Status = Literal["ok", "refused", "empty", "cut", "malformed", "rejected", "unre
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """The text up to a position, and the document that it begins."""
+    """The text up to a position, and the document it comes from."""
 
     document: str
     text: str
@@ -20,9 +20,9 @@ class Passage:
 class Explanation:
     """A warm-start text, or why there is none.
 
-    `refused`: the model would not. `empty`: nothing. `cut`: the length cap came first. `malformed`: not the form that
-    was asked for. `rejected`: the service would not take this passage. `unreadable`: a broken reply. `none`: the corpus
-    has nothing to say. `unasked`: the budget was spent before.
+    `refused`: by the model. `empty`: an empty reply. `cut`: the length cap came first. `malformed`: not the requested
+    form. `rejected`: the service refused this passage. `unreadable`: a broken reply. `none`: the corpus has no
+    explanation. `unasked`: the budget ran out before.
     """
 
     text: str | None
@@ -31,7 +31,7 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a model answered, before anyone has looked at its form; `stop` as in `Explanation`, `end` where it ended."""
+    """A model's answer before its form is checked; `stop` as in `Explanation`, or `end` for a complete answer."""
 
     text: str
     stop: Literal["end", "refused", "cut", "rejected", "unreadable"]
@@ -41,7 +41,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What is still to be asked, in rows, tokens (four characters each) and USD."""
+    """What remains to be asked, in rows, tokens (four characters each) and USD."""
 
     rows: int
     cached: int
@@ -55,24 +55,24 @@ class Teacher(Protocol):
     name: str
     """as in the manifest"""
     every_rank: bool
-    """whether each process asks for its own shards; a service is asked by one, which keeps the budget"""
+    """whether each process asks for its own shards; only one asks a service, so that it keeps the budget"""
 
     def open(self, folder: Path, forbidden: Sequence[str] = (), rank: int = 0) -> None:
-        """Before the first question.
+        """Called before the first question.
 
         Args:
             folder: where paid replies are kept.
-            forbidden: strings that no explanation may hold, such as the target's special tokens.
-            rank: of the process; each one that asks has a file of its own.
+            forbidden: strings that no explanation may contain, such as the target's special tokens.
+            rank: of the process; each one that asks has its own file.
         """
         ...
 
     def fingerprint(self) -> str:
-        """A hash of all that its explanations depend on: another teacher's are not taken for its own."""
+        """A hash of everything its explanations depend on, which tells them from another teacher's."""
         ...
 
     def estimate(self, passages: Sequence[Passage]) -> Estimate: ...
 
     def explain(self, passages: Sequence[Passage]) -> list[Explanation]:
-        """One explanation per passage. Raises TeacherError where going on makes no sense."""
+        """One explanation per passage. Raises TeacherError if continuing makes no sense."""
         ...

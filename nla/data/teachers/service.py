@@ -1,4 +1,4 @@
-"""Teachers behind an HTTP interface: Anthropic's, and OpenAI's, which many services and local servers speak."""
+"""Teachers behind an HTTP interface: Anthropic's, and OpenAI's, which many services and local servers offer."""
 
 import json
 import random
@@ -18,21 +18,21 @@ from nla.data.teachers.protocol import Passage, Reply
 from nla.errors import BudgetError, ConfigError, TeacherError
 from nla.redact import HIDDEN, redacted
 
-AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # passing troubles
-ROW = (400, 413, 422)  # of this passage: too long, or refused by a filter
-OVERHEAD = 64  # tokens of a message's own form
-LONGEST_WAIT = 600.0  # seconds; a service that asks for more is asked later, by the same command
+AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # temporary errors
+ROW = (400, 413, 422)  # errors of one passage: too long, or refused by a filter
+OVERHEAD = 64  # tokens of a message's format
+LONGEST_WAIT = 600.0  # seconds; if a service asks for more, the same command continues later
 
 
 class ServiceTeacher(CachedTeacher):
-    """Several requests at a time, each tried again while the trouble may pass; the budget is never exceeded.
+    """Several requests at a time, each retried on temporary errors; the budget is never exceeded.
 
     Args:
         base_url: of the service.
         api_key, api_key_file: the key, or a file that holds it; neither is written anywhere.
         price: USD per million tokens, `input` and `output`.
         concurrency: requests at a time.
-        retries: of one request.
+        retries: of each request.
         timeout: seconds to wait for an answer.
         extra: further fields of the request.
     """
@@ -53,7 +53,9 @@ class ServiceTeacher(CachedTeacher):
     ) -> None:
         super().__init__(model, **options)
         if concurrency < 1 or set(price) != {"input", "output"} or min(price.values()) < 0:
-            raise ConfigError(f"teacher: concurrency={concurrency}, price={price}: at least 1; USD of input and output")
+            raise ConfigError(
+                f"teacher: concurrency={concurrency} must be at least 1, price={price} must be USD of input and output"
+            )
         try:
             json.dumps(extra, allow_nan=False)
         except (TypeError, ValueError) as error:
@@ -62,7 +64,7 @@ class ServiceTeacher(CachedTeacher):
         self.concurrency, self.retries, self.timeout = concurrency, retries, timeout
         self._key = _read_key(api_key, api_key_file)
         if self._key is not None and not self._key.isascii():
-            raise ConfigError("teacher.api_key: holds a character that no key has (not ASCII); copy it again")
+            raise ConfigError("teacher.api_key: contains a character that no key has (not ASCII); copy it again")
         self._stop = Event()
 
     def identity(self) -> dict[str, Any]:
@@ -72,7 +74,7 @@ class ServiceTeacher(CachedTeacher):
         return (input_tokens * self.price["input"] + output_tokens * self.price["output"]) / 1e6
 
     def answers(self, passages: dict[str, Passage]) -> Iterator[tuple[str, Reply]]:
-        """Ends early where the budget does. Raises TeacherError; answers that were under way are still kept."""
+        """Ends early when the budget does. Raises TeacherError; answers already under way are still kept."""
         self._stop.clear()
         todo = iter(passages.items())
         running: dict[Future[Reply], str] = {}
@@ -103,7 +105,7 @@ class ServiceTeacher(CachedTeacher):
 
     def _ask(self, client: httpx.Client, key: str, passage: Passage) -> Reply:
         url, headers, body = self.request(self.prompt(passage))
-        # a token is at least one byte, so that this is the most the request can use
+        # a token is at least one byte, so the request cannot use more
         most = len((SYSTEM + self.prompt(passage)).encode()) + OVERHEAD
         for attempt in range(self.retries + 1):
             if self._stop.is_set():
@@ -126,21 +128,23 @@ class ServiceTeacher(CachedTeacher):
         raise TeacherError("stopped")
 
     def _wait(self, failure: Failure, attempt: int) -> None:
-        """Until the next try. Raises TeacherError where there is none."""
-        said = self._hidden(str(failure))
-        where = f"teacher {self.model} at {self.base_url}"
+        """Wait until the next try. Raises TeacherError if there is none."""
+        message = self._hidden(str(failure))
+        teacher = f"teacher {self.model} at {self.base_url}"
         if failure.status in (401, 403):
             raise TeacherError(
-                f"{where}: the key is not accepted (HTTP {failure.status}: {said}); set teacher.api_key or "
+                f"{teacher}: the key is not accepted (HTTP {failure.status}: {message}); set teacher.api_key or "
                 "teacher.api_key_file, the same command continues"
             )
         if failure.status is not None and failure.status not in AGAIN:
-            raise TeacherError(f"{where}: HTTP {failure.status} ({said}); check teacher.model and teacher.base_url")
+            raise TeacherError(
+                f"{teacher}: HTTP {failure.status} ({message}); check teacher.model and teacher.base_url"
+            )
         seconds = min(60.0, 2.0**attempt) * (0.5 + random.random() / 2) if failure.wait is None else failure.wait
         status = f"HTTP {failure.status}: " if failure.status else ""
         if attempt >= self.retries or seconds > LONGEST_WAIT:
             raise TeacherError(
-                f"{where}: {status}{said}, tried {attempt + 1} times"
+                f"{teacher}: {status}{message}, tried {attempt + 1} times"
                 + (f", asks to wait {seconds:.0f} s" if seconds > LONGEST_WAIT else "")
                 + "; the same command continues later, paid replies are kept"
             )
@@ -153,7 +157,7 @@ class ServiceTeacher(CachedTeacher):
             return Reply(self._hidden(str(data)[:200]), "unreadable", most, self.max_tokens)
 
     def _hidden(self, text: str) -> str:
-        """Services quote the key that they refuse."""
+        """Without the key, which services quote when they refuse it."""
         return redacted(text.replace(self._key, HIDDEN) if self._key else text)
 
     @abstractmethod
@@ -162,11 +166,11 @@ class ServiceTeacher(CachedTeacher):
 
     @abstractmethod
     def read(self, data: Any) -> Reply:
-        """The reply in an answer; any error says that the answer is not what the interface promises."""
+        """The reply in an answer; any exception means that the answer is not what the interface promises."""
 
 
 class AnthropicTeacher(ServiceTeacher):
-    """The Messages interface of Anthropic."""
+    """Anthropic's Messages interface."""
 
     def request(self, prompt: str) -> tuple[str, dict[str, str], dict[str, Any]]:
         body = {
@@ -180,7 +184,7 @@ class AnthropicTeacher(ServiceTeacher):
         return f"{self.base_url}/v1/messages", headers, body
 
     def read(self, data: Any) -> Reply:
-        text = "".join(part["text"] for part in data["content"] if part["type"] == "text")
+        text = "".join(block["text"] for block in data["content"] if block["type"] == "text")
         stop = {"end_turn": "end", "stop_sequence": "end", "max_tokens": "cut", "refusal": "refused"}[
             data["stop_reason"]
         ]
@@ -188,7 +192,7 @@ class AnthropicTeacher(ServiceTeacher):
 
 
 class OpenAITeacher(ServiceTeacher):
-    """Chat completions as OpenAI defined them. `length_key`: what the service calls the cap of a reply."""
+    """Chat completions as OpenAI defined them. `length_key`: the service's name for the length cap of a reply."""
 
     def __init__(self, model: str, *, length_key: str = "max_tokens", **options: Any) -> None:
         super().__init__(model, **options)
@@ -213,7 +217,7 @@ class OpenAITeacher(ServiceTeacher):
 
 
 def _usage(data: Mapping[str, Any], given: str, written: str) -> tuple[int, int]:
-    """Tokens that were billed. Raises where the service does not say: the most it can be is counted then."""
+    """Billed tokens. Raises if the service does not report them; the highest possible number is then counted."""
     usage = data["usage"]
     cached = sum(int(usage.get(name) or 0) for name in ("cache_creation_input_tokens", "cache_read_input_tokens"))
     return int(usage[given]) + cached, int(usage[written])
@@ -227,5 +231,5 @@ def _read_key(key: str | None, file: str | None) -> str | None:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"teacher.api_key_file={file}: cannot be read ({type(error).__name__})") from None
     if not content or len(content.split()) != 1:
-        raise ConfigError(f"teacher.api_key_file={file}: must hold the key and nothing else")
+        raise ConfigError(f"teacher.api_key_file={file}: must contain the key and nothing else")
     return content

@@ -9,7 +9,7 @@ from nla.data.teachers.protocol import Estimate, Explanation, Passage
 
 
 class TruthTeacher:
-    """Passes on what a source says about a place of its documents: the embedded world, for example."""
+    """Returns what a source says about a place in its documents: the embedded world, for example."""
 
     every_rank = True
 
@@ -27,10 +27,10 @@ class TruthTeacher:
         return Estimate(len(passages), 0, 0, 0, 0.0)
 
     def explain(self, passages: Sequence[Passage]) -> list[Explanation]:
-        found = []
+        explanations = []
         for passage in passages:
             end = len(passage.text)
             key = keyed_seed("explanation", self.seed, passage.document, end)
             text = self.source.explanation(Document(passage.document, passage.text), end, key)
-            found.append(Explanation(text, "ok" if text else "none"))
-        return found
+            explanations.append(Explanation(text, "ok" if text else "none"))
+        return explanations

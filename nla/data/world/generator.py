@@ -1,7 +1,7 @@
 """Documents of the embedded world: a pure function from a document's id to its text and its facts.
 
-A document is a list of segments; a segment that gives a fact away carries the fact's kind. Whatever is true of a
-prefix of the text is computed from the segments that lie in it, so ground truth exists for every position.
+A document is a list of segments; a segment that gives a fact away carries the fact's kind. The facts of a
+prefix of the text are computed from the segments in it, so ground truth exists for every position.
 """
 
 import random
@@ -89,7 +89,7 @@ class WorldDocument:
         return "".join(segment.text for segment in self.segments)
 
     def known(self, end: int | None = None) -> dict[str, str]:
-        """The facts that ``text[:end]`` has revealed, in order of revelation, and what its end is about.
+        """The facts that ``text[:end]`` has revealed, in order of appearance, and what its end is about.
 
         A word counts once it is complete in the prefix; ``ending`` is the topic of the last such word.
         """
@@ -120,36 +120,36 @@ class _Writer:
         return {**{k: v.name for k, v in self.values.items()}, "genre": self.genre, "tense": self.tense}
 
     def sentence(self, template: str, connective: bool) -> None:
-        """Append one sentence, with one of the genre's beginnings where ``connective``."""
-        parts = [Segment(self.rng.choice(GENRES[self.genre]), "genre"), Segment(" ")] if connective else []
+        """Append one sentence; with ``connective``, it starts with one of the genre's beginnings."""
+        segments = [Segment(self.rng.choice(GENRES[self.genre]), "genre"), Segment(" ")] if connective else []
         used: set[str] = set()
         start = 0
         for slot in _SLOT.finditer(template):
             if slot.start() > start:
-                parts.append(Segment(template[start : slot.start()]))
+                segments.append(Segment(template[start : slot.start()]))
             filled = self._fill(slot, used)
-            if parts and re.search(r"\b[aA] $", parts[-1].text) and filled.text[0] in "aeiou":
-                parts[-1] = Segment(parts[-1].text[:-1] + "n ", parts[-1].kind)
-            parts.append(filled)
+            if segments and re.search(r"\b[aA] $", segments[-1].text) and filled.text[0] in "aeiou":
+                segments[-1] = Segment(segments[-1].text[:-1] + "n ", segments[-1].kind)
+            segments.append(filled)
             start = slot.end()
-        parts.append(Segment(template[start:]))
+        segments.append(Segment(template[start:]))
         if not connective:
-            parts[0] = Segment(parts[0].text[0].upper() + parts[0].text[1:], parts[0].kind)
+            segments[0] = Segment(segments[0].text[0].upper() + segments[0].text[1:], segments[0].kind)
         if self.segments:
             self.segments.append(Segment(" "))
-        self.segments.extend(parts)
+        self.segments.extend(segments)
 
     def _fill(self, slot: re.Match[str], used: set[str]) -> Segment:
-        kind, part, present, past = slot.groups()
+        kind, evidence, present, past = slot.groups()
         if present is not None:
             return Segment(past if self.past else present, "tense")
         if kind == "H":
             pronoun = "she" if self.values["hero"].name in _FEMALE else "he"
             return Segment(pronoun) if self.rng.random() < 0.3 else Segment(self.values["hero"].name, "hero")
         value = self.values[kind]
-        if part is None:
+        if evidence is None:
             return Segment(value.name, kind)
-        pool = value.words if part == "w" else tuple(verb[self.past] for verb in value.verbs)
+        pool = value.words if evidence == "w" else tuple(verb[self.past] for verb in value.verbs)
         word = self.rng.choice([word for word in pool if word not in used] or list(pool))
         used.add(word)
         return Segment(word, kind)

@@ -10,19 +10,18 @@ from nla.errors import DataError
 
 
 class WorldSource:
-    """Documents of the embedded world. Splits draw on disjoint ids, so no document is in two of them.
+    """Documents of the embedded world. Splits have disjoint ids, so no document is in two of them.
 
     Args:
         sizes: documents per split (``warm_start``, ``joint``, ``validation``, ``test``, ...).
         seed: of the world; another seed gives other documents under the same ids.
-        statements: which of the known facts a warm-start text mentions, a few, so that joint training has more to
-            find: each with this probability, or as many as lie in this range, fewest and most. With a probability the
-            decision on one fact does not depend on how many were told before.
-        thorough: share of the warm-start texts that tell all known facts instead, in an order of their own. In a text
-            that tells a few, a fact that is missing is mostly one that was left out; only in these is it always one
-            that the context has not revealed.
-        shuffled: whether a warm-start text tells its facts in random order, as the descriptions did from which the
-            packaged target learnt to write, instead of a fixed one.
+        statements: which of the known facts a warm-start text mentions; only a few, so that joint training has more to
+            find. A number: each fact with this probability, independent of how many were told before. A pair: a random
+            number of facts in this range, fewest and most.
+        thorough: share of the warm-start texts that tell all known facts instead, in a different order. A fact missing
+            from a text that tells a few was mostly left out; one missing from these was never revealed by the context.
+        shuffled: whether a warm-start text tells its facts in random order instead of a fixed one; the descriptions
+            from which the packaged target learnt to write were shuffled.
     """
 
     phrases = tuple(STEMS.values())
@@ -45,7 +44,7 @@ class WorldSource:
         return [self._document(f"{split}-{number:06d}") for number in range(self.sizes[split])]
 
     def explanation(self, document: Document, end: int, seed: int) -> str | None:
-        """A random few of the facts known after ``end`` characters; the choice is keyed by seed, document and end."""
+        """A few of the facts known after ``end`` characters, chosen at random by seed, document and end."""
         rng = random.Random(f"{seed}/{document.id}/{end}")
         known = generate(document.id, self.seed).known(end)
         if self.thorough and rng.random() < self.thorough:
@@ -71,7 +70,7 @@ class WorldSource:
         return list(generate(document_id, self.seed).known(len(text)).items())
 
     def full_description(self, document_id: str, text: str) -> str:
-        """Every known fact, in one fixed order: what an explanation could say at best."""
+        """Every known fact, in one fixed order: the best possible explanation."""
         facts = dict(self.facts(document_id, text))
         return describe(facts, len(facts), random.Random(0))
 

@@ -1,4 +1,4 @@
-"""What is said about a document of the world: facts as short English sentences, and the way back.
+"""Statements about a document of the world: facts as short English sentences, and back.
 
 ``describe`` plays the teacher; ``parse_statements`` turns an explanation into claims that ground truth can judge.
 """
@@ -34,10 +34,10 @@ OUTSIDE_IN = ("genre", "tense", "time", "place", "weather", "hero", "job", "mood
 
 
 def describe(facts: dict[str, str], count: int, rng: random.Random, order: Sequence[str] | None = tuple(STEMS)) -> str:
-    """``count`` statements of ``facts``, chosen at random, told in this order; None: a random one, the ending last.
+    """``count`` statements of ``facts``, chosen at random, in this order; None: in random order, the ending last.
 
-    In a fixed order, leaving a kind out is a choice of its own at its own place, which joint training can explore.
-    After shuffled texts the verbalizer learnt to continue until every kind was named, revealed or not.
+    In a fixed order, leaving out a kind is a separate choice at a known place, which joint training can explore.
+    From shuffled texts the verbalizer learnt to continue until every kind was named, revealed or not.
     """
     chosen = rng.sample(sorted(facts), min(count, len(facts)))
     chosen.sort(key=order.index if order else lambda kind: kind == "ending")
@@ -45,11 +45,11 @@ def describe(facts: dict[str, str], count: int, rng: random.Random, order: Seque
 
 
 def parse_statements(explanation: str) -> list[tuple[str | None, str]]:
-    """Split an explanation into ``(kind, value)``; a sentence that is no statement of a known form has kind None."""
-    found: list[tuple[str | None, str]] = []
+    """Split an explanation into ``(kind, value)``; a sentence without a known form has kind None."""
+    claims: list[tuple[str | None, str]] = []
     for sentence in re.findall(r"[^.]*\.|[^.]+$", explanation.strip()):
         sentence = sentence.strip()
         kind = next((kind for kind, stem in STEMS.items() if sentence.startswith(stem + " ")), None)
         value = sentence[len(STEMS[kind]) + 1 :].removesuffix(".") if kind else sentence
-        found.append((kind if kind and sentence.endswith(".") and value in KINDS[kind] else None, value))
-    return found
+        claims.append((kind if kind and sentence.endswith(".") and value in KINDS[kind] else None, value))
+    return claims

@@ -1,7 +1,7 @@
 """The words of the embedded world: every kind of fact, its values, and the words that give each value away.
 
 A *value* (stormy) is named by its own word and hinted at by *evidence* words (thunder, gale, ...). Every evidence word
-belongs to exactly one value of one kind, so a single occurrence reveals the fact; ``tests/data/test_world.py`` holds
+belongs to exactly one value of one kind, so a single occurrence reveals the fact; ``tests/data/test_world.py`` checks
 this. Verbs are (present, past) pairs, which reveal the tense of the document as well.
 """
 
@@ -111,7 +111,7 @@ evening: dusk supper sunset twilight
 night: midnight stars moon darkness
 """)
 
-# A genre is told by how its sentences begin.
+# A genre shows in how its sentences begin.
 GENRES: dict[str, tuple[str, ...]] = {
     "story": ("Then", "Soon", "Suddenly", "Once"),
     "letter": ("My friend,", "Believe me,", "You know,", "As I wrote,"),

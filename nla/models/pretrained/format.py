@@ -1,4 +1,4 @@
-"""The files of the released checkpoint format: two folders of safetensors, their weights read and written.
+"""The files of the released checkpoint format, two folders of safetensors: weights read and written.
 
 Token ids are checked against the live tokenizer by `nla.models.pretrained.loading`.
 """
@@ -20,11 +20,11 @@ VALUE_HEAD = "value_head.safetensors"
 
 
 def save_causal_lm(model: PreTrainedModel, folder: Path) -> None:
-    """A plain Hugging Face model; adapters are merged in, weights in 4 bits written as bfloat16."""
+    """A plain Hugging Face model; adapters are merged, weights in 4 bits are written as bfloat16."""
     state = merged_state_dict(model) if has_lora(model) else None
-    whole = causal_lm(body(model)) if hasattr(model.config, "quantization_config") else model
+    exported = causal_lm(body(model)) if hasattr(model.config, "quantization_config") else model
     with quiet():
-        whole.save_pretrained(folder, state_dict=state)
+        exported.save_pretrained(folder, state_dict=state)
 
 
 def load_causal_lm(folder: Path, dtype: str = "float32") -> PreTrainedModel:
@@ -36,7 +36,7 @@ def load_causal_lm(folder: Path, dtype: str = "float32") -> PreTrainedModel:
 
 
 def save_reconstructor(decoder: PreTrainedModel, head: nn.Linear, folder: Path) -> None:
-    """Blocks 0..l under the causal LM's names, no final norm, no lm_head, and the value head beside them."""
+    """Blocks 0..l under the causal LM's names, without final norm and lm_head, and the value head beside them."""
     model = causal_lm(decoder)
     state = {f"{model.base_model_prefix}.{name}": value for name, value in merged_state_dict(decoder).items()}
     with quiet():
@@ -69,27 +69,27 @@ def load_reconstructor(folder: Path, dtype: str = "float32") -> PreTrainedModel:
     """The causal LM that holds blocks 0..l. Raises ReleaseError for pickles and weights that do not fit."""
     refuse_pickles(folder)
     model, info = _load(folder, dtype)
-    spare = [name for name in info["missing_keys"] if not _by_design(name)]
-    _refuse_keys(folder, "missing", spare)
+    missing = [name for name in info["missing_keys"] if not _by_design(name)]
+    _refuse_keys(folder, "missing", missing)
     _refuse_keys(folder, "unexpected", info["unexpected_keys"])
     return model
 
 
 def _by_design(name: str) -> bool:
-    parts = name.split(".")
-    return "lm_head" in parts or (len(parts) >= 2 and parts[-2] in FINAL_NORMS and len(parts) <= 4)
+    path = name.split(".")
+    return "lm_head" in path or (len(path) >= 2 and path[-2] in FINAL_NORMS and len(path) <= 4)
 
 
 def refuse_places_outside(folder: Path) -> None:
-    """Raises ReleaseError where an index of weights names a file that is not directly in the folder."""
+    """Raises ReleaseError if a weight index names a file that is not directly in the folder."""
     for path in sorted(folder.glob("*.index.json")):
         try:
             named = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
         except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ReleaseError(f"{path} is not an index of weights ({error}): fetch the whole folder") from None
+            raise ReleaseError(f"{path} is not a weight index ({error}): fetch the whole folder") from None
         for name in named:
             if not isinstance(name, str) or Path(name).name != name or "\0" in name:
-                raise ReleaseError(f"{path}: weight_map names {name!r}, a place outside the folder: refused")
+                raise ReleaseError(f"{path}: weight_map names {name!r}, a path outside the folder: refused")
 
 
 def _load(folder: Path, dtype: str) -> tuple[PreTrainedModel, dict[str, Any]]:
@@ -100,7 +100,7 @@ def _load(folder: Path, dtype: str) -> tuple[PreTrainedModel, dict[str, Any]]:
         raise ReleaseError(str(error)) from error
 
 
-def _refuse_keys(folder: Path, what: str, names: Any) -> None:
+def _refuse_keys(folder: Path, kind: str, names: Any) -> None:
     if names:
-        some = ", ".join(sorted(names)[:3])
-        raise ReleaseError(f"{folder}: {len(names)} {what} weights ({some}): config.json and the weights do not agree")
+        shown = ", ".join(sorted(names)[:3])
+        raise ReleaseError(f"{folder}: {len(names)} {kind} weights ({shown}): config.json and the weights do not agree")

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: fetch what is safe to have, name the commit that was used, and say what to do when it fails."""
+"""The Hugging Face Hub: fetch safe files, name the commit that was used, and say what to do on failure."""
 
 import os
 import re
@@ -42,28 +42,28 @@ def fetch(source: str | Path, revision: str | None = None, patterns: Sequence[st
 
 def hub_name(folder: Path) -> str | None:
     """`org/name@commit` of a folder in the hub's cache, `models--org--name/snapshots/<commit>` or inside; else None."""
-    for place in (folder, *folder.parents):
-        if COMMIT.fullmatch(place.name) and place.parent.name == "snapshots":
-            repository = place.parent.parent.name
-            return f"{repository.removeprefix('models--').replace('--', '/')}@{place.name}"
+    for parent in (folder, *folder.parents):
+        if COMMIT.fullmatch(parent.name) and parent.parent.name == "snapshots":
+            repository = parent.parent.parent.name
+            return f"{repository.removeprefix('models--').replace('--', '/')}@{parent.name}"
     return None
 
 
 def cached_commit(model_id: str | Path, revision: str | None = None) -> str | None:
-    """The commit that a hub id's files in the cache belong to, once it was loaded; None for a folder."""
+    """The commit of a hub id's files in the cache, after loading; None for a folder outside of the cache."""
     if os.path.isdir(model_id):
         name = hub_name(Path(model_id))
     else:
         try:
-            found = try_to_load_from_cache(str(model_id), "config.json", revision=revision)
+            config = try_to_load_from_cache(str(model_id), "config.json", revision=revision)
         except HFValidationError:  # a packaged target's id
             return None
-        name = hub_name(Path(found).parent) if isinstance(found, str) else None
+        name = hub_name(Path(config).parent) if isinstance(config, str) else None
     return name.rpartition("@")[2] if name else None
 
 
 def remedy(error: BaseException, source: str | Path, revision: str | None = None) -> str:
-    """What a failed look-up on the hub means and what to do; another error's first line as it is."""
+    """What a failed hub lookup means and what to do; for another error its first line."""
     causes = list(_causes(error))
 
     def met(*kinds: type[BaseException]) -> bool:
@@ -77,23 +77,23 @@ def remedy(error: BaseException, source: str | Path, revision: str | None = None
     if met(RevisionNotFoundError):
         return f"it has no revision {revision!r}: give a branch, a tag or a commit's hash, or null"
     if met(RepositoryNotFoundError):
-        return "the hub has no such repository, or it is private: check the id, and `hf auth login` where it is yours"
+        return "the hub has no such repository, or it is private: check the id, and `hf auth login` if it is yours"
     if met(IncompleteSnapshotError):
-        return f"only some of its files are in the cache{at}: run `hf download {source}` where there is a network"
+        return f"only some of its files are in the cache{at}: run `hf download {source}` with a network"
     if met(OfflineModeIsEnabled) or "outgoing traffic" in " ".join(map(str, causes)):
         return (
-            f"it is not in the cache{at}, and offline mode is on: run `hf download {source}` where there is a network, "
+            f"it is not in the cache{at}, and offline mode is on: run `hf download {source}` with a network, "
             "or unset HF_HUB_OFFLINE"
         )
     if met(LocalEntryNotFoundError, ConnectionError):
         return f"the hub cannot be reached, and it is not in the cache{at}: check the network, or give a folder"
     if met(EntryNotFoundError):
-        return f"a file of it is missing{at} ({first_line(error)})"
+        return f"one of its files is missing{at} ({first_line(error)})"
     return first_line(error)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and those behind it."""
+    """The error and its causes."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

@@ -1,4 +1,4 @@
-"""A saved pair read back: the halves' facts agree with each other, with the weights and with the live tokenizer."""
+"""Load a saved pair: the halves' facts must agree with each other, the weights and the live tokenizer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ from nla.models.verbalizer import Verbalizer
 
 HALVES = ("verbalizer", "reconstructor")
 SAVED = "saved"
-PARTNERS = (("av", "ar"), ("actor", "critic"), HALVES)  # names of the halves where each has its own repository
+PARTNERS = (("av", "ar"), ("actor", "critic"), HALVES)  # names of the halves if each has its own repository
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """What a half's weights are to be: their type, an adapter (rank, alpha, dropout), a base to share.
+    """How to load a half's weights: their type, an adapter (rank, alpha, dropout), a base to share.
 
-    Without a base, or where no adapter was saved, a half has its own weights, and the adapter starts afresh.
+    Without a base, or if no adapter was saved, a half has its own weights and a fresh adapter.
     """
 
     dtype: str = "float32"
@@ -39,23 +39,23 @@ class Weights:
     def of(
         cls, halves: Sequence[Path], dtype: str, adapter: dict[str, Any] | str | None, base: PreTrainedModel | None
     ) -> "Weights":
-        """`adapter=SAVED`: that of the folders, on the base; none where one of them has none."""
-        found = [saved_adapter(half) for half in halves]
+        """`adapter=SAVED`: that of the folders, on the base; none if either folder has none."""
+        saved = [saved_adapter(half) for half in halves]
         if isinstance(adapter, str):
             if adapter != SAVED:
                 raise ConfigError(f"adapter {adapter!r}: expected '{SAVED}', a mapping (rank, alpha, dropout) or None")
-            adapter = found[0] if base is not None and found[0] == found[1] else None
-        return cls(dtype, adapter, base if adapter is not None and all(found) else None)
+            adapter = saved[0] if base is not None and saved[0] == saved[1] else None
+        return cls(dtype, adapter, base if adapter is not None and all(saved) else None)
 
     def shared(self, folder: Path) -> tuple[PreTrainedModel, dict[str, Tensor]] | None:
-        """Modules around the base's weights and the saved adapter for them; None where nothing is to be shared."""
+        """Modules around the base's weights and the saved adapter for them; None if nothing is shared."""
         if self.base is None or self.adapter is None:
             return None
         state = load_adapter_state(folder, self.adapter["rank"], self.adapter["alpha"])
         return None if state is None else (shared_copy(self.base), state)
 
     def adapt(self, model: PreTrainedModel, saved: dict[str, Tensor] | None) -> None:
-        """A fresh adapter, or the saved one, where there is to be one."""
+        """Add a fresh adapter or the saved one, if there is to be one."""
         if self.adapter is not None:
             add_lora(model, **self.adapter)
         if saved is not None:
@@ -69,7 +69,7 @@ def find_halves(
     revision: str | None = None,
     patterns: Sequence[str] = SAFE_FILES,
 ) -> tuple[Path, Path]:
-    """Local folders of the two halves, both there before either is read. Raises ReleaseError.
+    """Local folders of the two halves, both fetched before either is read. Raises ReleaseError.
 
     `folder` (or a hub id) holds both, or is one of two whose names differ in their last word: `...-av` and `...-ar`.
     A hub id may carry its revision: `org/name@revision`.
@@ -87,21 +87,21 @@ def find_halves(
 
 def _partner(name: str) -> str:
     stem, at, revision = name.rstrip("/").partition("@")
-    for one, another in PARTNERS:
-        for ending, other in ((one, another), (another, one)):
+    for first, second in PARTNERS:
+        for ending, other in ((first, second), (second, first)):
             if stem.endswith(ending):
                 return f"{stem.removesuffix(ending)}{other}{at}{revision}"
     raise ReleaseError(f"{name} is one half of a pair: name both, verbalizer= and reconstructor=")
 
 
 def parents(first: Path, second: Path, av: Metadata, ar: Metadata) -> tuple[str, ...]:
-    """What training from this pair continues from: its hub ids with their commits, else what it recorded itself."""
+    """What training from this pair continues from: its hub ids with their commits, else its recorded parents."""
     named = [name for name in map(hub_name, (first, second)) if name is not None]
     return tuple(dict.fromkeys(named or (*av.parents, *ar.parents)))
 
 
 def read_facts(first: Path, second: Path) -> tuple[Metadata, Metadata, Templates]:
-    """The metadata of both halves and the prompts. Raises ReleaseError where they are not a pair."""
+    """The metadata of both halves and the prompts. Raises ReleaseError if they are not a pair."""
     av, ar = read_metadata(first), read_metadata(second)
     if (av.role, ar.role) != ("av", "ar"):
         raise ReleaseError(f"{first} has role {av.role!r} and {second} {ar.role!r}: expected av and ar, in this order")
@@ -110,9 +110,9 @@ def read_facts(first: Path, second: Path) -> tuple[Metadata, Metadata, Templates
             raise ReleaseError(
                 f"{first} has {key} {getattr(av, key)}, {second} {getattr(ar, key)}: the two halves are not a pair"
             )
-    for folder, about in ((first, av), (second, ar)):
-        if about.role not in about.templates:
-            raise ReleaseError(f"{folder / METADATA}: prompt_templates.{about.role} is missing")
+    for folder, metadata in ((first, av), (second, ar)):
+        if metadata.role not in metadata.templates:
+            raise ReleaseError(f"{folder / METADATA}: prompt_templates.{metadata.role} is missing")
     try:
         return av, ar, Templates(av.templates["av"], ar.templates["ar"])
     except ConfigError as error:
@@ -146,10 +146,10 @@ def load_reconstructor(folder: Path, about: Metadata, templates: Templates, weig
     """Raises ReleaseError: no or a wrong head, blocks that do not fit the layer, a suffix that drifted."""
     head = release.load_head(folder, about.d_model)
     model, saved = weights.shared(folder) or (release.load_reconstructor(folder, weights.dtype), None)
-    count = body(model).config.num_hidden_layers
-    if width(model) != about.d_model or (saved is None and count != about.layer + 1):
+    blocks = body(model).config.num_hidden_layers
+    if width(model) != about.d_model or (saved is None and blocks != about.layer + 1):
         raise ReleaseError(
-            f"{folder}: config.json has {count} blocks of width {width(model)}, "
+            f"{folder}: config.json has {blocks} blocks of width {width(model)}, "
             f"layer {about.layer} of width {about.d_model} needs {about.layer + 1}"
         )
     decoder = truncated(body(model), about.layer)

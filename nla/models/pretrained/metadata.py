@@ -1,6 +1,6 @@
-"""`nla_meta.yaml`, the facts that travel with a saved half: read strictly, written as released.
+"""`nla_meta.yaml`, the facts saved with a half: read strictly, written as released.
 
-Both spellings met in the wild are read (`av`/`ar`, older `actor`/`critic`); only the newer one is written.
+Both spellings found in the wild are read (`av`/`ar`, older `actor`/`critic`); only the newer one is written.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ MAX_METADATA_BYTES = 1 << 20
 ROLES = {"av": "av", "actor": "av", "ar": "ar", "critic": "ar"}
 OLDER = {"av": "actor", "ar": "critic"}
 SCHEMA_VERSIONS = (1, 2)
-# Every field that is known, by section. What nobody reads could mean that something else is meant: it is refused.
+# Every known field, by section. An unknown field could change the meaning of the others, so it is refused.
 KNOWN = {
     "": "kind schema_version role stage base_checkpoint base_revision d_model extraction_layer_index extraction tokens "
     "prompt_templates critic ar trained_on parent_checkpoints created_at created_by training",
@@ -35,24 +35,24 @@ KNOWN = {
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """What `nla_meta.yaml` says about one half of a pair."""
+    """The facts of `nla_meta.yaml` about one half of a pair."""
 
     role: str  # av | ar
     base_model: str
     d_model: int
     layer: int
-    injection_scale: Scale | str  # "absent" where the file does not say
+    injection_scale: Scale | str  # "absent" if the file does not say
     mse_scale: Scale
     templates: dict[str, str]  # av, ar
     tokens: dict[str, Any] = field(default_factory=dict)
     stage: str | None = None
     training: dict[str, Any] | None = None
     base_revision: str | None = None  # commit of the base model
-    parents: tuple[str, ...] = ()  # hub ids, each with its commit, that training continued from
+    parents: tuple[str, ...] = ()  # hub ids with commits that training continued from
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML that refuses aliases (bombs) and duplicate keys (PyYAML keeps the last in silence)."""
+    """Safe YAML that refuses aliases (bombs) and duplicate keys (PyYAML silently keeps the last)."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -72,9 +72,9 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A mapping from a small YAML file. Raises ReleaseError, which names the file; runs no code."""
+    """A mapping from a small YAML file. Raises ReleaseError that names the file; runs no code."""
     if not path.is_file():
-        raise ReleaseError(f"{path} is missing: the folder is not a released checkpoint, or is only half of one")
+        raise ReleaseError(f"{path} is missing: the folder is not a released checkpoint, or only half of one")
     if path.stat().st_size > MAX_METADATA_BYTES:
         raise ReleaseError(f"{path} has {path.stat().st_size} bytes, at most {MAX_METADATA_BYTES} are read")
     try:
@@ -84,7 +84,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, path: Path) -> dict[str, Any]:
-    """The same of the text in `path`."""
+    """As `read_yaml`, for the text of `path`."""
     if len(text) > MAX_METADATA_BYTES:
         raise ReleaseError(f"{path} holds {len(text)} characters of YAML, at most {MAX_METADATA_BYTES} are read")
     try:
@@ -155,12 +155,12 @@ def _refuse_unknown(path: Path, content: dict[str, Any]) -> None:
         raise ReleaseError(f"{path}: extraction.norm is {norm!r}, expected 'none': activations are read raw")
 
 
-def _one(path: Path, what: str, spellings: dict[str, Any]) -> Any:
+def _one(path: Path, fact: str, spellings: dict[str, Any]) -> Any:
     """The value that all spellings agree on."""
-    found = {key: value for key, value in spellings.items() if value is not None}
-    if len(set(found.values())) != 1:
-        raise ReleaseError(f"{path}: {what} must be stated once or in agreement, found {found or 'nothing'}")
-    return next(iter(found.values()))
+    stated = {key: value for key, value in spellings.items() if value is not None}
+    if len(set(stated.values())) != 1:
+        raise ReleaseError(f"{path}: {fact} must be stated once or in agreement, found {stated or 'nothing'}")
+    return next(iter(stated.values()))
 
 
 def _text(path: Path, key: str, value: Any) -> str | None:
@@ -214,10 +214,10 @@ def _layer(path: Path, content: dict[str, Any], extraction: dict[str, Any]) -> i
         "extraction_layer_index": content.get("extraction_layer_index"),
         "extraction.layer_index": extraction.get("layer_index"),
         "critic.extraction_layer_index": critic.get("extraction_layer_index"),
-        "ar.num_hidden_layers": ar.get("num_hidden_layers"),  # also l, not the count
+        "ar.num_hidden_layers": ar.get("num_hidden_layers"),  # the layer l, not the count
     }
-    found = {key: _whole(path, key, value, least=0) for key, value in spellings.items() if value is not None}
-    return _one(path, "the layer", found)
+    layers = {key: _whole(path, key, value, least=0) for key, value in spellings.items() if value is not None}
+    return _one(path, "the layer", layers)
 
 
 def write_metadata(folder: Path, metadata: Metadata) -> None:
@@ -254,5 +254,5 @@ def check_token(path: Path, tokens: Mapping[str, Any], key: str, live: object) -
     if tokens.get(key) is not None and tokens[key] != live:
         raise ReleaseError(
             f"{path / METADATA}: tokens.{key} was recorded as {tokens[key]!r}, this tokenizer gives {live!r}: "
-            "tokenizer or chat template have drifted; use the files saved beside the weights"
+            "tokenizer or chat template has drifted; use the files saved beside the weights"
         )

@@ -1,5 +1,5 @@
-"""Other ways to an activation.
+"""Other ways to read activations.
 
-May import the other modules of `nla.models` and what is below them.
+May import the other modules of `nla.models` and the rooms below them.
 Public: `chat`, `tensors` (of other libraries), `comparison` (two pairs side by side).
 """

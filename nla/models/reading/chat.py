@@ -20,41 +20,41 @@ def read_chat(
 
     Args:
         messages: `[{"role": ..., "content": ...}, ...]`.
-        where: `"all"` tokens but special ones; `"last"`; a role, for the tokens of its contents; or a list of spans:
-            pieces of text (each time they occur) or `(start, end)` characters of the rendered chat. A token is read
-            where it shares a character with a span.
-        generation_prompt: whether the template's opening of an answer follows, where the model is about to speak.
+        where: `"all"` tokens except special ones; `"last"`; a role, for the tokens of its contents; or a list of spans:
+            pieces of text (every occurrence) or `(start, end)` characters of the rendered chat. A token is read if it
+            shares a character with a span.
+        generation_prompt: whether to append the template's opening of an answer, where the model is about to speak.
 
-    Raises DataError: no chat template, no token there, a piece of text that does not occur.
+    Raises DataError: no chat template, no token in `where`, a piece of text that does not occur.
     """
     rendered = render(target, messages, generation_prompt)
     encoded: Any = target.tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
     special = set(target.tokenizer.all_special_ids)
     if where == "all" or where == "last":
-        chosen = [place for place, token in enumerate(ids) if token not in special]
+        chosen = [index for index, token in enumerate(ids) if token not in special]
         chosen = chosen[-1:] if where == "last" else chosen
     else:
         spans = _spans(rendered, messages, where)
         chosen = [
-            place
-            for place, (start, end) in enumerate(offsets)
+            index
+            for index, (start, end) in enumerate(offsets)
             if end > start and any(start < last and end > first for first, last in spans)
         ]
     if not chosen:
-        raise DataError(f"where={where!r}: no token of the chat lies there")
+        raise DataError(f"where={where!r}: no token of the chat is there")
     return target.read_ids([ids], [chosen])
 
 
 def render(target: Target, messages: Messages, generation_prompt: bool = False) -> str:
-    """The chat as text. Raises DataError where the tokenizer has no template or the template refuses the roles."""
+    """The chat as text. Raises DataError if the tokenizer has no template or the template refuses the roles."""
     if not target.tokenizer.chat_template:
         raise DataError("this target's tokenizer has no chat template: give plain text to target.read instead")
     try:
         text = target.tokenizer.apply_chat_template(
             [dict(message) for message in messages], tokenize=False, add_generation_prompt=generation_prompt
         )
-    except Exception as error:  # jinja2 raises what the template's author chose
+    except Exception as error:  # jinja2 raises whatever the template's author chose
         raise DataError(f"the chat template refuses these messages ({error}); check roles and their order") from error
     return str(text)
 
@@ -82,20 +82,20 @@ def _contents(rendered: str, messages: Messages, role: str) -> list[tuple[int, i
     spans, start = [], 0
     for message in messages:
         content = message["content"].strip()
-        place = rendered.find(content, start)
-        if place < 0:
+        first = rendered.find(content, start)
+        if first < 0:
             raise DataError(f"the chat template changes a message of role {message['role']!r}: name spans instead")
-        start = place + len(content)
+        start = first + len(content)
         if message["role"] == role and content:
-            spans.append((place, start))
+            spans.append((first, start))
     return spans
 
 
 def _occurrences(rendered: str, piece: str) -> list[tuple[int, int]]:
-    places, start = [], rendered.find(piece) if piece else -1
+    spans, start = [], rendered.find(piece) if piece else -1
     while start >= 0:
-        places.append((start, start + len(piece)))
+        spans.append((start, start + len(piece)))
         start = rendered.find(piece, start + len(piece))
-    if not places:
+    if not spans:
         raise DataError(f"span {piece!r} does not occur in the chat")
-    return places
+    return spans

@@ -10,9 +10,9 @@ from nla.models.target import Target
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One row per place: what each named pair says there, and the cosine of its reconstruction."""
+    """One row per text: the explanation of each named pair, and the cosine of its reconstruction."""
 
-    text: list[str]  # context up to the place
+    text: list[str]  # context up to the compared place
     explanation: dict[str, list[str | None]]
     cosine: dict[str, list[float]]
 
@@ -23,8 +23,8 @@ class Comparison:
         lines = []
         for row, text in enumerate(self.text):
             lines.append(f"...{' '.join(text.split())[-60:]}")
-            for name, said in self.explanation.items():
-                lines.append(f"  {name} ({self.cosine[name][row]:.2f}): {said[row] or '(malformed)'}")
+            for name, explanations in self.explanation.items():
+                lines.append(f"  {name} ({self.cosine[name][row]:.2f}): {explanations[row] or '(malformed)'}")
         return "\n".join(lines)
 
 
@@ -38,7 +38,7 @@ def compare(
 
     Args:
         pairs: by the name under which they are shown; the targets may be different models with different tokenizers.
-        ends: of each text the characters up to the place; None: the whole text. Each tokenizer reads its last token of
+        ends: characters of each text up to the place; None: the whole text. Each tokenizer reads its last token of
             that part.
     """
     if not pairs:
@@ -55,7 +55,7 @@ def compare(
                 f"{target.layer} of width {target.d_model}"
             )
         reading = target.read(shown, positions="last")
-        said = nla.explain(reading.activation, temperature=0.0, max_new_tokens=max_new_tokens)
-        explanation[name] = [row[0] for row in said]
+        samples = nla.explain(reading.activation, temperature=0.0, max_new_tokens=max_new_tokens)
+        explanation[name] = [row[0] for row in samples]
         cosine[name] = nla.score(reading.activation, explanation[name]).cosine.tolist()
     return Comparison(shown, explanation, cosine)

@@ -1,8 +1,8 @@
-"""Activations that another library read: which block's output are they, and do they belong to this pair?
+"""Activations read by another library: which block's output are they, and do they suit this pair?
 
-TransformerLens: `cache["resid_post", l]` is the output of block l, `resid_pre` of l that of block l - 1; with weights
-processed (its default) each vector has its mean taken off. nnsight: `model.model.layers[l].output`. Hugging Face:
-`hidden_states[l + 1]`. Many tools count from 1. So the tensor is compared with our own reading of the same text.
+TransformerLens: `cache["resid_post", l]` is the output of block l, `resid_pre` of l that of block l - 1; with weight
+processing (its default) each vector has its mean subtracted. nnsight: `model.model.layers[l].output`. Hugging Face:
+`hidden_states[l + 1]`. Many tools count from 1. So the tensor is compared with the target's reading of the same text.
 """
 
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ TOLERANCE = 0.05  # relative difference up to which two readings are the same: a
 
 @dataclass(frozen=True, slots=True)
 class HookMatch:
-    """The reading that a tensor is. `block` -1: the embeddings; `shift`: its row i is our token i + shift."""
+    """Which reading a tensor is. `block` -1: the embeddings; `shift`: its row i is the target's token i + shift."""
 
     block: int
     shift: int
-    centered: bool  # each vector's mean over its width was taken off
-    difference: float  # relative, of the closest reading
+    centered: bool  # each vector's mean over its width was subtracted
+    difference: float  # relative, to the closest reading
     wanted: int  # the target's layer
 
     @property
@@ -39,21 +39,23 @@ class HookMatch:
         name = "the embeddings" if self.block < 0 else f"the output of block {self.block}"
         if self.difference > TOLERANCE:
             return f"equals no block's output (closest: {name}, {self.difference:.0%} off): another model, text or hook"
-        said = f"equals {name}" + (f", from token {self.shift} on" if self.shift else "")
+        message = f"equals {name}" + (f", from token {self.shift} on" if self.shift else "")
         if self.block != self.wanted:
             off = self.block - self.wanted
-            said += f"; the pair reads block {self.wanted}: hook {abs(off)} block{'s' if abs(off) > 1 else ''} "
-            said += "later" if off < 0 else "earlier"
+            message += f"; the pair reads block {self.wanted}: hook {abs(off)} block{'s' if abs(off) > 1 else ''} "
+            message += "later" if off < 0 else "earlier"
         if self.centered:
-            said += "; its mean was taken off: load the model without weight processing (from_pretrained_no_processing)"
-        return said
+            message += (
+                "; its mean was subtracted: load the model without weight processing (from_pretrained_no_processing)"
+            )
+        return message
 
 
 def check_hook(target: Target, text: str, tensor: Tensor) -> HookMatch:
     """Compare `[time, d_model]` (or with a batch axis of 1) with the output of every block on `text`.
 
-    The tokens may lack our first one (a BOS), or hold one of their own before. Raises DataError for a shape that does
-    not fit.
+    The tokens may lack the target's first one (a BOS), or have one more before it. Raises DataError for a shape that
+    does not fit.
     """
     given = _matrix(target, tensor)
     readings = _all_blocks(target, text)
@@ -68,7 +70,7 @@ def check_hook(target: Target, text: str, tensor: Tensor) -> HookMatch:
         theirs = given[max(0, -shift) :][: ours.shape[1]]
         for centered in (False, True):
             reference = ours - ours.mean(-1, keepdim=True) if centered else ours
-            # per token, since the norm of a first token can exceed all others a hundred times
+            # per token, since the norm of a first token can be a hundred times that of the others
             off = (theirs - reference).norm(dim=-1) / reference.norm(dim=-1).clamp_min(1e-9)
             for block, difference in enumerate(off.median(dim=1).values.tolist(), start=-1):
                 matches.append(HookMatch(block, shift, centered, difference, target.layer))
@@ -76,7 +78,7 @@ def check_hook(target: Target, text: str, tensor: Tensor) -> HookMatch:
 
 
 def from_hook(target: Target, text: str, tensor: Tensor) -> Reading:
-    """The tensor as a `Reading`, once it is shown to be what the target reads. Raises DataError if it is not."""
+    """The tensor as a `Reading`, after a check that it is what the target reads. Raises DataError if it is not."""
     match = check_hook(target, text, tensor)
     if not match.right:
         raise DataError(f"the tensor {match}")
@@ -109,8 +111,8 @@ def _all_blocks(target: Target, text: str) -> Float[Tensor, "reading time d_mode
     device = target.device
     tokens = torch.tensor(token_ids(target.tokenizer, [text]), device=device)
     time = tokens.shape[1]
-    place = torch.arange(time, device=device)
+    position = torch.arange(time, device=device)
     layers = list(range(int(decoder.config.num_hidden_layers)))
-    blocks = target(tokens, torch.ones_like(tokens, dtype=torch.bool), torch.zeros_like(place), place, layers)
+    blocks = target(tokens, torch.ones_like(tokens, dtype=torch.bool), torch.zeros_like(position), position, layers)
     first = decoder(inputs_embeds=embed(decoder, tokens), use_cache=False, output_hidden_states=True).hidden_states[0]
     return torch.cat([first.float(), blocks.transpose(0, 1)]).cpu()

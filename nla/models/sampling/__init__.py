@@ -1,6 +1,6 @@
-"""Sampling of explanations: `SamplingParams` and two samplers of one signature.
+"""Sampling of explanations: `SamplingParams` and two samplers with one signature.
 
-`engine` is our decode loop, `hf` the reference through `model.generate`.
+`engine` is our decode loop, `hf` the reference, which uses `model.generate`.
 May import `nla.core` and `nla.models.backbone`. Public: `SamplingParams`, `sampler`.
 """
 

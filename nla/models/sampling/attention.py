@@ -1,9 +1,9 @@
-"""Attention over shared prefixes: what all samples have in common is stored once and multiplied once.
+"""Attention over shared prefixes: keys and values that samples share are stored once and multiplied once.
 
 Registered under `SHARED` through transformers' public AttentionInterface; a model is switched to it while it samples
 and back afterwards. The prefixes reach it as an extra keyword argument of the model's forward, so no model is changed.
-The scores of prefixes and of a row's own tokens pass through one softmax, which is the same as merging the partial
-softmaxes of each by their log-sum-exp.
+The scores of prefixes and of a row's own tokens pass through one softmax, which equals merging their partial softmaxes
+by log-sum-exp.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,8 +24,8 @@ SHARED = "nla_shared_prefix"
 class Prefix:
     """Keys and values that come before a row's own, per block: `[part kv_heads time head_dim]`.
 
-    `part` is 1 where all rows share them, else one for each activation. `slot` then says which place each row has
-    among all `part * group` samples (rows that have ended are gone from the batch, not from their group).
+    `part` is 1 if all rows share them, else the number of activations. `slot` then is the index of each row among all
+    `part * group` samples (rows that have ended are removed from the batch, not from their group).
     """
 
     keys: Sequence[Tensor]
@@ -41,7 +41,7 @@ class Prefix:
         return replace(self, slot=slot)
 
     def scores(self, block: int, query: Float[Tensor, "row kv_heads some head_dim"]) -> Tensor:
-        """`q k^T` with the samples of one part as one matrix: [row kv_heads some time]."""
+        """`q k^T`, the samples of one part as one matrix: [row kv_heads some time]."""
         return self._each(query, self.keys[block].transpose(-1, -2))
 
     def mix(self, block: int, weight: Float[Tensor, "row kv_heads some time"]) -> Tensor:
@@ -50,14 +50,14 @@ class Prefix:
 
     def _each(self, left: Tensor, right: Tensor) -> Tensor:
         rows, heads, some, inner = left.shape
-        part, places = len(right), len(right) * self.group
-        if part > 1 and rows != places:  # rows have ended: their places stay empty
-            spread = left.new_zeros(places, heads, some, inner)
+        count, slots = len(right), len(right) * self.group
+        if count > 1 and rows != slots:  # rows have ended: their slots stay empty
+            spread = left.new_zeros(slots, heads, some, inner)
             spread[self.slot] = left
             return self._each(spread, right)[self.slot]
-        together = left.view(part, -1, heads, some, inner).transpose(1, 2).reshape(part, heads, -1, inner)
-        product = together @ right
-        return product.view(part, heads, -1, some, right.shape[-1]).transpose(1, 2).reshape(rows, heads, some, -1)
+        grouped = left.view(count, -1, heads, some, inner).transpose(1, 2).reshape(count, heads, -1, inner)
+        product = grouped @ right
+        return product.view(count, heads, -1, some, right.shape[-1]).transpose(1, 2).reshape(rows, heads, some, -1)
 
 
 def attention(
@@ -75,8 +75,8 @@ def attention(
 ) -> tuple[Float[Tensor, "row new heads head_dim"], None]:
     """Causal attention of the newest tokens to the prefixes and to the row's own tokens so far.
 
-    Heads that share keys are one matrix, not copies of the keys. The softmax is in fp32. `place` says where the newest
-    tokens are among a row's own, where `key` is a buffer that is not full yet.
+    Heads that share keys form one matrix; keys are not copied. The softmax is in fp32. `place` is the index of the
+    newest tokens among a row's own if `key` is a buffer that is not full yet.
     """
     rows, heads, new, size = query.shape
     kv_heads, own = key.shape[1], key.shape[2]
@@ -93,10 +93,10 @@ def attention(
         hidden = _hidden(last + total - own, total, sliding_window)
         joint = joint.view(rows, kv_heads, -1, new, total).masked_fill(hidden, -torch.inf).view(joint.shape)
     weight = joint.softmax(-1).to(value.dtype)
-    parts = weight.split([*(prefix.time for prefix in prefixes), own], -1)
-    mixed = parts[-1] @ value
-    for prefix, part in zip(prefixes, parts[:-1], strict=True):
-        mixed = mixed + prefix.mix(block, part)
+    *prefix_weights, own_weight = weight.split([*(prefix.time for prefix in prefixes), own], -1)
+    mixed = own_weight @ value
+    for prefix, prefix_weight in zip(prefixes, prefix_weights, strict=True):
+        mixed = mixed + prefix.mix(block, prefix_weight)
     return mixed.view(rows, heads, new, size).transpose(1, 2), None
 
 
@@ -111,7 +111,7 @@ AttentionInterface.register(SHARED, attention)
 
 @contextmanager
 def shared_attention(decoder: PreTrainedModel) -> Iterator[None]:
-    """Inside, the decoder attends through `attention`."""
+    """The decoder uses `attention` inside the context."""
     usual: Any = decoder.config._attn_implementation
     decoder.set_attn_implementation(SHARED)
     try:
@@ -123,11 +123,11 @@ def shared_attention(decoder: PreTrainedModel) -> Iterator[None]:
 class StaticCacheLayer(CacheLayerMixin):
     """Keys and values of one block in buffers of their final size, filled in place instead of copied at each token.
 
-    Hands out what is filled so far; with `place`, a tensor that says where the next token goes, the whole buffers, so
-    that every step has the same shapes and can be recorded.
+    Returns what is filled so far; with `place`, a tensor of the next token's index, the whole buffers, so that every
+    step has the same shapes and can be recorded.
     """
 
-    is_sliding = False  # windows are the attention's affair
+    is_sliding = False  # `attention` handles windows
 
     def __init__(self, size: int, before: int, place: Int[Tensor, " 1"] | None) -> None:
         super().__init__()
@@ -138,9 +138,9 @@ class StaticCacheLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def _buffer(self, states: Float[Tensor, "row kv_heads new head_dim"]) -> Tensor:
-        """Of a type of its own for keys and values, which autocast may give in different ones."""
+        """One buffer each for keys and values, since autocast may give them different types."""
         shape = (*states.shape[:2], self.size, states.shape[3])
-        # zeros where the whole buffer takes part: a weight of 0 times a stray NaN would be NaN
+        # zeros if the whole buffer is used: a weight of 0 times a stray NaN would be NaN
         return states.new_empty(shape) if self.place is None else states.new_zeros(shape)
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
@@ -158,7 +158,7 @@ class StaticCacheLayer(CacheLayerMixin):
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def change(self, rows: Int[Tensor, " kept"] | slice, size: int) -> None:
-        """Only these rows go on, in buffers of this size."""
+        """Keep only these rows, in buffers of this size."""
         used = self.time if self.place is None else min(size, self.size)
         for name in ("keys", "values"):
             kept: Any = getattr(self, name)[rows, :, :used]
@@ -178,26 +178,26 @@ class StaticCacheLayer(CacheLayerMixin):
 
 
 class StaticCache(Cache):
-    """One `StaticCacheLayer` for each block; `before` tokens lie in the prefixes."""
+    """One `StaticCacheLayer` for each block; `before` tokens are in the prefixes."""
 
     def __init__(self, blocks: int, size: int, before: int = 0, place: Int[Tensor, " 1"] | None = None) -> None:
         super().__init__(layers=[StaticCacheLayer(size, before, place) for _ in range(blocks)])
         self.size, self.place = size, place
 
     def change(self, rows: Int[Tensor, " kept"] | slice, size: int) -> None:
-        """Only these rows go on, in buffers of this size."""
-        self.size, filled = size, cast(list[StaticCacheLayer], self.layers)
-        for layer in filled:
+        """Keep only these rows, in buffers of this size."""
+        self.size, layers = size, cast(list[StaticCacheLayer], self.layers)
+        for layer in layers:
             if layer.is_initialized:
                 layer.change(rows, size)
             else:
                 layer.size = size
 
     def as_prefix(self, group: int = 1) -> Prefix:
-        """What was filled so far, for rows that come after."""
-        filled: Any = self.layers
+        """What is filled so far, for later rows."""
+        layers: Any = self.layers
         return Prefix(
-            [layer.keys[:, :, : layer.time] for layer in filled],
-            [layer.values[:, :, : layer.time] for layer in filled],
+            [layer.keys[:, :, : layer.time] for layer in layers],
+            [layer.values[:, :, : layer.time] for layer in layers],
             group,
         )

@@ -1,8 +1,8 @@
-"""The decode loop for prompts that differ in one embedding: prefill once what is shared, drop rows that have ended.
+"""The decode loop for prompts that differ in one embedding: prefills shared tokens once, drops rows that have ended.
 
-What precedes the marker is run once, the rest of the prompt once for each activation; its samples attend to both
-where they lie (`attention.py`). A sample depends on (seed, row, step) only, not on what else is in the batch, beyond
-rounding. Prompts have one length, hence no mask.
+What precedes the marker is run once, the rest of the prompt once for each activation; its samples attend to both in
+place (`attention.py`). A sample depends only on (seed, row, step), not on the rest of the batch, up to rounding.
+Prompts have one length, hence no mask.
 """
 
 from collections.abc import Collection, Iterator
@@ -20,9 +20,9 @@ from nla.models.sampling.attention import Prefix, StaticCache, shared_attention
 from nla.models.sampling.graphs import GraphedStep, Step
 from nla.models.sampling.params import SamplingParams
 
-COMPACT_BELOW = 0.75  # gather the cache anew once fewer rows than this share are alive: the copy costs about one step
-BUCKET, ROWS = 32, 16  # tokens by which the buffers of a recorded step grow, and multiples that its rows come in
-LOOK_EVERY = {"cpu": 1}  # steps between two looks at how many rows are alive: elsewhere they wait for the device, so 8
+COMPACT_BELOW = 0.75  # compact the cache when less than this share of rows is alive: the copy costs about one step
+BUCKET, ROWS = 32, 16  # of a recorded step: tokens by which buffers grow, and the multiple of its number of rows
+LOOK_EVERY = {"cpu": 1}  # steps between counts of live rows; elsewhere 8, since a count waits for the device
 
 
 def uniforms(seed: int, rows: int, steps: int, first_row: int = 0) -> Float[Tensor, "steps rows"]:
@@ -61,7 +61,7 @@ def choose(
 ) -> tuple[Int[Tensor, " sample"], Float[Tensor, " sample"]]:
     """Next tokens and their log-probs under the raw logits.
 
-    Greedy at temperature 0, else the inverse of the cumulative distribution at `uniform`.
+    Greedy at temperature 0, else the inverse cumulative distribution at `uniform`.
     """
     log_sum = logits.logsumexp(-1, keepdim=True)
     if params.temperature == 0:
@@ -90,9 +90,9 @@ def sample(
 ) -> tuple[Int[Tensor, "sample time"], Bool[Tensor, "sample time"], Float[Tensor, "sample time"]]:
     """`params.group_size` answers to each prompt, contiguous: tokens, mask (through the first stop token), log-probs.
 
-    Log-probs are those of the sampled tokens under the raw logits, whatever the temperature. `shared` is the number of
+    Log-probs are those of the sampled tokens under the raw logits at any temperature. `shared` is the number of
     leading tokens that all prompts have in common. `first_row` continues the numbering of rows when a large request is
-    cut into chunks. With `params.graphs`, shapes of buffers and batch change by buckets only, and on a GPU the decode
+    split into chunks. With `params.graphs`, shapes of buffers and batch change by buckets only, and on a GPU the decode
     step is recorded and replayed (`graphs.py`). Set the model to evaluation mode before.
     """
     decoder, device = body(model), prompt_embeddings.device
@@ -105,7 +105,7 @@ def sample(
     if graphs is None:  # a model spread over ranks gathers its weights inside the step
         graphs = device.type == "cuda" and not any(isinstance(weight, DTensor) for weight in model.parameters())
     step: Step = GraphedStep(advance) if graphs and device.type == "cuda" else advance
-    looks = LOOK_EVERY.get(device.type, 8)
+    steps_between_counts = LOOK_EVERY.get(device.type, 8)
     tokens = torch.full((rows, max_new_tokens), pad_id, device=device)
     log_probs = torch.zeros(rows, max_new_tokens, device=device)
     mask = torch.zeros(rows, max_new_tokens, dtype=torch.bool, device=device)
@@ -113,34 +113,34 @@ def sample(
         prompts = prompt_embeddings if dtype is None else prompt_embeddings.to(dtype)
         hidden, prefixes = prefill(decoder, prompts, samples, shared)
         logits = head_logits(model, hidden).repeat_interleave(samples, 0)
-        going = Rows(decoder, rows, length, max_new_tokens, prefixes, static=graphs)
+        live = Rows(decoder, rows, length, max_new_tokens, prefixes, static=graphs)
         for number in range(max_new_tokens):
-            row, alive = going.row, going.alive
+            row, alive = live.row, live.alive
             token, log_prob = choose(logits, random[number, row], params)
             tokens[row, number] = torch.where(alive, token, pad_id)
             log_probs[row, number] = torch.where(alive, log_prob, 0.0)
             mask[row, number] = alive
-            going.alive = alive & ~torch.isin(token, stops)
+            live.alive = alive & ~torch.isin(token, stops)
             if number + 1 == max_new_tokens:
                 break
-            if number % looks == 0:
-                kept = going.compact()
+            if number % steps_between_counts == 0:
+                kept = live.compact()
                 if kept is None:
                     break
                 token = token[kept]
-            logits = head_logits(model, going.step(step, embed(decoder, token.unsqueeze(1)), number))
+            logits = head_logits(model, live.step(step, embed(decoder, token.unsqueeze(1)), number))
     time = int(mask.any(0).sum())
     return tokens[:, :time], mask[:, :time], log_probs[:, :time]
 
 
 @contextmanager
 def prepared(model: PreTrainedModel, dtype: torch.dtype | None) -> Iterator[None]:
-    """Inside, the weights have this type, and on a CPU their matrices lie in memory as their transposes.
+    """Inside the context the weights have this type, and on a CPU matrices are stored transposed.
 
-    The numbers are the same where the type is. A product of few rows with a matrix in fp32 is up to twice as fast that
-    way (MKL), and a CPU without matrix units for bf16 computes faster in fp32. Pointers are exchanged, nothing is
-    written; the copies cost less than a decode step. They are not made where there is nothing to gain, nor of weights
-    that are spread over ranks and gathered block by block.
+    With an unchanged type the numbers are the same. A product of few rows with a matrix in fp32 is up to twice as fast
+    that way (MKL), and a CPU without matrix units for bf16 computes faster in fp32. Pointers are swapped, nothing is
+    written; the copies cost less than a decode step. No copy is made without a gain, nor of weights that are sharded
+    over ranks and gathered block by block.
     """
     matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
     before: list[tuple[Tensor, Tensor]] = []
@@ -162,10 +162,11 @@ def prepared(model: PreTrainedModel, dtype: torch.dtype | None) -> Iterator[None
 
 
 class Rows:
-    """The samples that are still being written: which they are, who is alive, and what they attend to.
+    """The samples still being written: which they are, which are alive, and what they attend to.
 
     Args:
-        before: tokens of the prompt. most: tokens of an answer.
+        before: tokens of the prompt.
+        most: tokens of an answer, at most.
         static: shapes change by buckets only, for a recorded step.
     """
 
@@ -180,14 +181,14 @@ class Rows:
         self.alive = torch.ones(rows, dtype=torch.bool, device=device)
 
     def compact(self) -> Int[Tensor, " kept"] | slice | None:
-        """Drop rows that have ended, if enough have; which of the rows are left, None if nobody is alive."""
+        """Drop rows that have ended, if enough have. Returns which rows are left; None if no row is alive."""
         living, rows = int(self.alive.sum()), len(self.row)
         if living == 0:
             return None
         size = living if self.cache.place is None else -(-living // ROWS) * ROWS
         if size >= COMPACT_BELOW * rows:
             return slice(None)
-        kept = self.alive.long().argsort(descending=True, stable=True)[:size].sort().values  # those alive, and fillers
+        kept = self.alive.long().argsort(descending=True, stable=True)[:size].sort().values  # live rows, and filler
         self.cache.change(kept, self.cache.size)
         self.row, self.alive = self.row[kept], self.alive[kept]
         self.prefixes = [prefix.at(self.row) for prefix in self.prefixes]
@@ -206,7 +207,7 @@ class Rows:
 def prefill(
     decoder: PreTrainedModel, prompts: Float[Tensor, "batch prompt d_model"], samples: int, shared: int
 ) -> tuple[Float[Tensor, "batch d_model"], list[Prefix]]:
-    """The last hidden state of each prompt, and keys and values: once for what all share, once for each prompt."""
+    """The last hidden state of each prompt, and keys and values: shared ones once, the rest for each prompt."""
     length = prompts.shape[1]
     prefixes: list[Prefix] = []
     hidden = prompts[:, -1]
@@ -228,26 +229,28 @@ def prefill(
 def misfit(model: PreTrainedModel, prompt: Float[Tensor, "1 prompt d_model"], shared: int) -> str | None:
     """Why this model cannot be sampled here, or None: one prompt through both paths, its last token as a decode step.
 
-    What the shared attention does not know (attention sinks, latent or linear attention, other caches) shows as a
-    difference or an exception. Only the first blocks run, one of each kind at least, so that it costs next to nothing.
+    What the shared attention does not support (attention sinks, latent or linear attention, other caches) shows as a
+    difference or an exception. Only the first blocks run, at least one of each kind, so it costs almost nothing.
     """
-    whole, length = body(model), prompt.shape[1]
-    decoder = first_of_each_kind(whole)
-    usual = decoder(inputs_embeds=prompt, use_cache=False).last_hidden_state[:, -1].float()
+    full, length = body(model), prompt.shape[1]
+    decoder = first_of_each_kind(full)
+    reference = decoder(inputs_embeds=prompt, use_cache=False).last_hidden_state[:, -1].float()
     try:
-        with shared_attention(whole), shared_attention(decoder):  # the view has a config of its own
+        with shared_attention(full), shared_attention(decoder):  # the view has a config of its own
             _, prefixes = prefill(decoder, prompt[:, :-1], 1, min(shared, length - 1))
             last = torch.full((1, 1), length - 1, device=prompt.device)
-            ours = advance(decoder, prompt[:, -1:], StaticCache(depth(decoder), 1, length - 1), prefixes, last)
-    except Exception as error:  # whatever a model's own code makes of arguments that it does not know
+            shared_hidden = advance(decoder, prompt[:, -1:], StaticCache(depth(decoder), 1, length - 1), prefixes, last)
+    except Exception as error:  # a model's own code raises anything for unknown arguments
         return f"{type(error).__name__}: {error}"
-    apart = float((ours.float() - usual).norm() / usual.norm())
+    difference = float((shared_hidden.float() - reference).norm() / reference.norm())
     allowed = 1e-3 if prompt.dtype == torch.float32 and not torch.is_autocast_enabled(prompt.device.type) else 0.1
-    return None if apart < allowed else f"its hidden state differs by {apart:.2g} of its norm, allowed is {allowed}"
+    if difference < allowed:
+        return None
+    return f"its hidden state differs by {difference:.2g} of its norm, allowed is {allowed}"
 
 
 def first_of_each_kind(decoder: PreTrainedModel) -> PreTrainedModel:
-    """A view of the first blocks, up to the first of the last kind of attention; two where the config names none."""
+    """A view of the first blocks, up to the first of the last kind of attention; two if the config names none."""
     kinds = list(getattr(decoder.config, "layer_types", None) or ())
     last = max((kinds.index(kind) for kind in set(kinds)), default=1)
     return truncated(decoder, min(max(last, 1), depth(decoder) - 1))

@@ -1,7 +1,7 @@
-"""The decode step as a CUDA graph: launched by one call, not by one for each of its thousands of kernels.
+"""The decode step as a CUDA graph: launched by one call instead of one for each of its thousands of kernels.
 
-A graph holds for one shape of batch and buffers within one rollout, whose tensors it reads where they lie. A new shape
-is run plainly at its first step, recorded at its second and replayed from then on: recording takes as long as launching
+A graph is valid for one shape of batch and buffers within one rollout, whose tensors it reads in place. A new shape is
+run plainly at its first step, recorded at its second and replayed from then on. Recording takes as long as launching
 one step, so nothing outlives the rollout and no compiler is needed.
 """
 
@@ -19,7 +19,7 @@ Step = Callable[..., Float[Tensor, "row d_model"]]  # decoder, embeddings, cache
 
 
 class GraphedStep:
-    """`step`, recorded and replayed; where it cannot be recorded, it runs plainly and that is said."""
+    """`step`, recorded and replayed; if it cannot be recorded, it runs plainly, with a warning."""
 
     def __init__(self, step: Step) -> None:
         self.step = step
@@ -47,7 +47,7 @@ class GraphedStep:
             try:
                 with torch.cuda.graph(graph := torch.cuda.CUDAGraph()):
                     self.hidden = self.step(decoder, self.inputs[0], cache, prefixes, self.inputs[1])
-            except RuntimeError as error:  # something in it waits for the device, or allocates where it must not
+            except RuntimeError as error:  # something in it waits for the device, or allocates while it must not
                 self.recordable = False
                 warnings.warn(f"the decode step is not recorded ({first_line(error)}); it runs plainly", stacklevel=4)
                 return self.step(decoder, embeddings, cache, prefixes, position)

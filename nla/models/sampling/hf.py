@@ -1,4 +1,4 @@
-"""The reference sampler: Hugging Face's `generate` on prompt embeddings. Slower; what `engine` is tested against."""
+"""The reference sampler: Hugging Face's `generate` on prompt embeddings. Slower; `engine` is tested against it."""
 
 from collections.abc import Collection
 from typing import Any
@@ -47,7 +47,7 @@ def sample(
     tokens = output.sequences
     stopped = torch.isin(tokens, torch.tensor(sorted(stop_ids), device=device))
     mask = stopped.cumsum(1) - stopped.long() == 0
-    chosen = [  # step by step: all logits at once would be as many bytes again
+    chosen = [  # step by step: all logits at once would double the memory
         logits.float().log_softmax(-1).gather(-1, token.unsqueeze(-1)).squeeze(-1)
         for logits, token in zip(output.logits, tokens.unbind(1), strict=True)
     ]

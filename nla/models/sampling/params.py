@@ -1,4 +1,4 @@
-"""How explanations are sampled, as one value that is passed whole."""
+"""How explanations are sampled, as one value."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,17 +10,17 @@ Backend = Literal["engine", "hf"]
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """The config group `sampling`, and what every sampler takes.
+    """The config group `sampling`, taken by every sampler.
 
     Args:
         group_size: explanations per activation; a group's samples are contiguous.
-        max_new_tokens: cap of an explanation; one that it cuts off is malformed.
-        temperature: 0 is greedy. In joint training anything but 1 departs from the policy that is trained, and so do
-            `top_p` and `top_k`.
+        max_new_tokens: cap of an explanation; one cut off by it is malformed.
+        temperature: 0 is greedy. In joint training any value but 1 departs from the trained policy, and so do `top_p`
+            and `top_k`.
         top_p: smallest set of tokens that holds this probability; 1 keeps all.
-        top_k: this many of the likeliest tokens; 0 keeps all.
+        top_k: number of likeliest tokens to keep; 0 keeps all.
         backend: `engine`, our decode loop, or `hf`, Hugging Face's `generate`: the slower reference.
-        dtype: what the engine computes in; None: the type of the weights. float32 is faster for bfloat16 weights on a
+        dtype: type that the engine computes in; None: that of the weights. float32 is faster for bfloat16 weights on a
             CPU without matrix units for bfloat16.
         graphs: whether the engine's decode step is a CUDA graph; None: on a GPU whose model is whole.
     """
