@@ -69,21 +69,21 @@ class MuonAdamW(Optimizer):
                 matrices.append({**named, "params": by_muon, "lr": rate})
             if by_adamw:
                 others.append({**named, "params": by_adamw, "lr": group.get("lr", lr)})
-        self.parts: list[Optimizer] = []
+        self.optimizers: list[Optimizer] = []
         if matrices:
-            self.parts.append(Muon(matrices, lr=muon_lr, weight_decay=weight_decay))
+            self.optimizers.append(Muon(matrices, lr=muon_lr, weight_decay=weight_decay))
         if others:
-            self.parts.append(AdamW(others, lr=lr, weight_decay=weight_decay, betas=(betas[0], betas[1])))
-        super().__init__([p for part in self.parts for g in part.param_groups for p in g["params"]], {})
-        self.param_groups = [group for part in self.parts for group in part.param_groups]
+            self.optimizers.append(AdamW(others, lr=lr, weight_decay=weight_decay, betas=(betas[0], betas[1])))
+        super().__init__([p for optimizer in self.optimizers for g in optimizer.param_groups for p in g["params"]], {})
+        self.param_groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         self._share()
 
     def _share(self) -> None:
         """Both optimizers work on this object's groups and state, so that it can be used like any optimizer."""
         first = 0
-        for part in self.parts:
-            last = first + len(part.param_groups)
-            part.param_groups, part.state = self.param_groups[first:last], self.state
+        for optimizer in self.optimizers:
+            last = first + len(optimizer.param_groups)
+            optimizer.param_groups, optimizer.state = self.param_groups[first:last], self.state
             first = last
 
     @torch.no_grad()
@@ -92,13 +92,13 @@ class MuonAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for part in self.parts:
-            part.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        for part in self.parts:
-            part.zero_grad(set_to_none)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)

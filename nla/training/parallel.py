@@ -80,36 +80,36 @@ def gathered(module: Verbalizer | Reconstructor | Target, gather: Gather = "once
     if not isinstance(module, FSDPModule):
         yield
         return
-    parts = _parts(module)
+    groups = _groups(module)
     if gather == "once":
-        for part in parts:
-            part.set_reshard_after_forward(False, recurse=False)
-            part.unshard()
+        for group in groups:
+            group.set_reshard_after_forward(False, recurse=False)
+            group.unshard()
         try:
             yield
         finally:
-            for part in parts:
-                part.reshard()
-                part.set_reshard_after_forward(True, recurse=False)
+            for group in groups:
+                group.reshard()
+                group.set_reshard_after_forward(True, recurse=False)
     else:
         # each pass of a reconstructor goes through its root; verbalizer and target hold theirs for all passes
-        with _in_step(parts if isinstance(module, Reconstructor) else parts[1:]):
+        with _in_step(groups if isinstance(module, Reconstructor) else groups[1:]):
             yield
 
 
-def _parts(module: FSDPModule) -> list[FSDPModule]:
+def _groups(module: FSDPModule) -> list[FSDPModule]:
     """The FSDP groups that a pass uses, in its order: the root, the blocks, a head of its own."""
-    parts: list[Any] = [part for part in cast(nn.Module, module).modules() if isinstance(part, FSDPModule)]
+    groups: list[Any] = [group for group in cast(nn.Module, module).modules() if isinstance(group, FSDPModule)]
     if isinstance(module, Target):  # blocks above its layer are never run
-        parts = [module, *list(blocks(body(module.model)))[: module.layer + 1]]
-    return parts
+        groups = [module, *list(blocks(body(module.model)))[: module.layer + 1]]
+    return groups
 
 
 @contextmanager
-def _in_step(parts: list[FSDPModule]) -> Iterator[None]:
-    """Before each pass, which begins with the first part, a rank announces it; a rank that has finished gathers along
+def _in_step(groups: list[FSDPModule]) -> Iterator[None]:
+    """Before each pass, which begins with the first group, a rank announces it; a rank that has finished gathers along
     until no rank announces another pass."""
-    first = cast(nn.Module, parts[0])
+    first = cast(nn.Module, groups[0])
     device = next(first.parameters()).device
 
     def any_rank(runs: bool) -> bool:
@@ -126,9 +126,9 @@ def _in_step(parts: list[FSDPModule]) -> Iterator[None]:
     finally:
         handle.remove()
     while any_rank(False):
-        for part in parts:
-            part.unshard()
-            part.reshard()
+        for group in groups:
+            group.unshard()
+            group.reshard()
 
 
 def meets_in_each_pass(stage: LightningModule) -> bool:

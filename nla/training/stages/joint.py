@@ -142,11 +142,11 @@ class JointStage(Stage):
         if self.reference is None or self.kl_coefficient == 0:
             return rollout
         with self.reference.active() as reference:
-            parts = [
-                reference(part.activation, part.completions.tokens, part.completions.mask)
-                for part in rollout.split(size)
+            references = [
+                reference(micro_batch.activation, micro_batch.completions.tokens, micro_batch.completions.mask)
+                for micro_batch in rollout.split(size)
             ]
-        return dataclasses.replace(rollout, reference=torch.cat(parts))
+        return dataclasses.replace(rollout, reference=torch.cat(references))
 
     @property
     def kl_coefficient(self) -> float:
@@ -157,8 +157,8 @@ class JointStage(Stage):
         """For each micro-batch its three terms, then backward. Returns the metrics of the whole rollout."""
         self.fve_batch.reset()
         seen = []
-        for part in self.with_reference(rollout, size).split(size):
-            terms = self.terms(part, counts)
+        for micro_batch in self.with_reference(rollout, size).split(size):
+            terms = self.terms(micro_batch, counts)
             self.manual_backward(terms.loss)
             seen.append({**terms.metrics, "loss": terms.loss.detach()})
         return {name: torch.stack([metrics[name] for metrics in seen]).sum(0) for name in seen[0]}
@@ -225,8 +225,8 @@ class JointStage(Stage):
         """One more step of the reconstructor alone on the same explanations; skipped where a gradient is not finite."""
 
         def backward(size: int) -> None:
-            for part in rollout.split(size):
-                error = torch.where(part.completions.well_formed, self._reconstruct(part)[1], 0.0)
+            for micro_batch in rollout.split(size):
+                error = torch.where(micro_batch.completions.well_formed, self._reconstruct(micro_batch)[1], 0.0)
                 self.manual_backward(error.sum() / counts["well_formed"])
 
         # gradients are cleared first, and the optimizer passes over weights without one: the verbalizer does not move

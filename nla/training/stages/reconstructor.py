@@ -19,9 +19,9 @@ class ReconstructorStage(Stage):
 
         def backward(size: int) -> torch.Tensor:
             errors = []
-            for part in self.micro_batches(batch, size):
-                prediction = self.nla.reconstructor(*self.nla.reconstructor.tokenize(self.explanations_of(part)))
-                error = reconstruction_error(prediction, part.activation, self.nla.mse_scale).sum() / rows
+            for micro_batch in self.micro_batches(batch, size):
+                prediction = self.nla.reconstructor(*self.nla.reconstructor.tokenize(self.explanations_of(micro_batch)))
+                error = reconstruction_error(prediction, micro_batch.activation, self.nla.mse_scale).sum() / rows
                 self.manual_backward(error)
                 errors.append(error.detach())
             return torch.stack(errors).sum()

@@ -24,8 +24,8 @@ class VerbalizerStage(Stage):
 
         def backward(size: int) -> torch.Tensor:
             losses = []
-            for part in self.micro_batches(batch, size):
-                loss = self._surprisal(part, part.activation)[0] / tokens
+            for micro_batch in self.micro_batches(batch, size):
+                loss = self._surprisal(micro_batch, micro_batch.activation)[0] / tokens
                 self.manual_backward(loss)
                 losses.append(loss.detach())
             return torch.stack(losses).sum()
