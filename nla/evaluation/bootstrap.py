@@ -2,8 +2,8 @@
 
 Everything is a ratio of sums over rows, so each document is summed once and a resample is a row of integer weights:
 a thousand resamples are one matrix product. float64 throughout. Intervals are percentiles of the resamples; since mu is
-recomputed in each, a resampled FVE lies lower by about the unexplained share divided by the number of documents: with
-few documents the interval leans to the low side.
+recomputed in each, a resampled FVE is lower by about the unexplained share divided by the number of documents: with
+few documents the interval is shifted downward.
 """
 
 from collections.abc import Sequence
@@ -77,7 +77,7 @@ class Variance:
         return self._summary(*(torch.zeros_like(length) for length in self._length))
 
     def constant_direction(self) -> dict[str, float | Interval]:
-        """The best constant a reconstructor can put out, normalize(mu): `(r - 1) / (r + 1)`, `r = |mu| / sqrt d`."""
+        """The best constant reconstruction, normalize(mu): `(r - 1) / (r + 1)`, `r = |mu| / sqrt d`."""
         return self._summary(*((length - 1) / (length + 1) for length in self._length))
 
     def normalized_mean(self, error: Float[Tensor, " batch"]) -> float:

@@ -4,8 +4,8 @@ Controls: constants, texts that say nothing about this activation, texts that ne
 two constants goes through the same reconstructor. Malformed texts count as orthogonal here too.
 
 Other readings: only the first tokens, without quotations, or by a frozen reconstructor. FVE by prefix length shows
-where in its text a pair says what matters. A frozen second reconstructor shows how much of an FVE is an understanding
-between two halves that were trained together.
+where in its text a pair says what matters. A frozen second reconstructor shows how much of an FVE is a code
+that the two halves have learned together.
 """
 
 import random
@@ -29,7 +29,7 @@ TRAINING_SPLITS = ("joint", "warm_start")
 
 
 def missing(reason: str) -> dict[str, Any]:
-    """A number that cannot be had, and why."""
+    """A number that cannot be computed, and why."""
     return {"fve": None, "ci95": None, "reason": reason}
 
 
@@ -49,14 +49,14 @@ def shuffled(
     """Each activation with the explanation of a position in another document."""
     partner = other_document(rows.document, seed)
     if partner is None:
-        return missing("one document holds half of the rows: there are not enough others to exchange with")
+        return missing("one document has more than half of the rows: too few others to exchange with")
     return variance.fve(score(prediction[partner], rows.activation, [texts.explanation[i] for i in partner]).error)
 
 
 def other_document(document: list[str], seed: int) -> list[int] | None:
-    """For each row a row of another document, each used once; None where one document holds more than half.
+    """For each row a row of another document, each used once; None if one document has more than half of the rows.
 
-    Rows are laid out document by document, in random order, and moved on by the largest document's number of rows.
+    Rows are listed document by document, in random order, and shifted by the number of rows of the largest document.
     """
     rows_of: dict[str, list[int]] = {}
     for index, name in enumerate(document):
@@ -84,11 +84,11 @@ def nearest_neighbour(
     max_new_tokens: int,
     batch_size: int,
 ) -> dict[str, Any]:
-    """What is gained over looking up a similar case: the explanation of the nearest training activation.
+    """The rival that looks up a similar case: the explanation of the nearest training activation.
 
     Activations of `documents` training documents (the joint split's, else the warm start's) are read on the fly. Those
-    that are nearest by cosine to some evaluated activation are explained greedily by the same verbalizer; that text
-    stands in for the activation's own. Warm-start texts are not used: not every corpus has them.
+    nearest by cosine to an evaluated activation are explained greedily by the same verbalizer; that text replaces the
+    activation's own. Warm-start texts are not used, since not every corpus has them.
     """
     if documents == 0:
         return missing("switched off by neighbour_documents=0")
@@ -109,7 +109,7 @@ def by_prefix(
 ) -> list[dict[str, Any]]:
     """`{tokens, fve, ci95}` for each length, counted in the reconstructor's tokens, without tags.
 
-    A text that is shorter is read whole; malformed ones count as orthogonal at every length.
+    Shorter texts are read whole; malformed ones count as orthogonal at every length.
     """
     rows_by_length = []
     for length in lengths:
@@ -122,7 +122,7 @@ def by_prefix(
 def unquoted(nla: NLA, rows: Rows, texts: Texts, variance: Variance, batch_size: int) -> dict[str, Any]:
     """`{fve, ci95, quoted_share}` of the explanations without what they quote; the share is of their characters.
 
-    What is lost beside `fve` sat in fragments of the text itself, not in words about it.
+    What is lost compared with `fve` was in fragments of the text itself, not in words about it.
     """
     whole = [text or "" for text in texts.explanation]
     bare = [without_quotes(text) for text in whole]

@@ -1,4 +1,4 @@
-"""Explanations of many activations, and how well each gives its activation back."""
+"""Explanations of many activations, and how well each reconstructs its activation."""
 
 import math
 import re
@@ -12,11 +12,11 @@ from torch import Tensor
 from nla.core.objectives import cosine, reconstruction_error
 from nla.core.records import well_formed
 from nla.errors import ModelError
-from nla.evaluation.shares import shared
+from nla.evaluation.ranks import shared
 from nla.models.pair import NLA
 from nla.models.sampling import SamplingParams
 
-ORTHOGONAL = 2.0  # error that a malformed explanation counts with
+ORTHOGONAL = 2.0  # error of a malformed explanation
 SENTENCE = re.compile(r"(?<=[.!?;])\s+|\n+")
 
 
@@ -63,8 +63,8 @@ def explain(
         completions = nla.verbalizer.sample(rows, params, seed, first_row=start * samples)
         return completions.explanation, completions.mask.sum(1).cpu()
 
-    found = shared(range(0, len(activation), batch_size), batch)
-    return Texts([text for texts, _ in found for text in texts], torch.cat([tokens for _, tokens in found]))
+    batches = shared(range(0, len(activation), batch_size), batch)
+    return Texts([text for texts, _ in batches for text in texts], torch.cat([tokens for _, tokens in batches]))
 
 
 def reconstruct(nla: NLA, texts: Sequence[str | None], batch_size: int) -> Float[Tensor, "sample d_model"]:
@@ -102,14 +102,14 @@ def score(
 
 def sentences(text: str) -> list[str]:
     """A text's statements: split after . ! ? ; and at line breaks."""
-    return [part.strip() for part in SENTENCE.split(text) if part.strip()]
+    return [sentence.strip() for sentence in SENTENCE.split(text) if sentence.strip()]
 
 
 def repeated_share(texts: Sequence[str]) -> float | None:
     """The share of statements that repeat an earlier one of the same text, case and closing sign aside."""
     total = repeated = 0
     for text in texts:
-        keys = [" ".join(part.casefold().split()).rstrip(".!?;") for part in sentences(text)]
+        keys = [" ".join(sentence.casefold().split()).rstrip(".!?;") for sentence in sentences(text)]
         total += len(keys)
         repeated += len(keys) - len(set(keys))
     return repeated / total if total else None

@@ -28,8 +28,8 @@ def write_samples(evaluation: Evaluation, folder: Path) -> Path:
     """Write samples.parquet: one row per evaluated activation, exactly those behind `fve`.
 
     Columns: document, position, text, activation (raw, float32), explanation (greedy, null when malformed), cosine,
-    error; the first sample of the sampled variant and the warm start's in columns of their own. Pages carry checksums,
-    without which a flipped bit reads back silently.
+    error; the first sample of the sampled variant and the warm start's in columns of their own. Pages have
+    checksums, without which a flipped bit would go unnoticed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with files.new_file(folder / SAMPLES) as scratch:
@@ -38,7 +38,7 @@ def write_samples(evaluation: Evaluation, folder: Path) -> Path:
 
 
 def read_samples(path: Path) -> pa.Table:
-    """The table, with its page checksums verified. Raises DataError where the file is missing or damaged."""
+    """The table, with its page checksums verified. Raises DataError if the file is missing or damaged."""
     try:
         return pq.read_table(path, page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:

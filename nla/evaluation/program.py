@@ -1,4 +1,4 @@
-"""The program behind evaluate.py: a saved pair, or every job of a sweep, on the device and in the type that fit it."""
+"""The program behind evaluate.py: a saved pair, or every job of a sweep, on its device and in its dtype."""
 
 import os
 from collections.abc import Mapping
@@ -20,20 +20,20 @@ from nla.data.build import build_source
 from nla.data.documents import ReadingPlan
 from nla.errors import ConfigError
 from nla.evaluation import run as run_evaluation
+from nla.evaluation.ranks import is_first
 from nla.evaluation.rows import EvaluationData
-from nla.evaluation.shares import is_first
 from nla.evaluation.sweep import METRICS, is_sweep, job_folders, summarize
 from nla.models.backbone import DTYPES, QUANTIZED, usable_device
 from nla.models.pair import NLA
 from nla.models.target import Target
 
-PRECISIONS = {"32": "float32", "bf16": "bfloat16", "16": "float16"}  # nothing is trained: no weights in fp32 beside
+PRECISIONS = {"32": "float32", "bf16": "bfloat16", "16": "float16"}  # nothing is trained, so no fp32 master weights
 
 
 def evaluate(settings: EvaluateSettings) -> Path:
     """Evaluate a saved pair, or every job of a sweep with a summary; returns the folder written. Raises NLAError.
 
-    Jobs that were evaluated already are not evaluated again.
+    Jobs already evaluated are skipped.
     """
     sweep = Path(settings.nla)
     if not is_sweep(sweep):
@@ -64,7 +64,7 @@ def evaluate_pair(settings: EvaluateSettings) -> Path:
 
 
 def evaluation_dtype(run: Path | None, trainer: Mapping[str, Any]) -> str:
-    """`model.dtype` of the run that made the pair; for a pair from elsewhere that which `hardware` computes in.
+    """`model.dtype` of the run that made the pair; for a pair from elsewhere the type in which `hardware` computes.
 
     Raises ConfigError.
     """
@@ -76,16 +76,16 @@ def evaluation_dtype(run: Path | None, trainer: Mapping[str, Any]) -> str:
     precision = str(trainer.get("precision", "32-true")).partition("-")[0]
     if precision not in PRECISIONS:
         raise ConfigError(
-            f"hardware.trainer.precision={trainer.get('precision')}: no type of weights; give dtype=bfloat16, "
+            f"hardware.trainer.precision={trainer.get('precision')}: is not a type of weights; give dtype=bfloat16, "
             "or another of float32, float16, nf4"
         )
     return PRECISIONS[precision]
 
 
 def evaluation_device(trainer: Mapping[str, Any]) -> torch.device:
-    """This rank's device by `hardware.trainer`; several ranks have found each other afterwards.
+    """This rank's device by `hardware.trainer`; connects the ranks if there are several.
 
-    Raises ConfigError where this machine has no such device, or where other ranks were started than the config has.
+    Raises ConfigError if this machine has no such device, or if the number of ranks is not the config's.
     """
     accelerator = trainer["accelerator"]
     device = usable_device(accelerator, "hardware.trainer.accelerator", "use hardware=cpu")
@@ -108,10 +108,10 @@ def recorded_data(pair: Path) -> DataSettings:
     """The data config of the run that made the pair. It came with a checkpoint: it may name nothing but our classes."""
     run = run_folder(pair)
     if run is None:
-        raise ConfigError(f"nla={pair}: no run's config.yaml beside the pair; say what to evaluate on: data=<name>")
+        raise ConfigError(f"nla={pair}: no run's config.yaml beside the pair; choose the data: data=<name>")
     data = read_recorded(run).get("data")
     if not isinstance(data, dict):
-        raise ConfigError(f"{run / CONFIG}: has no data section; say what to evaluate on: data=<name>")
+        raise ConfigError(f"{run / CONFIG}: has no data section; choose the data: data=<name>")
     settings = parse(DataSettings, data)
     check_data(settings, trusted=False)
     return settings

@@ -12,7 +12,7 @@ from nla.data.documents import Prepared, ReadingPlan, collate, prepare
 from nla.data.positions import keyed_seed
 from nla.data.source import Source
 from nla.errors import DataError
-from nla.evaluation.shares import shared
+from nla.evaluation.ranks import shared
 from nla.models.prompts import pad_id
 from nla.models.target import Target
 
@@ -43,18 +43,18 @@ class Rows:
 
 
 def read_rows(target: Target, data: EvaluationData, split: str, documents: int | None, tail_tokens: int) -> Rows:
-    """Activations of a split. `documents` takes that many, chosen by a key on their ids; None takes all.
+    """Activations of a split: of `documents` documents, chosen by a hash of their ids, or of all if None.
 
-    Documents of like length are read together; the rows come sorted by document all the same.
-    Raises DataError where fewer than two activations can be read: a variance needs two.
+    Documents of similar length are read together; the rows are sorted by document.
+    Raises DataError if fewer than two activations can be read: a variance needs two.
     """
-    found = data.source.documents(split)
+    chosen = data.source.documents(split)
     if documents is not None:
-        found = sorted(found, key=lambda document: keyed_seed("evaluation", document.id))[:documents]
-    prepared, skipped = prepare(found, target.tokenizer, data.plan)
+        chosen = sorted(chosen, key=lambda document: keyed_seed("evaluation", document.id))[:documents]
+    prepared, skipped = prepare(chosen, target.tokenizer, data.plan)
     if sum(len(item.positions) for item in prepared) < 2:
         raise DataError(
-            f"split '{split}' gives fewer than two activations to evaluate on ({len(found)} documents, skipped: "
+            f"split '{split}' gives fewer than two activations to evaluate on ({len(chosen)} documents, skipped: "
             f"{dict(skipped)}): give more or longer texts, or lower data.min_context or positions_per_document"
         )
     prepared.sort(key=lambda item: item.document.root)  # keeps a document's chunks together
@@ -64,24 +64,23 @@ def read_rows(target: Target, data: EvaluationData, split: str, documents: int |
         first.append(total)
         total += len(item.positions)
     buckets = length_buckets([len(item.tokens) for item in prepared], TOKENS_AT_ONCE)
-    found = shared(buckets, lambda bucket: _read(target, data.source, [prepared[index] for index in bucket]))
-    for bucket, read in zip(buckets, found, strict=True):
-        places = torch.tensor([first[i] + k for i in bucket for k in range(len(prepared[i].positions))])
-        activation[places] = read
-    rows = [(item, place, end) for item in prepared for place, end in zip(item.positions, item.ends, strict=True)]
-    tails = [item.tokens[max(0, place + 1 - tail_tokens) : place + 1] for item, place, _ in rows]
+    readings = shared(buckets, lambda bucket: _read(target, data.source, [prepared[index] for index in bucket]))
+    for bucket, reading in zip(buckets, readings, strict=True):
+        activation[torch.tensor([first[i] + k for i in bucket for k in range(len(prepared[i].positions))])] = reading
+    rows = [(item, token, end) for item in prepared for token, end in zip(item.positions, item.ends, strict=True)]
+    tails = [item.tokens[max(0, token + 1 - tail_tokens) : token + 1] for item, token, _ in rows]
     return Rows(
         activation=activation,
         document=[item.document.root for item, _, _ in rows],
         document_id=[item.document.id for item, _, _ in rows],
-        position=torch.tensor([place for _, place, _ in rows]),
+        position=torch.tensor([token for _, token, _ in rows]),
         text=[item.document.text[:end] for item, _, end in rows],
         tail=[str(text) for text in target.tokenizer.batch_decode(tails, skip_special_tokens=True)],
     )
 
 
 def with_positions(data: EvaluationData, positions_per_document: int | None) -> EvaluationData:
-    """The same data, read at another number of positions in each document; None leaves it."""
+    """The same data with another number of positions in each document; None: unchanged."""
     if positions_per_document is None:
         return data
     return EvaluationData(data.source, dataclasses.replace(data.plan, positions_per_document=positions_per_document))

@@ -1,4 +1,4 @@
-"""What evaluate.py does once pair, target and data are there: find the warm start, evaluate, write, print."""
+"""What evaluate.py does with a loaded pair, target and data: find the warm start, evaluate, write, print."""
 
 import importlib.metadata
 import platform
@@ -10,8 +10,8 @@ import rich
 from rich.console import Console
 
 from nla.evaluation.files import write_metrics, write_samples
+from nla.evaluation.ranks import is_first
 from nla.evaluation.rows import EvaluationData
-from nla.evaluation.shares import is_first
 from nla.evaluation.suite import Evaluation, EvaluationSettings, evaluate
 from nla.evaluation.table import show
 from nla.models.pair import HALVES, NLA
@@ -38,9 +38,9 @@ def run(
     """Evaluate `nla`, write metrics.json and samples.parquet to `output`, and print the tables.
 
     Args:
-        run_folder: the run that made the pair, whose warm start is evaluated beside it; None: there is none.
+        run_folder: the run that made the pair, whose warm start is evaluated too; None: no such run.
         command: recorded in metrics.json; None: this process's own command line.
-        dtype: of the weights of all pairs; recorded too.
+        dtype: of the weights of all pairs; recorded.
         examples: explanations to print.
     """
     output = Path(output)
@@ -60,7 +60,7 @@ def run(
 def load_warm_start(run_folder: str | Path | None, nla: NLA, target: Target, dtype: str = "float32") -> NLA | str:
     """The pair that `run_folder`'s reconstructor stage left, or why there is none.
 
-    Adapters use the target's weights, as those of `nla` do where it has any.
+    Adapters use the target's weights, as those of `nla` do if it has any.
     """
     if nla.stage in ("verbalizer", "reconstructor"):
         return f"the pair itself comes from a warm start (stage {nla.stage})"

@@ -1,4 +1,4 @@
-"""The headline evaluation: how much of an activation its explanation gives back, beside everything that it has to beat.
+"""The headline evaluation: how much of an activation its explanation reconstructs, beside everything it has to beat.
 
 Every document is read once for all its positions, texts are written and read in batches, and each interval is a
 bootstrap over documents. Plain torch: no Lightning, no config.
@@ -28,16 +28,16 @@ class EvaluationSettings:
     """What is evaluated, and how. `conf/evaluation/default.yaml` holds values to start from.
 
     Args:
-        documents: of the test split, chosen by a key on their ids; None: all.
-        positions_per_document: None: as many as the data config says.
-        batch_size: activations, or texts, at a time; changes nothing but speed and memory.
+        documents: number of the test split, chosen by a hash of their ids; None: all.
+        positions_per_document: None: the data config's number.
+        batch_size: activations, or texts, at a time; affects only speed and memory.
         max_new_tokens: cap of an explanation; one cut off by it is malformed.
-        samples: explanations per activation of the sampled variant; 0 leaves it out.
+        samples: explanations per activation of the sampled variant; 0: no such variant.
         temperature: of that variant.
         bootstrap: resamples of documents behind each interval.
-        neighbour_documents: training documents that the nearest neighbour is looked up in; 0 leaves the control out.
+        neighbour_documents: training documents in which the nearest neighbour is looked up; 0: no such control.
         source_tokens: last tokens of the context given to the reconstructor in the control `source_text`.
-        prefix_tokens: lengths at which the FVE of the explanations' first tokens is taken; none: not at all.
+        prefix_tokens: lengths in tokens for the FVE of the explanations' beginnings; empty: none.
     """
 
     documents: int | None
@@ -68,7 +68,7 @@ class EvaluationSettings:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One way of explaining the rows: texts, what the reconstructor makes of them, and the scores."""
+    """One way of explaining the rows: texts, their reconstructions, and the scores."""
 
     texts: Texts
     prediction: Float[Tensor, "sample d_model"]
@@ -77,7 +77,7 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """`metrics` is metrics.json but for the facts about the program run; `variants` are greedy, sampled, warm_start."""
+    """`metrics` is metrics.json without the facts about the program; `variants` are greedy, sampled, warm_start."""
 
     metrics: dict[str, Any]
     rows: Rows
@@ -112,7 +112,7 @@ def evaluate(
         data: the source and the reading plan.
         warm_start: the pair before joint training, or why there is none.
 
-    Raises ConfigError where pair and target do not belong together, DataError where there is nothing to read.
+    Raises ConfigError if pair and target do not belong together, DataError if there is nothing to read.
     """
     _check_layers(nla, target, "the target")
     clock, started = Clock(), time.perf_counter()
@@ -228,7 +228,7 @@ def _controls(
 
 
 def _ceiling(nla: NLA, data: EvaluationData, rows: Rows, variance: Variance, batch_size: int) -> dict[str, Any]:
-    """The same reconstructor on everything that the source knows: no verbalizer can say more truth than that."""
+    """The same reconstructor on everything that the source knows: no verbalizer can say more that is true."""
     if not isinstance(data.source, truth.FullDescription):
         return {"ground_truth": controls.missing("the data source has no full_description(document_id, text)")}
     texts = [data.source.full_description(*row) for row in zip(rows.document_id, rows.text, strict=True)]

@@ -18,7 +18,7 @@ METRICS = Path("evaluation", "metrics.json")
 
 
 def is_sweep(folder: Path) -> bool:
-    """Whether `folder` holds the runs of a sweep, and is no pair itself."""
+    """Whether `folder` contains the runs of a sweep and is not itself a pair."""
     return folder.is_dir() and not (folder / "verbalizer").is_dir() and any(folder.glob("*/nla/verbalizer"))
 
 
@@ -81,7 +81,7 @@ def _row(job: Path) -> dict[str, Any]:
 
 
 def _statuses(sweep: Path) -> dict[str, str]:
-    """What became of the jobs when the sweep last ran: `failed (status 1)`, `killed (SIGKILL)` ..."""
+    """Each job's result when the sweep last ran: `failed (status 1)`, `killed (SIGKILL)` ..."""
     path = sweep / "jobs.json"
     jobs = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     return {job["job"]: job["status"] for job in jobs}

@@ -1,4 +1,4 @@
-"""The evaluation as a person reads it: numbers with their intervals, claims before and after, a few explanations."""
+"""The evaluation printed for a person: numbers with intervals, claims before and after, a few explanations."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -22,13 +22,13 @@ CONTROLS = {
 
 
 def show(evaluation: Evaluation, console: Console, examples: int = 5) -> None:
-    """Print it. Texts are shown literally, whatever markup they hold."""
+    """Print it. Texts are shown literally, markup included."""
     metrics = evaluation.metrics
-    parts: list[Any] = [_numbers(metrics), _facts(metrics)]
+    blocks: list[Any] = [_numbers(metrics), _facts(metrics)]
     if metrics["claims"] is not None:
-        parts.append(_claims(metrics["claims"]))
-    parts += list(_examples(evaluation, examples))
-    console.print(Group(*parts))
+        blocks.append(_claims(metrics["claims"]))
+    blocks += list(_examples(evaluation, examples))
+    console.print(Group(*blocks))
 
 
 def _numbers(metrics: dict[str, Any]) -> Table:
@@ -46,8 +46,8 @@ def _numbers(metrics: dict[str, Any]) -> Table:
     frozen = metrics["frozen_reconstructor"]
     if frozen["fve"] is not None:
         table.add_row("this pair's texts, warm start's reconstructor", *_cells(frozen["fve"], frozen["ci95"]))
-    for part in metrics["prefixes"]:
-        table.add_row(f"this pair, first {part['tokens']} tokens", *_cells(part["fve"], part["ci95"]))
+    for prefix in metrics["prefixes"]:
+        table.add_row(f"this pair, first {prefix['tokens']} tokens", *_cells(prefix["fve"], prefix["ci95"]))
     table.add_section()
     for name, label in CONTROLS.items():
         table.add_row(label, *_cells(metrics["controls"][name]["fve"], metrics["controls"][name]["ci95"]))
@@ -59,11 +59,11 @@ def _numbers(metrics: dict[str, Any]) -> Table:
 
 
 def _facts(metrics: dict[str, Any]) -> Text:
-    said = metrics["explanation"]
-    repeated = "-" if said["repeated_share"] is None else f"{said['repeated_share']:.1%}"
+    summary = metrics["explanation"]
+    repeated = "-" if summary["repeated_share"] is None else f"{summary['repeated_share']:.1%}"
     return Text(
-        f"cosine {metrics['cosine']:.3f}   well-formed {said['well_formed']:.1%}   tokens {said['tokens_mean']:.1f}   "
-        f"repeated statements {repeated}   seconds {metrics['seconds']['total']:.1f}\n"
+        f"cosine {metrics['cosine']:.3f}   well-formed {summary['well_formed']:.1%}   "
+        f"tokens {summary['tokens_mean']:.1f}   repeated statements {repeated}   seconds {metrics['seconds']['total']:.1f}\n"
     )
 
 
@@ -108,9 +108,11 @@ def _examples(evaluation: Evaluation, count: int) -> Iterator[Text]:
         yield Text(f"\n{context}", style="dim")
         for name, label in (("greedy", "this pair"), ("warm_start", "warm start")):
             if name in variants:
-                said = variants[name].texts.explanation[index]
+                text = variants[name].texts.explanation[index]
                 cosine = float(variants[name].scores.cosine[index])
-                yield Text(f"  {label} ({cosine:.2f}): ", style="bold").append(said or "malformed", style="not bold")
+                yield Text(f"  {label} ({cosine:.2f}): ", style="bold").append(
+                    explanation or "malformed", style="not bold"
+                )
 
 
 def _cells(value: float | None, interval: list[float] | None, form: str = "{:.3f}") -> tuple[str, str]:

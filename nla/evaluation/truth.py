@@ -1,7 +1,7 @@
 """Are the explanations true? Claims against the ground truth that a data source may offer.
 
-A claim is what the source says it is (`nla.data.GroundTruth`): a statement that it cannot parse, or about a fact that
-the text has not revealed yet, is false. Nothing here knows any particular source.
+The source defines what a claim is (`nla.data.GroundTruth`): a statement that it cannot parse, or about a fact that the
+text has not revealed yet, is false. Nothing here depends on a particular source.
 """
 
 from collections import defaultdict
@@ -35,7 +35,7 @@ class Counts:
     """Per kind of fact and row: claims made, true ones, facts known, known facts that were stated, guesses.
 
     A repeated claim counts each time among the claims, its fact once among those recalled. A guess is a claim of a kind
-    of which the text has revealed nothing.
+    of which the text has revealed no fact.
     """
 
     total: Float[Tensor, "batch 5"]
@@ -101,10 +101,10 @@ def _change(after: Tensor, before: Tensor, resamples: Resamples) -> dict[str, An
     return {"true_share": _number(mine[0] - theirs[0]), "true_share_ci95": resamples.interval(mine[1] - theirs[1])}
 
 
-def _ratio(count: Float[Tensor, "batch 5"], part: int, whole: int, resamples: Resamples) -> Ratio:
-    """Of the whole set and of each resample; NaN where there is nothing to divide by."""
+def _ratio(count: Float[Tensor, "batch 5"], numerator: int, denominator: int, resamples: Resamples) -> Ratio:
+    """Of the whole set and of each resample; NaN if the denominator is 0."""
     total, resampled = resamples.sums(count)
-    return total[part] / total[whole], resampled[:, part] / resampled[:, whole]
+    return total[numerator] / total[denominator], resampled[:, numerator] / resampled[:, denominator]
 
 
 def _number(value: Tensor) -> float | None:
