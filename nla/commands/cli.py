@@ -1,11 +1,11 @@
 """The console script `nla`: what needs no training run. A person's mistake is one line on stderr and exit status 2.
 
     nla explain <pair> "some text"     explanations of the activations at its tokens, with their cosine
-    nla info <pair>                    what a saved pair says of itself
+    nla info <pair>                    what a saved pair is
     nla preflight experiment=world ... everything that can go wrong in a training run, tried out in under a minute
     nla plan [train.py's overrides]    memory, time and cost of a run, before anything is loaded
     nla pretrain ...                   a small target from text (see nla pretrain --help)
-    nla doctor                         what this machine offers, and what is known to go wrong on it
+    nla doctor                         versions, devices, memory, disk, and known problems of this machine
     nla publish <pair> <org/name>      the pair with a model card, to the hub; --dry-run looks first
     nla prepare ...                    shards of activations and explanations (see nla prepare --help)
     nla prepare --new-model <model>    marker, norms and scale of a model that has no config, and the config
@@ -27,12 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if given[:1] == ["pretrain"]:
-            from nla.commands.pretrain import main as pretrain  # has an argument parser of its own
+            from nla.commands.pretrain import main as pretrain  # has its own argument parser
 
             return pretrain(given[1:]) or 0
         if given[:1] == ["preflight"] and not {"-h", "--help"} & set(given):
             return _preflight(given[1:])
-        if given[:1] == ["prepare"] and any(part.startswith("--new-model") for part in given):
+        if given[:1] == ["prepare"] and any(argument.startswith("--new-model") for argument in given):
             from nla.commands.new_model import main as new_model
 
             return new_model(given[1:])
@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--device", default="cpu", help="cpu (default), cuda, mps")
     explain.set_defaults(verb=_explain)
 
-    info = verbs.add_parser("info", help="say what a saved pair is: base model, layer, scales, prompts")
+    info = verbs.add_parser("info", help="show a saved pair: base model, layer, scales, prompts")
     info.add_argument("pair", help="folder or hub id of a saved pair")
     info.set_defaults(verb=_info)
 
@@ -81,11 +81,11 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("--metrics", default=None, help="evaluation/metrics.json of the pair")
     publish.add_argument("--licence", default=None, help="of the base model (default: asked from the hub)")
     publish.add_argument("--dry-run", action="store_true", help="write the folders and cards to --out, push nothing")
-    publish.add_argument("--out", default="published", help="where the folders are put together (default published)")
+    publish.add_argument("--out", default="published", help="where the folders are written (default published)")
     publish.add_argument("--private", action="store_true")
     publish.set_defaults(verb=_publish)
 
-    preflight = verbs.add_parser("preflight", help="try out a training run: parts, injection, one step of each stage")
+    preflight = verbs.add_parser("preflight", help="try out a training run: modules, injection, one step of each stage")
     preflight.add_argument("overrides", nargs="*", help="those of train.py: experiment=<name> key=value ...")
     verbs.add_parser("plan", help="what a run will need: memory, time, cost", add_help=False)
     verbs.add_parser("pretrain", help="train a small target model from text", add_help=False)
@@ -129,12 +129,12 @@ def _explain(options: argparse.Namespace) -> int:
     for sample in range(options.samples):
         cosine = pair.score(reading.activation, [row[sample] for row in texts]).cosine.tolist()
         for index, row in enumerate(texts):
-            said = row[sample]
+            explanation = row[sample]
             table.add_row(
                 str(reading.position[index]),
                 Text(printable(reading.token[index])),
-                Text("(malformed)" if said is None else printable(said)),
-                "-" if said is None else f"{cosine[index]:.3f}",
+                Text("(malformed)" if explanation is None else printable(explanation)),
+                "-" if explanation is None else f"{cosine[index]:.3f}",
             )
     Console(highlight=False).print(table)
     return 0
@@ -145,9 +145,9 @@ def _preflight(overrides: Sequence[str]) -> int:
     from nla.config.compose import compose
     from nla.training.preflight import preflight, show
 
-    found = preflight(check_train(compose("train", overrides)))
-    show(found)
-    return 2 if any(check.status == "failed" for check in found) else 0
+    checks = preflight(check_train(compose("train", overrides)))
+    show(checks)
+    return 2 if any(check.status == "failed" for check in checks) else 0
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -159,8 +159,8 @@ def _info(options: argparse.Namespace) -> int:
     from nla.models.pretrained.loading import HALVES
 
     table = Table("", *HALVES, title=printable(str(options.pair)))
-    for what, *cells in describe(options.pair):
-        table.add_row(what, *(Text(printable(cell)) for cell in cells))
+    for name, *cells in describe(options.pair):
+        table.add_row(name, *(Text(printable(cell)) for cell in cells))
     Console(highlight=False).print(table)
     return 0
 
@@ -168,11 +168,11 @@ def _info(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     from nla.commands.doctor import examine
 
-    found = examine(Path.cwd())
-    for finding in found:
+    findings = examine(Path.cwd())
+    for finding in findings:
         sign = {"fact": " ", "note": "?", "problem": "!"}[finding.kind]
         print(f"{sign} {finding.topic:<16} {printable(finding.text)}")
-    return 1 if any(finding.kind == "problem" for finding in found) else 0
+    return 1 if any(finding.kind == "problem" for finding in findings) else 0
 
 
 def _publish(options: argparse.Namespace) -> int:
@@ -202,7 +202,7 @@ def _positions(given: str) -> str | list[list[int]]:
     if given in ("all", "last"):
         return given
     try:
-        return [[int(part) for part in given.split(",")]]
+        return [[int(index) for index in given.split(",")]]
     except ValueError:
         raise ConfigError(f"--positions {given}: give all, last, or token indices such as 3,7,-1") from None
 

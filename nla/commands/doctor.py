@@ -1,4 +1,4 @@
-"""`nla doctor`: what this machine offers, and what is known to go wrong on it."""
+"""`nla doctor`: versions, devices, memory and disk of this machine, and known problems with them."""
 
 import importlib.metadata
 import os
@@ -41,20 +41,20 @@ def versions() -> Iterator[Finding]:
         )
     for name in EXTRAS:
         yield Finding(name, installed[name] or "not installed (optional)")
-    yield from known_troubles({name: version for name, version in installed.items() if version})
+    yield from known_problems({name: version for name, version in installed.items() if version})
 
 
-def known_troubles(found: dict[str, str]) -> Iterator[Finding]:
+def known_problems(installed: dict[str, str]) -> Iterator[Finding]:
     """Combinations of installed versions that are known to fail."""
     for name, least in (("torch", (2, 11)), ("transformers", (5, 0)), ("peft", (0, 19)), ("lightning", (2, 6))):
-        if name in found and _numbers(found[name]) < least:
-            yield Finding(name, f"{found[name]} is older than {'.'.join(map(str, least))}: upgrade it", "problem")
-    if _numbers(found.get("transformers", "5")) >= (6, 0):
+        if name in installed and _numbers(installed[name]) < least:
+            yield Finding(name, f"{installed[name]} is older than {'.'.join(map(str, least))}: upgrade it", "problem")
+    if _numbers(installed.get("transformers", "5")) >= (6, 0):
         yield Finding(
-            "transformers", f"{found['transformers']}: tested below 6 only; pip install 'transformers<6'", "problem"
+            "transformers", f"{installed['transformers']}: tested below 6 only; pip install 'transformers<6'", "problem"
         )
-    if "bitsandbytes" in found and _numbers(found["bitsandbytes"]) < (0, 46):
-        yield Finding("bitsandbytes", f"{found['bitsandbytes']} is older than 0.46: upgrade it", "problem")
+    if "bitsandbytes" in installed and _numbers(installed["bitsandbytes"]) < (0, 46):
+        yield Finding("bitsandbytes", f"{installed['bitsandbytes']} is older than 0.46: upgrade it", "problem")
 
 
 def devices() -> Iterator[Finding]:
@@ -63,13 +63,13 @@ def devices() -> Iterator[Finding]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
     yield Finding("cpu", f"{os.cpu_count()} cores, {gib(memory)} of memory")
     for index in range(torch.cuda.device_count()):
-        about = torch.cuda.get_device_properties(index)
+        gpu = torch.cuda.get_device_properties(index)
         free, _ = torch.cuda.mem_get_info(index)
-        yield Finding(f"gpu {index}", f"{about.name}, {gib(about.total_memory)}, {gib(free)} free")
-        if about.major < 8:
+        yield Finding(f"gpu {index}", f"{gpu.name}, {gib(gpu.total_memory)}, {gib(free)} free")
+        if gpu.major < 8:
             yield Finding(f"gpu {index}", "no bfloat16 units: hardware.trainer.precision=16-mixed", "note")
     if torch.backends.mps.is_available():
-        yield Finding("mps", "Apple GPU: hardware=mps was never run; see docs/guides/real-models.md", "note")
+        yield Finding("mps", "Apple GPU: hardware=mps has not been run yet; see docs/guides/real-models.md", "note")
     elif not torch.cuda.is_available():
         yield Finding("gpu", "none: the embedded world runs here, models above 1B are slow", "note")
 
@@ -77,11 +77,11 @@ def devices() -> Iterator[Finding]:
 def disk(folder: Path) -> Iterator[Finding]:
     from huggingface_hub import constants
 
-    for name, place in (("disk", folder), ("hub cache", Path(constants.HF_HUB_CACHE))):
-        there = next(parent for parent in (place, *place.resolve().parents) if parent.is_dir())
-        free = shutil.disk_usage(there).free
-        text = f"{place}: {gib(free)} free"
-        if not os.access(there, os.W_OK):
+    for name, path in (("disk", folder), ("hub cache", Path(constants.HF_HUB_CACHE))):
+        existing = next(parent for parent in (path, *path.resolve().parents) if parent.is_dir())
+        free = shutil.disk_usage(existing).free
+        text = f"{path}: {gib(free)} free"
+        if not os.access(existing, os.W_OK):
             yield Finding(name, f"{text}; not writable: set HF_HUB_CACHE or choose another folder", "problem")
         elif free < LEAST_DISK * 2**30:
             yield Finding(name, f"{text}: a 7B model's files need about {LEAST_DISK} GiB", "note")
@@ -112,4 +112,4 @@ def _version(name: str) -> str | None:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split("+")[0].split(".")[:2] if part.isdigit())
+    return tuple(int(number) for number in version.split("+")[0].split(".")[:2] if number.isdigit())

@@ -1,7 +1,7 @@
 """`nla info`: what a pair is, from its metadata alone; no weights are fetched or read.
 
-It reads the two `nla_meta.yaml`, whether an adapter lies beside the weights, and what the evaluation found: that of the
-run that made the pair (metrics.json), else the model card.
+It reads the two `nla_meta.yaml`, looks for an adapter beside the weights, and shows the evaluation: that of the pair's
+run (metrics.json), else the model card's.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,15 +17,15 @@ from nla.models.pretrained.metadata import METADATA, OLDER, Metadata, parse_yaml
 CARD = "README.md"
 METRICS = Path("evaluation", "metrics.json")
 WANTED = (f"*{METADATA}", f"*{ADAPTER}/{ADAPTER_CONFIG}", f"*{CARD}")
-Line = tuple[str, str, str]  # what, of the verbalizer, of the reconstructor
+Line = tuple[str, str, str]  # name, of the verbalizer, of the reconstructor
 
 
 def describe(pair: str) -> list[Line]:
-    """Each fact with the two halves' values, "" where it does not concern one. Raises ReleaseError."""
+    """Each fact with the two halves' values, "" if it does not concern one. Raises ReleaseError."""
     folders = find_halves(pair, patterns=WANTED)
     halves = [read_metadata(folder) for folder in folders]
-    found = [_line(name, *(str(getattr(half, name)) for half in halves)) for name in ("role", "stage", "base_model")]
-    found += [
+    lines = [_line(name, *(str(getattr(half, name)) for half in halves)) for name in ("role", "stage", "base_model")]
+    lines += [
         _line("base_revision", *(half.base_revision or "not recorded" for half in halves)),
         _line("layer", *(f"block {half.layer}, counted from 0" for half in halves)),
         *(_line(name, *(str(getattr(half, name)) for half in halves)) for name in ("d_model", "mse_scale")),
@@ -34,22 +34,22 @@ def describe(pair: str) -> list[Line]:
         _line("format", *map(_format, folders)),
         _line("weights", *map(_weights, folders)),
     ]
-    for place, half in enumerate(halves):
+    for column, half in enumerate(halves):
         if half.role in half.templates:
-            cells = [half.templates[half.role] if place == index else "" for index in range(2)]
-            found.append((f"template {half.role}", cells[0], cells[1]))
+            cells = [half.templates[half.role] if column == index else "" for index in range(2)]
+            lines.append((f"template {half.role}", cells[0], cells[1]))
     if any(half.parents for half in halves):
-        found.append(_line("continued from", *(", ".join(half.parents) for half in halves)))
-    found += [("evaluation", text, "") for text in evaluation(Path(pair), folders)]
-    return found
+        lines.append(_line("continued from", *(", ".join(half.parents) for half in halves)))
+    lines += [("evaluation", text, "") for text in evaluation(Path(pair), folders)]
+    return lines
 
 
-def _line(what: str, first: str, second: str) -> Line:
-    return what, first, second
+def _line(name: str, first: str, second: str) -> Line:
+    return name, first, second
 
 
-def _marker(about: Metadata) -> str:
-    tokens = about.tokens
+def _marker(metadata: Metadata) -> str:
+    tokens = metadata.tokens
     beside = [tokens.get(f"injection_{side}_neighbor_id") for side in ("left", "right")]
     between = f", between tokens {beside[0]} and {beside[1]}" if None not in beside else ""
     return f"{tokens.get('injection_char')!s}, token {tokens.get('injection_token_id')}{between}"
@@ -64,10 +64,12 @@ def _format(folder: Path) -> str:
 
 
 def _weights(folder: Path) -> str:
-    found = saved_adapter(folder)
-    if found is None:
+    adapter = saved_adapter(folder)
+    if adapter is None:
         return "whole"
-    return f"adapter of rank {found['rank']} and alpha {found['alpha']:g} in {ADAPTER}/, and whole with it merged in"
+    return (
+        f"adapter of rank {adapter['rank']} and alpha {adapter['alpha']:g} in {ADAPTER}/, and whole with it merged in"
+    )
 
 
 def evaluation(pair: Path, folders: tuple[Path, Path]) -> Iterator[str]:
@@ -77,9 +79,9 @@ def evaluation(pair: Path, folders: tuple[Path, Path]) -> Iterator[str]:
             yield from _told(path)
             return
     for half, folder in zip(HALVES, folders, strict=True):
-        found = list(_on_card(folder / CARD))
-        if found:
-            yield from (f"{text} (model card of the {half})" for text in found)
+        results = list(_on_card(folder / CARD))
+        if results:
+            yield from (f"{text} (model card of the {half})" for text in results)
             return
     yield "no numbers beside the pair: python evaluate.py nla=<pair>"
 
@@ -118,5 +120,5 @@ def _on_card(path: Path) -> Iterator[str]:
 
 def _number(value: Any, bounds: Any) -> str:
     between = interval(bounds)
-    said = f"{value:.3f}" if isinstance(value, int | float) else str(value)
-    return f"{said} ({between})" if between else said
+    text = f"{value:.3f}" if isinstance(value, int | float) else str(value)
+    return f"{text} ({between})" if between else text

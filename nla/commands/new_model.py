@@ -26,7 +26,7 @@ TEMPLATES = Templates(
     "What is on the model's mind here? <concept>{injection_char}</concept> Answer inside <explanation> tags.",
     "Summary of the following text: <text>{explanation}</text> <summary>",
 )
-SAMPLE = (  # where no text is given: a few kinds of ordinary text
+SAMPLE = (  # if no text is given: a few kinds of ordinary text
     "The committee met on Tuesday to discuss the new bridge, which will cost more than expected and open a year late.",
     "def mean(values):\n    total = 0\n    for value in values:\n        total += value\n    return total\n",
     "Dear Anna, thank you for your letter. The garden is full of apples this year, and we hope you will visit us soon.",
@@ -36,7 +36,7 @@ SAMPLE = (  # where no text is given: a few kinds of ordinary text
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """What was measured and is proposed for a model."""
+    """Measurements of a model and the values proposed for it."""
 
     model_id: str
     revision: str | None
@@ -50,7 +50,7 @@ class Proposal:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure a model, write its config and say what was found; the exit status. Raises NLAError."""
+    """Measure a model, write its config and print the measurements; the exit status. Raises NLAError."""
     parser = argparse.ArgumentParser(prog="nla prepare", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--new-model", required=True, metavar="ID", help="folder or hub id of a causal language model")
     parser.add_argument("--out", type=Path, default=None, help="the config's file (default conf/model/<name>.yaml)")
@@ -59,12 +59,12 @@ def main(arguments: Sequence[str]) -> int:
     name = re.sub(r"[^a-z0-9]+", "_", options.new_model.rstrip("/").rpartition("/")[2].lower()).strip("_")
     path = options.out or Path(f"conf/model/{name}.yaml")
     refuse_existing(path)
-    found = propose(options.new_model, dtype=options.dtype)
-    write(found, path)
-    print(f"marker {found.marker}, {found.blocks} blocks of width {found.d_model}")
-    for layer, block in found.layers.items():
-        print(f"layer={layer}: block {block}, median norm {found.median_norm[layer]:.4g}")
-    print(f"injection_scale {found.injection_scale:g}; written to {path}")
+    proposal = propose(options.new_model, dtype=options.dtype)
+    write(proposal, path)
+    print(f"marker {proposal.marker}, {proposal.blocks} blocks of width {proposal.d_model}")
+    for layer, block in proposal.layers.items():
+        print(f"layer={layer}: block {block}, median norm {proposal.median_norm[layer]:.4g}")
+    print(f"injection_scale {proposal.injection_scale:g}; written to {path}")
     return 0
 
 
@@ -89,8 +89,7 @@ def propose(
     target.layer = layers["two_thirds"]
     verify(target, marker, scale)
     commit = cached_commit(model_id, revision)
-    found = (model_id, commit, blocks, width(target.model), marker, layers, norms, target.layer, scale)
-    return Proposal(*found)
+    return Proposal(model_id, commit, blocks, width(target.model), marker, layers, norms, target.layer, scale)
 
 
 def round_above(norm: float) -> float:
@@ -111,24 +110,24 @@ def verify(target: Target, marker: str, scale: float) -> None:
         raise ConfigError(f"injected activations change nothing at scale {scale:g}: this architecture is not supported")
 
 
-def write(found: Proposal, path: Path) -> None:
-    """The model config, for `model=<name>`. Raises ConfigError where the file exists."""
+def write(proposal: Proposal, path: Path) -> None:
+    """The model config, for `model=<name>`. Raises ConfigError if the file exists."""
     refuse_existing(path)
     norms = ", ".join(
-        f"{found.median_norm[name]:.4g} at block {layer} ({name})" for name, layer in found.layers.items()
+        f"{proposal.median_norm[name]:.4g} at block {layer} ({name})" for name, layer in proposal.layers.items()
     )
     content = {
-        "id": found.model_id,
+        "id": proposal.model_id,
         "path": None,
         "dtype": "float32",
-        "revision": found.revision,
-        "default_layer": found.layer,
-        "marker": found.marker,
-        "injection_scale": found.injection_scale,
+        "revision": proposal.revision,
+        "default_layer": proposal.layer,
+        "marker": proposal.marker,
+        "injection_scale": proposal.injection_scale,
         "mse_scale": "sqrt_d_model",
         "shape": None,
         "templates": {"verbalizer": TEMPLATES.verbalizer, "reconstructor": TEMPLATES.reconstructor},
     }
-    head = f"# {found.blocks} blocks of width {found.d_model}. Median norm of activations: {norms}.\n"
+    head = f"# {proposal.blocks} blocks of width {proposal.d_model}. Median norm of activations: {norms}.\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_text(path, head + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120))

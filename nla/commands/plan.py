@@ -19,7 +19,7 @@ class PlanSettings(TrainSettings):
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the plan; exit status 0 where it fits, 1 where it does not. Raises NLAError."""
+    """Print the plan; exit status 0 if it fits, else 1. Raises NLAError."""
     parser = argparse.ArgumentParser(prog="nla plan", description="What a run will need, before anything is loaded.")
     parser.add_argument("--json", action="store_true", help="everything as JSON: bytes, seconds, FLOPs")
     parser.add_argument("overrides", nargs="*", help="as for train.py: experiment=..., hardware=..., key=value")

@@ -121,19 +121,19 @@ def prepare(settings: PrepareSettings) -> Path:
     """Run a preparation to its end and return its folder. Raises NLAError; everything written so far stays valid."""
     how = settings.prepare
     path = Path(how.out)
-    first = rank_zero_only.rank == 0  # as the launcher says, before there are processes
+    first = rank_zero_only.rank == 0  # by the launcher, before processes start
     corpus = streamed(build(settings.corpus, "corpus"))
     teacher: Teacher | None = None if settings.teacher is None else build(settings.teacher, "teacher")
     block = settings.layer.block(model_depth(settings.model))
     layers = sorted(set(how.layers or [block]))
-    what = made_by(settings, layers, corpus.version())
+    origin = made_by(settings, layers, corpus.version())
     with locked(path) if first else nullcontext():
         if first:
-            record_settings(path / SETTINGS, what, settings)
+            record_settings(path / SETTINGS, origin, settings)
         fabric = start(settings.hardware)
         model = settings.model
         target = Target.from_pretrained(model.id, block, model.dtype, model.revision).to(fabric.device)
-        folder = Folder(path, fingerprint(what), layers)
+        folder = Folder(path, fingerprint(origin), layers)
         facts = Facts(
             base_model=model.id if not Path(model.id).is_dir() else Path(model.id).name,
             d_model=target.d_model,
@@ -167,7 +167,7 @@ def prepare(settings: PrepareSettings) -> Path:
         fabric.barrier()
     if not finished:
         raise BudgetError(
-            f"{path}: the teacher's budget is spent; what is explained can be trained on, and the same command with a "
+            f"{path}: the teacher's budget is spent; the explained rows can be trained on, and the same command with a "
             "higher teacher.usd or teacher.tokens continues"
         )
     return path
@@ -192,7 +192,7 @@ def explain(
     if rank == 0:
         todo = estimate(teacher, folder, records, splits)
         rich.print(
-            f"{teacher.name}: {todo.rows} passages to explain, {todo.cached} replies are there already; about "
+            f"{teacher.name}: {todo.rows} passages to explain, {todo.cached} replies are cached; about "
             f"{todo.input_tokens:,} tokens in, {todo.output_tokens:,} out: {todo.usd:.2f} USD"
         )
     here = (rank, ranks) if teacher.every_rank else (0, 1)
@@ -213,7 +213,7 @@ def start(hardware: HardwareSettings) -> Fabric:
 
 
 def build(node: dict[str, Any], key: str) -> Any:
-    """A part of the config. Raises NLAError, also for a mistake that only the constructor finds."""
+    """The object of a config node. Raises NLAError, also for a mistake that only the constructor finds."""
     try:
         return instantiate(node, _convert_="all")
     except InstantiationException as error:
@@ -227,7 +227,7 @@ def build(node: dict[str, Any], key: str) -> Any:
 
 
 def made_by(settings: PrepareSettings, layers: list[int], version: str) -> dict[str, Any]:
-    """All that the activations depend on: nothing of teacher, hardware or place, nor how far the corpus is read."""
+    """Everything that the activations depend on: not teacher, hardware, folder, or how far the corpus is read."""
     free = ("out", "layers", "explain", "released", "max_documents")
     return {
         "model": settings.model.model_dump(include={"id", "revision", "dtype"}),
@@ -239,28 +239,28 @@ def made_by(settings: PrepareSettings, layers: list[int], version: str) -> dict[
     }
 
 
-def fingerprint(what: dict[str, Any]) -> str:
-    return hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=16).hexdigest()
+def fingerprint(origin: dict[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(origin, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def record_settings(path: Path, what: dict[str, Any], settings: PrepareSettings) -> None:
+def record_settings(path: Path, origin: dict[str, Any], settings: PrepareSettings) -> None:
     """Write the settings, or refuse a folder that was prepared by others. Raises ConfigError."""
     if path.is_file():
         recorded = read_yaml(path).get("made_by")
-        for key, value in what.items():
+        for key, value in origin.items():
             before = recorded.get(key) if isinstance(recorded, dict) else None
             if before != value:
                 raise ConfigError(
                     f"{path.parent} was prepared with another {key} ({before}, now {value}): choose "
                     "prepare.out=<another>, or remove the folder"
                 )
-    whole = {"made_by": what, "settings": redacted(settings.model_dump())}
+    whole = {"made_by": origin, "settings": redacted(settings.model_dump())}
     files.write_text(path, yaml.safe_dump(whole, sort_keys=False, allow_unicode=True))
 
 
 @contextmanager
-def bar(what: str, total: int | None, shown: bool) -> Iterator[Callable[[int], Any]]:
-    """A progress bar with the time left, where the end is known."""
+def bar(label: str, total: int | None, shown: bool) -> Iterator[Callable[[int], Any]]:
+    """A progress bar with the time left, if the end is known."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -269,7 +269,7 @@ def bar(what: str, total: int | None, shown: bool) -> Iterator[Callable[[int], A
         TimeRemainingColumn(),
     )
     with Progress(*columns, disable=not shown or not rich.get_console().is_terminal) as progress:
-        task = progress.add_task(what, total=total)
+        task = progress.add_task(label, total=total)
         yield lambda rows: progress.advance(task, rows)
 
 

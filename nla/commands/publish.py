@@ -1,6 +1,6 @@
 """`nla publish`: a pair with a model card, pushed to the hub as two repositories, `<name>-av` and `<name>-ar`.
 
-What is written is scrubbed of this machine's paths and looked through before anything leaves; `--dry-run` stops there.
+Paths of this machine are removed from the folders, then searched for, before the push; `--dry-run` stops there.
 """
 
 import json
@@ -51,43 +51,46 @@ def read_metrics(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        metrics = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{path}: no metrics can be read ({error}); run python evaluate.py nla=<pair> first"
         ) from None
-    if not isinstance(found, dict) or "fve" not in found:
+    if not isinstance(metrics, dict) or "fve" not in metrics:
         raise ConfigError(f"{path}: holds no fve; give the metrics.json that evaluate.py wrote")
-    return found
+    return metrics
 
 
-def card(about: Metadata, half: str, metrics: Mapping[str, Any], licence: str) -> str:
+def card(metadata: Metadata, half: str, metrics: Mapping[str, Any], licence: str) -> str:
     """The model card of one half."""
-    what = (
+    purpose = (
         "reads an activation and writes what it says" if half == "verbalizer" else "turns that text back into a vector"
     )
-    base = about.base_model if about.base_revision is None else f"{about.base_model} at {about.base_revision}"
-    front = front_matter(about, half, metrics, licence)
+    base = (
+        metadata.base_model if metadata.base_revision is None else f"{metadata.base_model} at {metadata.base_revision}"
+    )
+    front = front_matter(metadata, half, metrics, licence)
     return (
-        f"{front}\n# Natural Language Autoencoder: {half}\n\nOne half of a pair that {what}. Activations: the residual "
-        f"stream after block {about.layer} (counted from 0) of {base}, width {about.d_model}.\n\n"
+        f"{front}\n# Natural Language Autoencoder: {half}\n\nOne half of a pair that {purpose}. "
+        "Activations: the residual "
+        f"stream after block {metadata.layer} (counted from 0) of {base}, width {metadata.d_model}.\n\n"
         f"## Quality\n\n{quality(metrics)}\n\n## Limits\n\n{LIMITS}\n\n"
         f"Licence: that of the base model ({licence}), whose terms hold for these weights.\n"
     )
 
 
-def front_matter(about: Metadata, half: str, metrics: Mapping[str, Any], licence: str) -> str:
+def front_matter(metadata: Metadata, half: str, metrics: Mapping[str, Any], licence: str) -> str:
     """What the hub reads of a card; results as its `model-index` has them, from where `nla info` reads them back."""
     facts: dict[str, Any] = {
-        "base_model": about.base_model, "license": licence, "library_name": "transformers", "tags": ["nla"],
+        "base_model": metadata.base_model, "license": licence, "library_name": "transformers", "tags": ["nla"],
     }  # fmt: skip
     if metrics:
         size = f"{metrics['n']} activations of {metrics['documents']} held-out documents"
         between = interval(metrics.get("fve_ci95"))
-        what = f"{size}, 95 % interval {between}" if between else size
+        dataset = f"{size}, 95 % interval {between}" if between else size
         result = {
             "task": {"type": "text-generation"},
-            "dataset": {"name": what, "type": "held-out"},
+            "dataset": {"name": dataset, "type": "held-out"},
             "metrics": [{"type": "fve", "name": "FVE", "value": round(float(metrics["fve"]), 4)}],
         }
         facts["model-index"] = [{"name": f"nla-{ENDINGS[half]}", "results": [result]}]
@@ -111,19 +114,19 @@ def quality(metrics: Mapping[str, Any]) -> str:
 
 
 def interval(bounds: Any) -> str:
-    """`0.646 to 0.660`; nothing where there is none, as for a single document."""
+    """`0.646 to 0.660`; empty if there is none, as for a single document."""
     return f"{bounds[0]:.3f} to {bounds[1]:.3f}" if isinstance(bounds, list | tuple) and len(bounds) == 2 else ""
 
 
 def refuse_paths(folder: Path) -> None:
-    """Raises ReleaseError where a text file names a place of this machine."""
+    """Raises ReleaseError if a text file contains a path of this machine."""
     places = {str(Path.home()), str(Path.cwd())} - {"/"}
     for path in sorted(folder.rglob("*")):
         if path.suffix in TEXT_FILES:
             text = path.read_text(encoding="utf-8", errors="replace")
-            for place in places:
-                if place in text:
-                    raise ReleaseError(f"{path}: names a place of this machine ({place}): remove it before publishing")
+            for local in places:
+                if local in text:
+                    raise ReleaseError(f"{path}: names a path of this machine ({local}): remove it before publishing")
 
 
 def push(folders: Mapping[str, Path], name: str, private: bool) -> list[str]:
@@ -142,14 +145,14 @@ def push(folders: Mapping[str, Path], name: str, private: bool) -> list[str]:
 
 
 def base_licence(base_model: str) -> str:
-    """The licence of the base model's card on the hub. Raises ConfigError where it cannot be asked."""
+    """The licence of the base model's card on the hub. Raises ConfigError if it cannot be fetched."""
     from huggingface_hub import HfApi
 
     try:
         card_data: Any = HfApi().model_info(base_model).card_data
-        found = card_data.get("license") if card_data is not None else None
+        licence = card_data.get("license") if card_data is not None else None
     except Exception as error:  # offline, gated, unknown
         raise ConfigError(f"licence of {base_model} unknown ({remedy(error, base_model)}); give --licence") from None
-    if not found:
+    if not licence:
         raise ConfigError(f"{base_model} names no licence on the hub; give --licence")
-    return str(found)
+    return str(licence)

@@ -63,7 +63,8 @@ def _facts(metrics: dict[str, Any]) -> Text:
     repeated = "-" if summary["repeated_share"] is None else f"{summary['repeated_share']:.1%}"
     return Text(
         f"cosine {metrics['cosine']:.3f}   well-formed {summary['well_formed']:.1%}   "
-        f"tokens {summary['tokens_mean']:.1f}   repeated statements {repeated}   seconds {metrics['seconds']['total']:.1f}\n"
+        f"tokens {summary['tokens_mean']:.1f}   repeated statements {repeated}   "
+        f"seconds {metrics['seconds']['total']:.1f}\n"
     )
 
 
@@ -110,9 +111,7 @@ def _examples(evaluation: Evaluation, count: int) -> Iterator[Text]:
             if name in variants:
                 text = variants[name].texts.explanation[index]
                 cosine = float(variants[name].scores.cosine[index])
-                yield Text(f"  {label} ({cosine:.2f}): ", style="bold").append(
-                    explanation or "malformed", style="not bold"
-                )
+                yield Text(f"  {label} ({cosine:.2f}): ", style="bold").append(text or "malformed", style="not bold")
 
 
 def _cells(value: float | None, interval: list[float] | None, form: str = "{:.3f}") -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""What to do where a plan does not fit, and where the design itself ends."""
+"""What to change if a plan does not fit, and the limits of the design."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -11,18 +11,18 @@ MOST_GPUS = 4096
 
 
 def gathering(tasks: Sequence[Task], facts: Assumptions) -> tuple[Gather, str]:
-    """How each rank comes by whole weights for sampling and reading under FSDP2, and why."""
+    """How each rank gets whole weights for sampling and reading under FSDP2, and why."""
     if tasks[0].layout.strategy != "fsdp":
-        return "once", "weights lie whole on every GPU: nothing is gathered"
+        return "once", "every GPU has whole weights: nothing is gathered"
     if all(task.gathered_peak("once") <= facts.usable for task in tasks):
         return "once", "the gathered weights fit beside everything else: gathered once per rollout"
-    task = next((task for task in tasks if task.samples_), tasks[-1])
+    task = next((task for task in tasks if task.rolls_out), tasks[-1])
     blocks = sum(task.seconds(facts, "blocks").values())
     inside = replace(task, layout=replace(task.layout, gpus=facts.gpus_per_node))
     extra = inside.layout.compute * task.shape.parameters / facts.gpus_per_node
     fits = all(task.gathered_peak("blocks") + extra <= facts.usable for task in tasks)
     slow = f"block by block costs {blocks:.0f} s per step of {task.stage}"
-    if not task.samples_ or blocks < 2 * sum(task.seconds(facts, "once").values()):
+    if not task.rolls_out or blocks < 2 * sum(task.seconds(facts, "once").values()):
         return "blocks", f"gathered weights do not fit beside the rest: {slow}"
     if fits:
         parallel = replace(inside, rows=max(1, task.rows * facts.gpus_per_node // task.layout.gpus))
@@ -35,7 +35,7 @@ def gathering(tasks: Sequence[Task], facts: Assumptions) -> tuple[Gather, str]:
 
 
 def runnable(gather: Gather) -> Literal["once", "blocks"]:
-    """What this version can run of it."""
+    """The nearest way that this version has."""
     return "blocks" if gather == "tensor parallel" else gather
 
 
@@ -45,13 +45,13 @@ def fits(tasks: Sequence[Task], facts: Assumptions) -> bool:
 
 
 def changes(tasks: Sequence[Task], facts: Assumptions) -> list[str]:
-    """Overrides that make it fit, the smallest first; the last one says what is the least it takes."""
-    found = []
+    """Overrides that make it fit, the smallest change first."""
+    overrides = []
     for text, changed in _candidates(tasks, facts):
         peak = max(min(task.peak("once"), task.peak("blocks")) for task in changed)
         if peak <= facts.usable:
-            found.append(f"{text}: {peak / GIB:.1f} GiB")
-    return found or [f"nothing of this fits {MOST_GPUS} GPUs of {facts.memory_gib:.0f} GiB"]
+            overrides.append(f"{text}: {peak / GIB:.1f} GiB")
+    return overrides or [f"no change fits {MOST_GPUS} GPUs of {facts.memory_gib:.0f} GiB"]
 
 
 def _candidates(tasks: Sequence[Task], facts: Assumptions) -> Iterator[tuple[str, list[Task]]]:
@@ -94,37 +94,37 @@ def _candidates(tasks: Sequence[Task], facts: Assumptions) -> Iterator[tuple[str
 
 def limits(tasks: Sequence[Task], facts: Assumptions) -> list[str]:
     """Where the design would have to change for this plan."""
-    last, found = tasks[-1], []
+    last, reasons = tasks[-1], []
     layout, shape = last.layout, last.shape
     whole = layout.compute * shape.parameters
     node = facts.gpus_per_node * facts.usable
     if whole > node:
-        found.append(
+        reasons.append(
             f"the verbalizer alone is {whole / GIB:.0f} GiB, a node holds {node / GIB:.0f}: sampling needs tensor and "
-            "pipeline parallelism over several nodes, 8-bit weights, or an inference server of its own that gets the "
+            "pipeline parallelism over several nodes, 8-bit weights, or a separate inference server that receives the "
             "new weights after each step"
         )
     if last.rank is not None and layout.weight * shape.parameters > facts.usable:
-        found.append(
+        reasons.append(
             "adapter=lora keeps one whole copy of the base on every GPU and cannot be sharded: a base of this size "
             "needs tensor parallelism, 4-bit weights, or FSDP2 that shards the shared base"
         )
     loads = layout.weight * (shape.parameters * (2 if last.rank is None else 1) + last.lower.parameters)
     host = min(layout.gpus, facts.gpus_per_node) * loads
     if host > facts.host_memory_gib * GIB:
-        found.append(
+        reasons.append(
             f"every process loads whole models before they are sharded: {host / GIB:.0f} GiB of host memory in each "
             f"node, which has {facts.host_memory_gib:.0f}; weights must be built on the meta device and read by shards"
         )
     idle = [task.stage for task in tasks if task.rows < layout.gpus]
     if idle:
-        found.append(
+        reasons.append(
             f"{', '.join(idle)}: fewer activations per step than GPUs ({min(t.rows for t in tasks)} < {layout.gpus}): "
-            "the rest waits; raise batch_size, or give several GPUs to one activation (tensor parallelism)"
+            "the others wait; raise batch_size, or give several GPUs to one activation (tensor parallelism)"
         )
     upper = shape.parameters - last.lower.parameters
     if upper * layout.weight / layout.shards > 0.1 * facts.usable:
-        found.append(
+        reasons.append(
             f"blocks above layer {last.layer} of the target are held and never run: "
             f"{upper * layout.weight / layout.shards / GIB:.1f} GiB per GPU could be dropped"
         )
@@ -133,8 +133,8 @@ def limits(tasks: Sequence[Task], facts: Assumptions) -> list[str]:
         computing = task.flops().get("verbalizer", 0) + task.flops().get("reconstructor", 0)
         ideal = computing / (facts.rate(layout.compute) * min(layout.gpus, task.rows) * facts.mfu.train)
         if layout.gpus > 1 and seconds["update"] > 2 * ideal:
-            found.append(
+            reasons.append(
                 f"{task.stage}: the update waits for the network ({seconds['update']:.1f} s, arithmetic "
                 f"{ideal:.1f} s): larger micro-batches, or shard inside a node and replicate across nodes (HSDP)"
             )
-    return found
+    return reasons

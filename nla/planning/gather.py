@@ -18,9 +18,9 @@ AUTO = "auto"
 
 
 def with_gather(settings: TrainSettings) -> TrainSettings:
-    """The settings with `once` or `blocks` in the place of `auto`; says which and why. Raises ConfigError, ModelError.
+    """The settings with `auto` replaced by `once` or `blocks`; prints which and why. Raises ConfigError, ModelError.
 
-    The memory is that of this machine's GPUs where it has any, else `planning`'s. A saved pair is planned by its own
+    The memory is that of this machine's GPUs if it has any, else `planning`'s. A saved pair is planned with its own
     base model and layer.
     """
     hardware = settings.hardware
@@ -45,23 +45,23 @@ def _of_pair(settings: TrainSettings) -> TrainSettings:
     """Model and layer of the saved pair that is trained on, if there is one."""
     if settings.nla is None:
         return settings
-    about = read_metadata(find_halves(settings.nla, patterns=[f"*{METADATA}"])[1])
-    model = settings.model.changed(id=about.base_model, revision=about.base_revision, shape=None)
-    return settings.changed(model=model, layer__index=about.layer)
+    metadata = read_metadata(find_halves(settings.nla, patterns=[f"*{METADATA}"])[1])
+    model = settings.model.changed(id=metadata.base_model, revision=metadata.base_revision, shape=None)
+    return settings.changed(model=model, layer__index=metadata.layer)
 
 
 def device_facts(accelerator: str) -> Assumptions:
-    """What `conf/planning/` assumes of such a device, with this machine's own memory where it is a GPU."""
+    """What `conf/planning/` assumes of such a device, with the memory of this machine's GPU if it has one."""
     facts = assumed("cpu" if accelerator == "cpu" else "h100")
     if accelerator == "cpu" or not torch.cuda.is_available():
         return facts
-    own = torch.cuda.get_device_properties(0)
-    return facts.model_copy(update={"memory_gib": own.total_memory / GIB, "device": own.name})
+    gpu = torch.cuda.get_device_properties(0)
+    return facts.model_copy(update={"memory_gib": gpu.total_memory / GIB, "device": gpu.name})
 
 
 def assumed(device: str) -> Assumptions:
-    """What a file of `conf/planning/` says. Raises ConfigError."""
+    """The assumptions of a file in `conf/planning/`. Raises ConfigError."""
     folder = config_folder() / "planning"
-    own = DictConfig(OmegaConf.load(folder / f"{device}.yaml"))
-    bases = [OmegaConf.load(folder / f"{name}.yaml") for name in own.pop("defaults", [])]
-    return Assumptions.model_validate(OmegaConf.to_container(OmegaConf.merge(*bases, own)))
+    device_config = DictConfig(OmegaConf.load(folder / f"{device}.yaml"))
+    bases = [OmegaConf.load(folder / f"{name}.yaml") for name in device_config.pop("defaults", [])]
+    return Assumptions.model_validate(OmegaConf.to_container(OmegaConf.merge(*bases, device_config)))

@@ -76,7 +76,7 @@ def disk(tasks: Sequence[Task]) -> dict[str, float]:
     first = tasks[0]
     rows = {task.stage: task.rows * task.steps for task in tasks}
     each = 4 * first.shape.d_model
-    row = {task.stage: each + TEXT_BYTES * (task.document + (0 if task.samples_ else task.response)) for task in tasks}
+    row = {task.stage: each + TEXT_BYTES * (task.document + (0 if task.rolls_out else task.response)) for task in tasks}
     layout = first.layout
     halves = [count(first.tensors(half)) for half in ("verbalizer", "reconstructor")]
     base = 0 if first.rank is None else first.shape.parameters
@@ -101,7 +101,7 @@ def disk(tasks: Sequence[Task]) -> dict[str, float]:
 
 def teacher(tasks: Sequence[Task], facts: Assumptions) -> dict[str, float]:
     """What the warm-start texts cost where a paid teacher writes them; both warm starts read the same ones."""
-    warm = [task for task in tasks if not task.samples_]
+    warm = [task for task in tasks if not task.rolls_out]
     rows = max((task.rows * task.steps for task in warm), default=0)
     document = max((task.document for task in warm), default=0)
     read, written = (

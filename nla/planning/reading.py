@@ -15,20 +15,20 @@ from nla.planning.memory import Layout, Strategy
 from nla.planning.shapes import Shape, load_config, shape_of
 from nla.planning.task import Task
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "nf4": 2}  # of nf4, what it is unpacked to
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "nf4": 2}  # of nf4: the type it is unpacked to
 NF4 = 0.53  # bytes of a weight stored in 4 bits, with its scales
-CHARACTERS_PER_TOKEN, CHAT_TOKENS = 4, 15  # of a template whose tokenizer is not at hand
+CHARACTERS_PER_TOKEN, CHAT_TOKENS = 4, 15  # of a template without a tokenizer
 
 
 def tasks_of(settings: TrainSettings, facts: Assumptions) -> tuple[list[Task], list[str]]:
-    """One task per stage that runs, and what had to be assumed. Raises ConfigError, ModelError."""
+    """One task per stage that runs, and the assumptions made. Raises ConfigError, ModelError."""
     model = settings.model
     shape = shape_of(load_config(model.id, model.revision, model.shape and model.shape.model_dump()))
     layout, notes = layout_of(settings.hardware, BYTES[model.dtype], settings.adapter.kind)
     if model.dtype == "nf4":
         layout = replace(layout, frozen=NF4)
-    prompt, shared, said = prompt_tokens(settings, facts)
-    notes += said
+    prompt, shared, prompt_notes = prompt_tokens(settings, facts)
+    notes += prompt_notes
     layer = settings.layer.block(shape.depth)
     numbers = {"shape": shape, "layer": layer, "layout": layout, "prompt": prompt, "shared": shared}
     return [_task(name, settings, facts, numbers) for name in settings.stages], notes
@@ -45,7 +45,7 @@ def layout_of(hardware: HardwareSettings, weight: int, adapter: str) -> tuple[La
         devices = len(devices)
     if devices in ("auto", -1, "-1"):
         devices = 1
-        notes.append("hardware.trainer.devices=auto is taken for one; name a number to plan for more")
+        notes.append("hardware.trainer.devices=auto counts as one; give a number to plan for more")
     try:
         gpus = int(devices) * int(trainer.get("num_nodes", 1))
     except ValueError:
@@ -73,11 +73,11 @@ def _strategy(given: Any, gpus: int) -> Strategy:
         return "fsdp"
     if name == "auto" or "ddp" in name or "single" in name:
         return "ddp" if gpus > 1 else "single"
-    raise ConfigError(f"hardware.trainer.strategy={given}: planned are auto, ddp and ModelParallelStrategy (FSDP2)")
+    raise ConfigError(f"hardware.trainer.strategy={given}: known are auto, ddp, ModelParallelStrategy (FSDP2)")
 
 
 def prompt_tokens(settings: TrainSettings, facts: Assumptions) -> tuple[int, int, list[str]]:
-    """Tokens of the verbalizer's prompt, and of it before the marker: by the tokenizer where it is at hand."""
+    """Tokens of the verbalizer's prompt, and of it before the marker: by the tokenizer if it is here."""
     model = settings.model
     template = model.templates.verbalizer
     before = template.index("{injection_char}") / len(template)
@@ -86,12 +86,12 @@ def prompt_tokens(settings: TrainSettings, facts: Assumptions) -> tuple[int, int
     if Path(str(resolve(model.id))).is_dir():
         try:
             tokenizer = load_tokenizer(model.id, model.revision)
-            found = build_verbalizer_prompt(tokenizer, template, model.marker or find_marker(tokenizer))
-            return len(found.tokens), found.position, []
+            prompt = build_verbalizer_prompt(tokenizer, template, model.marker or find_marker(tokenizer))
+            return len(prompt.tokens), prompt.position, []
         except NLAError:
             pass  # a folder with a config alone
     length = len(template) // CHARACTERS_PER_TOKEN + CHAT_TOKENS
-    note = f"the verbalizer's prompt is taken for {length} tokens: no tokenizer at hand (planning.tokens.prompt)"
+    note = f"the verbalizer's prompt is assumed to have {length} tokens: no tokenizer here (planning.tokens.prompt)"
     return length, round(before * length), [note]
 
 
@@ -129,13 +129,13 @@ def _muon(stage: Mapping[str, Any]) -> tuple[bool, bool]:
     optimizer = stage["optimizer"]
     if not str(optimizer.get("_target_", "")).endswith("MuonAdamW"):
         return False, False
-    own = stage.get("groups") or {}
-    rates = [own.get(half, {}).get("muon_lr", optimizer["muon_lr"]) for half in ("verbalizer", "reconstructor")]
+    groups = stage.get("groups") or {}
+    rates = [groups.get(half, {}).get("muon_lr", optimizer["muon_lr"]) for half in ("verbalizer", "reconstructor")]
     return rates[0] > 0, rates[1] > 0
 
 
 def shape_summary(shape: Shape, layer: int) -> dict[str, float]:
-    """Parameters by part."""
+    """Parameters by model."""
     lower = shape.truncated(layer)
     return {
         "model": shape.parameters,

@@ -1,4 +1,4 @@
-"""One stage of a run as plain numbers: all that memory and time follow from."""
+"""One stage of a run as plain numbers, from which memory and time follow."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -49,7 +49,7 @@ class Task:
     layout: Layout
 
     @property
-    def samples_(self) -> bool:
+    def rolls_out(self) -> bool:
         return self.stage == "joint"
 
     @property
@@ -90,7 +90,7 @@ class Task:
         return [*(lower.tensors() if self.rank is None else lower.adapter_tensors(self.rank)), *head]
 
     def inner(self, half: str) -> list[Size]:
-        """Those of them that Muon takes: with adapters only the reconstructor's head."""
+        """Those that Muon takes; with adapters only the reconstructor's head."""
         shape = self.shape if half == "verbalizer" else self.lower
         matrices = [] if self.rank is not None else [size for block in shape.blocks for size in block.inner]
         return matrices if half == "verbalizer" else [*matrices, (self.shape.d_model, self.shape.d_model)]
@@ -100,18 +100,18 @@ class Task:
 
     def weight_bytes(self) -> float:
         """All models that a stage holds, on one GPU: target, both halves, the KL reference."""
-        own = [count(self.tensors(half)) for half in ("verbalizer", "reconstructor")]
+        trained_weights = [count(self.tensors(half)) for half in ("verbalizer", "reconstructor")]
         if self.rank is None:
-            models = self.shape.parameters + sum(own) + (self.shape.parameters if self.reference else 0)
+            models = self.shape.parameters + sum(trained_weights) + (self.shape.parameters if self.reference else 0)
         else:
-            adapters = sum(own) + (own[0] if self.reference else 0)
+            adapters = sum(trained_weights) + (trained_weights[0] if self.reference else 0)
             base = self.layout.weight if self.layout.frozen is None else self.layout.frozen
             return (base * self.shape.parameters + self.trained_bytes * adapters) / self.layout.shards
         return models * self.layout.weight / self.layout.shards
 
     @property
     def trained_bytes(self) -> int:
-        """Of a trained weight, its gradient and each state; adapters stay in fp32 whatever their base is."""
+        """Of a trained weight, its gradient and each state; adapters stay in fp32 whatever the type of their base."""
         return self.layout.weight if self.rank is None else 4
 
     # memory
@@ -127,11 +127,11 @@ class Task:
             for half in self.trains
         )
         weights = self.weight_bytes()
-        found = {}
+        phases = {}
         if layout.strategy == "fsdp":  # reading gathers as the rollout does
             lower = memory.gathered(self.lower, layout, False, whole=gather == "once")
-            found["read"] = Memory(weights + lower, gradients, states)
-        if self.samples_:
+            phases["read"] = Memory(weights + lower, gradients, states)
+        if self.rolls_out:
             extra = memory.gathered(self.shape, layout, False, whole=gather == "once")
             if gather == "tensor parallel":
                 extra = layout.compute * self.shape.parameters / layout.gpus
@@ -142,13 +142,13 @@ class Task:
             samples = self.local * self.group
             kept = memory.cache(self.shape, layout, samples, self.local, self.prompt, self.shared, self.cap)
             buffers = memory.rollout_buffers(self.shape, layout, samples, self.cap)
-            found["sample"] = Memory(weights + extra, gradients, states, 0, kept, buffers)
-        found["update"] = Memory(
+            phases["sample"] = Memory(weights + extra, gradients, states, 0, kept, buffers)
+        phases["update"] = Memory(
             weights + memory.gathered(self.shape, layout, True), gradients, states, self._activations(), 0, 0
         )
         scratch = count(trained) * self.trained_bytes / shards if layout.fused else 0
-        found["step"] = Memory(weights, gradients, states + scratch)
-        return found
+        phases["step"] = Memory(weights, gradients, states + scratch)
+        return phases
 
     def _activations(self) -> float:
         adapter, total = self.rank is not None, 0.0
@@ -168,43 +168,43 @@ class Task:
     # arithmetic
 
     def flops(self) -> dict[str, float]:
-        """FLOPs of one step on all GPUs together, by part."""
+        """FLOPs of one step on all GPUs together, by what runs."""
         shape, lower, rank = self.shape, self.lower, self.rank
-        parts = {"read": flops.forward(lower, work.rows_of(self.documents, self.document))}
-        if self.samples_:
+        by_model = {"read": flops.forward(lower, work.rows_of(self.documents, self.document))}
+        if self.rolls_out:
             first = work.prefill(self.rows, self.prompt, self.shared)
             rest = work.decode(self.rows * self.group, self.prompt, self.response)
-            parts["sample"] = flops.forward(shape, first, rank) + flops.forward(shape, rest, rank)
+            by_model["sample"] = flops.forward(shape, first, rank) + flops.forward(shape, rest, rank)
         samples, recompute = self.rows * self.group, self.layout.checkpointing
         if "verbalizer" in self.trains:
             whole = work.teacher_forced(self.rows, self.group, self.prompt, self.response, shape.d_model, self.shared)
-            parts["verbalizer"] = flops.forward(shape, whole, rank) + flops.backward(shape, whole, rank, recompute)
+            by_model["verbalizer"] = flops.forward(shape, whole, rank) + flops.backward(shape, whole, rank, recompute)
             if self.reference:
-                parts["reference"] = flops.forward(shape, whole, rank)
+                by_model["reference"] = flops.forward(shape, whole, rank)
         if "reconstructor" in self.trains:
             whole = work.rows_of(samples, self.text)
             head = 2 * shape.d_model**2 * samples
             both = flops.forward(lower, whole, rank) + flops.backward(lower, whole, rank, recompute)
-            parts["reconstructor"] = both + 3 * head
-        return parts
+            by_model["reconstructor"] = both + 3 * head
+        return by_model
 
     # time
 
     def seconds(self, facts: Assumptions, gather: Gather = "once") -> dict[str, float]:
-        """Seconds of one step, by part."""
-        layout, parts = self.layout, self.flops()
+        """Seconds of one step, by phase."""
+        layout, work_of = self.layout, self.flops()
         busy = min(layout.gpus, self.rows) if self.rows else 1  # a GPU without an activation waits
         peak = facts.rate(layout.compute) * busy
-        found = {"read": parts["read"] / (peak * facts.mfu.forward)}
-        if self.samples_:
-            found["sample"] = self._sampling(facts, gather)
-        training = sum(parts.get(name, 0) for name in ("verbalizer", "reconstructor"))
-        computing = training / (peak * facts.mfu.train) + parts.get("reference", 0) / (peak * facts.mfu.forward)
-        found["update"] = max(computing, self._exchanged() / facts.exchange(layout.gpus))
+        seconds = {"read": work_of["read"] / (peak * facts.mfu.forward)}
+        if self.rolls_out:
+            seconds["sample"] = self._sampling(facts, gather)
+        training = sum(work_of.get(name, 0) for name in ("verbalizer", "reconstructor"))
+        computing = training / (peak * facts.mfu.train) + work_of.get("reference", 0) / (peak * facts.mfu.forward)
+        seconds["update"] = max(computing, self._exchanged() / facts.exchange(layout.gpus))
         # weights and states are read and written, gradients read
         moved = (3 + 4) * count(self.trainable()) * layout.weight / layout.shards
-        found["step"] = moved / (facts.bandwidth_tb_s * 1e12)
-        return found
+        seconds["step"] = moved / (facts.bandwidth_tb_s * 1e12)
+        return seconds
 
     def _exchanged(self) -> float:
         """Bytes that each GPU sends during the update; hidden behind arithmetic where there is enough of it."""
@@ -225,8 +225,8 @@ class Task:
         share = layout.gpus if gather == "tensor parallel" else 1  # of the weights that each GPU reads
         group = samples * share
         touched = sum(self._touched(block, group) for block in shape.blocks) + shape.d_model * shape.vocab
-        places = samples * (self.prompt + self.response / 2) * sum(block.key for block in shape.blocks) * 2
-        moved = layout.compute * (touched / share + places)
+        keys = samples * (self.prompt + self.response / 2) * sum(block.key for block in shape.blocks) * 2
+        moved = layout.compute * (touched / share + keys)
         step = flops.forward(shape, Pass(samples, samples * (self.prompt + self.response / 2), samples), self.rank)
         launching = facts.block_seconds.recorded if self.recorded else facts.block_seconds.eager
         least = moved / (facts.bandwidth_tb_s * 1e12 * facts.decode_bandwidth)

@@ -9,7 +9,7 @@ from support.metrics import METRICS
 from support.models import MARKER
 
 from nla.commands.cli import main
-from nla.commands.doctor import known_troubles
+from nla.commands.doctor import known_problems
 from nla.commands.new_model import round_above
 from nla.models.pair import NLA
 from nla.models.target import Target
@@ -34,8 +34,8 @@ def test_doctor_says_what_is_there(capsys: pytest.CaptureFixture[str], monkeypat
     ],
 )
 def test_known_bad_combinations(name: str, version: str, kind: str):
-    assert [(finding.topic, finding.kind) for finding in known_troubles({name: version})] == [(name, kind)]
-    assert not list(known_troubles({"torch": "2.13.0", "transformers": "5.23.0"}))
+    assert [(finding.topic, finding.kind) for finding in known_problems({name: version})] == [(name, kind)]
+    assert not list(known_problems({"torch": "2.13.0", "transformers": "5.23.0"}))
 
 
 def test_a_new_models_config_is_measured_and_written(
@@ -98,5 +98,5 @@ def test_publish_refuses_what_only_this_machine_has(
     path = Path("nla/verbalizer/generation_config.json")
     path.write_text(json.dumps({"note": str(tmp_path)}))
     assert main(["publish", "nla", "me/pair", "--licence", "mit", "--dry-run", "--out", "x"]) == 2
-    assert "names a place of this machine" in capsys.readouterr().err
+    assert "names a path of this machine" in capsys.readouterr().err
     assert main(["publish", "nla", "../up", "--licence", "mit", "--dry-run", "--out", "y"]) == 2
