@@ -27,6 +27,10 @@ from nla.training.program import train
 
 PACKAGE = Path(package.__file__).parent
 Call = tuple[str, str]  # file of the repository, qualified name
+ONCE = (
+    "JointStage.collect", "Verbalizer.sample", "JointStage.with_reference", "JointStage.terms", "Reconstructor.forward",
+    "Verbalizer.forward", "Reward.__call__", "group_advantages", "policy_gradient_loss", "Stage.update",
+)  # fmt: skip
 Between = tuple[str, str, str]  # room of the caller, room of the function, its plain name
 
 
@@ -88,7 +92,7 @@ def assert_entered_in_order(entered: list[Call], steps: list[Call]) -> None:
 
 
 def test_one_activation_from_the_data_to_the_update(nla: NLA, target: Target) -> None:
-    stage, steps = joint(nla, target), steps_of("The way of one activation")
+    stage, steps = joint(nla, target, micro_batch_size=64), steps_of("The way of one activation")
     data = loader(target.tokenizer)
     trainer = Trainer(
         accelerator="cpu", devices=1, max_steps=1, max_epochs=-1, logger=False, enable_checkpointing=False,
@@ -99,6 +103,9 @@ def test_one_activation_from_the_data_to_the_update(nla: NLA, target: Target) ->
     assert_entered_in_order(entered, steps)
     assert {("training", "models"), ("models", "core")} <= {call[:2] for call in between}
     assert upward(between) == set()
+    # the stage enters each model once per phase: nothing is sampled, reconstructed or updated a second time
+    counts = {name: sum(function == name for _, function in entered) for name in ONCE}
+    assert counts == dict.fromkeys(ONCE, 1) | {"Verbalizer.forward": 2}  # the reference's log-probs and the policy's
 
 
 def test_one_config_key_from_the_command_line_to_the_constructor(
