@@ -73,7 +73,7 @@ def main() -> int:
 
 
 def separate_scoring(nla: NLA, completions: Completions, step: Run, repeats: int) -> dict[str, float]:
-    """What a step would cost more if rewards came from a forward pass of their own, in turn with whole steps."""
+    """How much more a step would cost if rewards came from a forward pass of their own, in turn with whole steps."""
 
     def extra() -> float:
         with torch.no_grad():

@@ -36,7 +36,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a run lies on its GPUs.
+    """How a run is laid out on its GPUs.
 
     Args:
         weight: bytes of a stored weight (`model.dtype`). compute: bytes of a number in a matrix product.

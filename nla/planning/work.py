@@ -1,4 +1,4 @@
-"""The tokens that one step of a stage puts through each model, as the code lays them out."""
+"""The tokens that one step of a stage puts through each model, laid out as in the code."""
 
 from dataclasses import dataclass
 
