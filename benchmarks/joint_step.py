@@ -55,7 +55,7 @@ def main() -> int:
         runs[name] = functools.partial(timed, parts[name], step, pair, optimizer_of(pair), activation, setting)
     comparison = alternate(runs["ours"], runs["other"], arguments.repeats)
     trained = "untrained pair" if arguments.pair is None else "trained pair"
-    what = f"joint step, world target, {trained}, {batch} x {samples} samples, up to {cap} tokens"
+    title = f"joint step, world target, {trained}, {batch} x {samples} samples, up to {cap} tokens"
     against = "`generate`, full softmax, separate reference, one text per forward"
     seconds = {name: dict(zip(PARTS, map(statistics.median, zip(*taken[1:])))) for name, taken in parts.items()}
     lengths = completions.mask.sum(1).float()
@@ -65,7 +65,7 @@ def main() -> int:
         "well_formed": float(completions.well_formed.float().mean()),
         "separate_scoring": separate_scoring(nla, completions, runs["ours"], arguments.repeats),
     }
-    row = comparison.row("joint_step", what, against, "s")
+    row = comparison.row("joint_step", title, against, "s")
     record("joint_step", arguments, [row, bound(row, runs["ours"])], figures)
     share = figures["separate_scoring"]["share"]
     print(f"a separate scoring forward, without gradients, would take another {share:.1%} of the step")
@@ -158,13 +158,13 @@ def check_same(
     steps: dict[str, tuple[NLA, Step]], activation: Activations, completions: Completions, setting: Setting
 ) -> None:
     """Loss and gradients of both steps on the same explanations."""
-    found = []
+    rows = []
     for nla, step in steps.values():
         value = step.loss(nla, activation, completions, step.score(nla, completions), setting)
         value.backward()
-        found.append([value.detach(), *(parameter.grad for parameter in trainable(nla))])
+        rows.append([value.detach(), *(parameter.grad for parameter in trainable(nla))])
         nla.zero_grad()
-    for one, other in zip(*found, strict=True):
+    for one, other in zip(*rows, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
 
 

@@ -44,16 +44,18 @@ def product_rate(rows: int, d_model: int, outputs: int, dtype: torch.dtype, seco
 def decode_limit(model: torch.nn.Module, rows: int, dtype: str | None = None) -> float:
     """Operations per second of the model's largest inner product with all rows: what decoding could reach at most."""
     config = body(model).config
-    own = next(model.parameters()).dtype
-    return product_rate(rows, config.hidden_size, config.intermediate_size, own if dtype is None else DTYPES[dtype])
+    weights = next(model.parameters()).dtype
+    return product_rate(rows, config.hidden_size, config.intermediate_size, weights if dtype is None else DTYPES[dtype])
 
 
 def bound(row: Row, run: Callable[[], Any]) -> Row:
-    """The line of `row` if products of matrices, with weights and in attention, were all that takes ours any time."""
+    """The row we would get if matrix products (with weights and in attention) took all of our time."""
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         run()
-    own = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
-    share = sum(time for name, time in own.items() if name.startswith(ALL_PRODUCTS)) / sum(own.values())
+    self_seconds = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
+    share = sum(time for name, time in self_seconds.items() if name.startswith(ALL_PRODUCTS)) / sum(
+        self_seconds.values()
+    )
     ours = row["ours"] * share if row["unit"] == "s" else row["ours"] / share
     return {
         "key": f"bound_{row['key']}",

@@ -53,8 +53,8 @@ def main() -> int:
             torch.testing.assert_close(cross_entropy(*inputs), other(*inputs), atol=1e-4, rtol=1e-4)
             ours, alternative = (functools.partial(run, way, *inputs) for way in (cross_entropy, other))
             comparison = alternate(ours, alternative, arguments.repeats)
-            what = f"log-probs with gradients, {tokens} tokens, vocabulary {vocab}, width {d_model}"
-            rows.append(comparison.row(f"log_probs_{vocab}_{other.__name__}", what, name, "s"))
+            title = f"log-probs with gradients, {tokens} tokens, vocabulary {vocab}, width {d_model}"
+            rows.append(comparison.row(f"log_probs_{vocab}_{other.__name__}", title, name, "s"))
     record("log_probs", arguments, rows, {})
     return 0
 

@@ -43,14 +43,14 @@ def main() -> int:
         peaks = {way: [measured(arguments, way, folder) for _ in range(arguments.repeats)] for way in WAYS}
     middle = {way: sorted(found, key=lambda one: one["mebibytes"])[len(found) // 2] for way, found in peaks.items()}
     batch, samples, cap = shape(arguments.quick)
-    what = f"peak memory of a joint step, {batch} x {samples} samples, up to {cap} tokens, {WAYS['shared']}"
-    record("memory", arguments, [row(what, way, middle) for way in ("separate", "full")], peaks)
+    title = f"peak memory of a joint step, {batch} x {samples} samples, up to {cap} tokens, {WAYS['shared']}"
+    record("memory", arguments, [row(title, way, middle) for way in ("separate", "full")], peaks)
     return 0
 
 
-def row(what: str, way: str, peaks: dict[str, dict[str, float]]) -> Row:
+def row(title: str, way: str, peaks: dict[str, dict[str, float]]) -> Row:
     ours, other = peaks["shared"]["mebibytes"], peaks[way]["mebibytes"]
-    named = {"key": f"memory_{way}", "what": what, "against": WAYS[way], "unit": "MiB"}
+    named = {"key": f"memory_{way}", "what": title, "against": WAYS[way], "unit": "MiB"}
     return named | {"ours": ours, "other": other, "ratio": other / ours}
 
 
@@ -97,8 +97,8 @@ def step(arguments: argparse.Namespace) -> dict[str, float]:
 
     optimizer, setting = joint_step.optimizer_of(nla), joint_step.setting_of(samples, cap)
     joint_step.timed([], dataclasses.replace(ours, rollout=rollout), nla, optimizer, activation, setting)
-    own = sum(weight.nbytes for weight in weights.values())
-    return {"mebibytes": peak() - before, "weights_mebibytes": own / 2**20}
+    weight_bytes = sum(weight.nbytes for weight in weights.values())
+    return {"mebibytes": peak() - before, "weights_mebibytes": weight_bytes / 2**20}
 
 
 def models_of(way: str, model: str) -> tuple[Any, Any]:

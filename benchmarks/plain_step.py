@@ -45,7 +45,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The three parts of a step before its backward pass; what the second gives, the third is handed."""
+    """The three parts of a step before its backward pass; the third takes what the second returns."""
 
     rollout: Callable[[NLA, Activations, Setting, int], Completions]
     score: Callable[[NLA, Completions], Predictions]

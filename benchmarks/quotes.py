@@ -44,11 +44,11 @@ def main() -> int:
         pair=warm / "nla", steps=given.steps, documents=given.documents, prefixes=[], runs=given.runs, prefix="quote",
         output=given.output, overrides=overrides, quick=False,
     )  # fmt: skip
-    found = {}
+    results = {}
     for name in VARIANTS:
-        found[name] = rewards.measure(name, arguments)
-        rewards.write(found, argparse.Namespace(**vars(arguments) | {"quick": given.quick}))
-    print(rewards.table(found))
+        results[name] = rewards.measure(name, arguments)
+        rewards.write(results, argparse.Namespace(**vars(arguments) | {"quick": given.quick}))
+    print(rewards.table(results))
     return 0
 
 
@@ -62,7 +62,7 @@ def recipe(texts: Path) -> list[str]:
 
 
 def write_texts(folder: Path, count: int) -> Path:
-    """So many of the world's documents, one file each; left as they are where they stand."""
+    """Write `count` of the world's documents, one file each; an existing folder is kept."""
     if not folder.is_dir():
         folder.mkdir(parents=True)
         source = WorldSource(sizes={"joint": count}, seed=1, statements=0.28)

@@ -46,10 +46,10 @@ def main() -> int:
     torch.testing.assert_close(ours(), other(), atol=1e-3, rtol=1e-3)
     comparison = alternate(lambda: count * bool(len(ours())), lambda: count * bool(len(other())), arguments.repeats)
     model = f"random Llama of {parameters(target.model) / 1e6:.0f}M"
-    what = (
+    title = (
         f"reading layer {layer} of {size.blocks}, {model}, {count} documents of {min(lengths)} to {max(lengths)} tokens"
     )
-    row = comparison.row("reading", what, f"full forward, batches of {AT_ONCE} in corpus order", "documents")
+    row = comparison.row("reading", title, f"full forward, batches of {AT_ONCE} in corpus order", "documents")
     figures = {"layer": layer, "tokens": sum(lengths), "tokens_padded_by_the_other": padded(lengths)}
     record("reading", arguments, [row], figures)
     return 0
@@ -80,14 +80,14 @@ def released(
     model: PreTrainedModel, tokens: Tokens, mask: Mask, position: Int[Tensor, " document"], layer: int
 ) -> Float[Tensor, "document d_model"]:
     """One activation of each document, the way the released code reads them."""
-    found = []
+    rows = []
     for first in range(0, len(tokens), AT_ONCE):
         batch = slice(first, first + AT_ONCE)
         time = int(mask[batch].sum(1).max())
         ids, attended = tokens[batch, :time], mask[batch, :time].long()
         output = model(input_ids=ids, attention_mask=attended, output_hidden_states=True, use_cache=False)
-        found.append(output.hidden_states[layer + 1][torch.arange(len(ids)), position[batch]])
-    return torch.cat(found).float()
+        rows.append(output.hidden_states[layer + 1][torch.arange(len(ids)), position[batch]])
+    return torch.cat(rows).float()
 
 
 if __name__ == "__main__":

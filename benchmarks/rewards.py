@@ -34,7 +34,7 @@ VARIANTS: dict[str, list[str]] = {
     "kl_k2": ["stage.joint.kl.kind=k2", "stage.joint.kl.coefficient=0.05"],
     "two_reconstructor_updates": ["stage.joint.reconstructor_updates=2"],
 }
-# what a variant leaves as it is: not the world's own reward and KL, which are chosen for it
+# what every variant starts from: the published reward and KL, not those chosen for the world
 USUAL = {"reward": "neg_error", "stage.joint.kl.kind": "k3", "stage.joint.kl.coefficient": "0.02"}
 COLUMNS = {
     "FVE": lambda m: f"{m['fve']:.3f} ({m['fve_ci95'][0]:.3f} to {m['fve_ci95'][1]:.3f})" if m["fve_ci95"] else "-",
@@ -65,11 +65,11 @@ def main() -> int:
     if not (arguments.pair / "reconstructor").is_dir():
         print(f"--pair {arguments.pair}: no pair there; make one with python train.py", file=sys.stderr)
         return 2
-    found: dict[str, dict[str, Any]] = {}
+    evaluations: dict[str, dict[str, Any]] = {}
     for name in arguments.variants:
-        found[name] = measure(name, arguments)
-        write(found, arguments)
-    print(table(found))
+        evaluations[name] = measure(name, arguments)
+        write(evaluations, arguments)
+    print(table(evaluations))
     return 0
 
 
@@ -106,7 +106,7 @@ def call(program: str, *overrides: str) -> None:
     subprocess.run([sys.executable, str(ROOT / program), *overrides], check=True, cwd=ROOT, env=environment)
 
 
-def write(found: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> None:
+def write(evaluations: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> None:
     """<prefix>s.json, .md and .png, such as rewards.json, of what is there so far."""
     folder: Path = arguments.output
     folder.mkdir(parents=True, exist_ok=True)
@@ -117,25 +117,25 @@ def write(found: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> No
         "machine": machine(),
         "quick": arguments.quick,
         "steps": arguments.steps,
-        "variants": found,
+        "variants": evaluations,
     }
     name = f"{arguments.prefix}s"
     (folder / f"{name}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / f"{name}.md").write_text(table(found), encoding="utf-8")
+    (folder / f"{name}.md").write_text(table(evaluations), encoding="utf-8")
     if arguments.prefixes:
-        plot(found, folder / f"{name}.png")
+        plot(evaluations, folder / f"{name}.png")
 
 
-def table(found: dict[str, dict[str, Any]]) -> str:
+def table(evaluations: dict[str, dict[str, Any]]) -> str:
     """One line per variant; below it FVE by prefix length."""
     lines = [f"| variant | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
-    for name, metrics in found.items():
+    for name, metrics in evaluations.items():
         lines.append(f"| {name} | {' | '.join(cell(metrics) for cell in COLUMNS.values())} |")
-    lengths = [str(part["tokens"]) for part in next(iter(found.values()))["prefixes"]]
+    lengths = [str(prefix["tokens"]) for prefix in next(iter(evaluations.values()))["prefixes"]]
     if not lengths:
         return "\n".join(lines) + "\n"
     lines += ["", f"| FVE of the first tokens | {' | '.join(lengths)} |", "|---" * (len(lengths) + 1) + "|"]
-    for name, metrics in found.items():
+    for name, metrics in evaluations.items():
         lines.append(f"| {name} | {' | '.join(number(part['fve']) for part in metrics['prefixes'])} |")
     return "\n".join(lines) + "\n"
 
@@ -144,13 +144,13 @@ def number(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def plot(found: dict[str, dict[str, Any]], path: Path) -> None:
+def plot(evaluations: dict[str, dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
-    for number, (name, metrics) in enumerate(found.items()):
-        places, fve = zip(*((part["tokens"], part["fve"]) for part in metrics["prefixes"]))
+    for number, (name, metrics) in enumerate(evaluations.items()):
+        places, fve = zip(*((prefix["tokens"], prefix["fve"]) for prefix in metrics["prefixes"]))
         style = "-" if number < 10 else "--"  # there are ten colours
         axes.plot(places, fve, style, marker=".", label=name)
     axes.axhline(0, color="0.8", linewidth=1)

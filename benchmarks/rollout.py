@@ -46,12 +46,12 @@ def main() -> int:
         world = world_task(arguments.pair, 32, 4, 40)
         large = stopping(random_task(SIXTY_MILLION, arguments.activations, 8, 100), arguments.mean_length)
     rows, figures = [], {}
-    own = large
+    widest = large
     large = replace(large, dtype="float32")
     for task, others in ((world, {BATCH: same_batch}), (large, {BATCH: same_batch, SINGLY: per_activation})):
         found, figures[task.name] = measure(task, others, arguments.repeats)
         rows += found
-    comparison = alternate(counted(large, ours, []), counted(own, ours, []), arguments.repeats)
+    comparison = alternate(counted(large, ours, []), counted(widest, ours, []), arguments.repeats)
     rows.append(comparison.row("rollout_arithmetic", "the engine on bf16 weights, in fp32", "in bf16", "useful tokens"))
     record("rollout", arguments, rows, figures)
     return 0
@@ -76,17 +76,17 @@ def _plain(task: Task) -> tuple[Any, ...]:
 
 
 def measure(task: Task, others: dict[str, Sampler], repeats: int) -> tuple[list[Row], dict[str, Any]]:
-    """The engine against each other way, with lengths; then how near it comes to the limit, and where the rest goes."""
+    """The engine against each alternative, with lengths; how close it gets to the limit, and what takes the rest."""
     shape = f"{len(task.prompts)} x {task.samples}, prompt {task.prompts.shape[1]}, up to {task.max_new_tokens} tokens"
     dtype = str(task.prompts.dtype).removeprefix("torch.")
-    what = f"rollout, {task.about}, {shape}, {dtype}" + (" weights, in fp32" if task.dtype else "")
+    title = f"rollout, {task.about}, {shape}, {dtype}" + (" weights, in fp32" if task.dtype else "")
     rows: list[Row] = []
     lengths = {}
     for against, other in others.items():
         drawn: dict[str, list[Tensor]] = {"ours": [], "other": []}
         comparison = alternate(counted(task, ours, drawn["ours"]), counted(task, other, drawn["other"]), repeats)
         name = task.name if other is same_batch else f"{task.name}_{other.__name__}"
-        rows.append(comparison.row(f"rollout_{name}", what, against, "useful tokens"))
+        rows.append(comparison.row(f"rollout_{name}", title, against, "useful tokens"))
         lengths[name] = {way: spread(torch.cat(found), task.max_new_tokens) for way, found in drawn.items()}
     limit, needed = share_of_limit(task, rows[0]["ours"])
     figures = {"lengths": lengths, "stop_ids": len(task.stop_ids), "operations": needed}

@@ -34,10 +34,10 @@ def main() -> int:
         lambda: float(len(one_by_one(reconstructor, texts))),
         arguments.repeats,
     )
-    what = f"scoring {len(texts)} explanations, world's reconstructor"
+    title = f"scoring {len(texts)} explanations, world's reconstructor"
     tokens = reconstructor.tokenize(texts)[1].sum(1).float()
     figures = {"tokens": {"mean": float(tokens.mean()), "least": float(tokens.min()), "most": float(tokens.max())}}
-    record("scoring", arguments, [comparison.row("scoring", what, "one text per forward", "texts")], figures)
+    record("scoring", arguments, [comparison.row("scoring", title, "one text per forward", "texts")], figures)
     return 0
 
 

@@ -41,8 +41,8 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
 def progress(folder: Path) -> str:
     """The last finished step of the last stage that has begun."""
     for stage in reversed(STAGES):
-        place = folder / "runs/world_smoke/stages" / stage
-        steps = sorted(int(path.name) for path in place.glob("checkpoints/[0-9]*"))
+        stage_folder = folder / "runs/world_smoke/stages" / stage
+        steps = sorted(int(path.name) for path in stage_folder.glob("checkpoints/[0-9]*"))
         if steps:
             return f"{stage} {steps[-1]}"
     return "nothing saved"
@@ -110,8 +110,8 @@ def main() -> int:
         lines.append(line)
 
     choice = random.Random(options.seed)
-    with tempfile.TemporaryDirectory() as place:
-        alone, killed = Path(place, "alone"), Path(place, "killed")
+    with tempfile.TemporaryDirectory() as stage_folder:
+        alone, killed = Path(stage_folder, "alone"), Path(stage_folder, "killed")
         alone.mkdir()
         killed.mkdir()
         finish(alone)

@@ -93,7 +93,7 @@ def shown(argument: str) -> str:
 
 def annotated(tokenizer: PreTrainedTokenizerBase, source: WorldSource, split: str, limit: int) -> list[Annotated]:
     """Documents of a split with their mentions, which the generator's segments give."""
-    found = []
+    scores = []
     for document in source.documents(split)[:limit]:
         place, mentions = 0, []
         for segment in generate(document.id, source.seed).segments:
@@ -101,8 +101,8 @@ def annotated(tokenizer: PreTrainedTokenizerBase, source: WorldSource, split: st
                 value = generate(document.id, source.seed).facts[segment.kind]
                 mentions.append(Mention(place, segment.kind, value))
             place += len(segment.text)
-        found.append((document.id, document.text, mentions))
-    return annotate(tokenizer, found)
+        scores.append((document.id, document.text, mentions))
+    return annotate(tokenizer, scores)
 
 
 def prepare(tokenizer: PreTrainedTokenizerBase, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -18,16 +18,9 @@ import pyarrow.parquet as pq
 from timing import ROOT
 
 from nla.data.world import WorldSource
+from nla.evaluation.controls import CONTROLS
 
 BEGIN, END = "<!-- world -->", "<!-- /world -->"
-CONTROLS = {
-    "mean": "the mean activation",
-    "constant_direction": "best constant direction",
-    "empty_text": "empty text",
-    "source_text": "the context's last 32 tokens",
-    "shuffled": "another document's explanation",
-    "nearest_neighbour": "explanation of the nearest training activation",
-}
 
 
 def main() -> int:
@@ -38,12 +31,12 @@ def main() -> int:
     parser.add_argument("--pages", type=Path, default=ROOT, help="folder of README.md and docs/records/results.md")
     arguments = parser.parse_args()
     pages: Path = arguments.pages
-    found = [json.loads((run / "evaluation/metrics.json").read_text(encoding="utf-8")) for run in arguments.runs]
+    evaluations = [json.loads((run / "evaluation/metrics.json").read_text(encoding="utf-8")) for run in arguments.runs]
     took = f"{arguments.seconds:.0f} s with the packages already in place, {arguments.peak:.1f} GiB of memory"
-    demo = headline(found[0]) + "\n\n" + texts(found[0]) + "\n\n" + remarks(found[0])
+    demo = headline(evaluations[0]) + "\n\n" + texts(evaluations[0]) + "\n\n" + remarks(evaluations[0])
     write(pages / "README.md", f"{took}.\n\n{demo}\n\n{samples(arguments.runs[0])}")
-    parts = [f"{took}.", demo, seeds(found), kinds(found, arguments.runs), marks(found, arguments)]
-    write(pages / "docs/records/results.md", "\n\n".join(parts))
+    sections = [f"{took}.", demo, seeds(evaluations), kinds(evaluations, arguments.runs), marks(evaluations, arguments)]
+    write(pages / "docs/records/results.md", "\n\n".join(sections))
     return 0
 
 
@@ -126,7 +119,7 @@ def samples(run: Path, count: int = 5) -> str:
     )
 
 
-def seeds(found: list[dict[str, Any]]) -> str:
+def seeds(evaluations: list[dict[str, Any]]) -> str:
     columns = ["seed", "FVE greedy", "FVE sampled", "warm start", "true", "recall", "repeated", "well-formed"]
     rows = [
         [
@@ -139,7 +132,7 @@ def seeds(found: list[dict[str, Any]]) -> str:
             f"{m['explanation']['repeated_share']:.3f}",
             f"{m['explanation']['well_formed']:.3f}",
         ]
-        for seed, m in enumerate(found)
+        for seed, m in enumerate(evaluations)
     ]
     return table(columns, *rows)
 
@@ -149,15 +142,15 @@ def less_true(m: dict[str, Any]) -> list[str]:
 
     The paired interval lies below 0, and Fisher's exact p is below 0.05 by Holm's correction for the number of kinds.
     """
-    found: dict[str, float] = {}
+    evaluations: dict[str, float] = {}
     for kind, after in m["claims"]["by_kind"].items():
         before = m["claims"]["warm_start"]["by_kind"].get(kind)
         if before and before["n"] and after["n"]:
             counts = [(round(part["n"] * part["true_share"]), part["n"]) for part in (after, before)]
-            found[kind] = fisher(*counts[0], *counts[1])
+            evaluations[kind] = fisher(*counts[0], *counts[1])
     worse = []
-    for rank, kind in enumerate(sorted(found, key=lambda kind: found[kind])):
-        if found[kind] * (len(found) - rank) >= 0.05:
+    for rank, kind in enumerate(sorted(evaluations, key=lambda kind: evaluations[kind])):
+        if evaluations[kind] * (len(evaluations) - rank) >= 0.05:
             break
         bounds = (m["claims"]["change"]["by_kind"].get(kind) or {}).get("true_share_ci95")
         if bounds is not None and bounds[1] < 0:
@@ -197,25 +190,29 @@ def named_by_both(run: Path) -> dict[str, tuple[float, float]]:
     }
 
 
-def kinds(found: list[dict[str, Any]], runs: list[Path]) -> str:
-    columns = ["kind", *(f"seed {seed}: before (n), after (n); both" for seed in range(len(found)))]
-    every = sorted({kind for m in found for kind in m["claims"]["by_kind"]} - {"unparsed"})
+def kinds(evaluations: list[dict[str, Any]], runs: list[Path]) -> str:
+    columns = ["kind", *(f"seed {seed}: before (n), after (n); both" for seed in range(len(evaluations)))]
+    every = sorted({kind for m in evaluations for kind in m["claims"]["by_kind"]} - {"unparsed"})
     both = [named_by_both(run) for run in runs]
 
     def cell(m: dict[str, Any], shared: dict[str, tuple[float, float]], kind: str) -> str:
-        parts = [m["claims"]["warm_start"]["by_kind"].get(kind), m["claims"]["by_kind"].get(kind)]
-        shown = [f"{part['true_share']:.3f} ({part['n']})" if part and part["n"] else "– (0)" for part in parts]
+        sections = [m["claims"]["warm_start"]["by_kind"].get(kind), m["claims"]["by_kind"].get(kind)]
+        shown = [f"{part['true_share']:.3f} ({part['n']})" if part and part["n"] else "– (0)" for part in sections]
         same = "; {:.3f}, {:.3f}".format(*shared[kind]) if kind in shared else ""
         return ", ".join(shown) + same
 
-    return table(columns, *[[kind, *(cell(m, s, kind) for m, s in zip(found, both, strict=True))] for kind in every])
+    return table(
+        columns, *[[kind, *(cell(m, s, kind) for m, s in zip(evaluations, both, strict=True))] for kind in every]
+    )
 
 
-def marks(found: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
+def marks(evaluations: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
     def each(show: Any) -> str:
-        return ", ".join(str(show(m)) for m in found)
+        return ", ".join(str(show(m)) for m in evaluations)
 
-    best = max(c["fve"] for m in found for c in (m["controls"][name] for name in CONTROLS) if c["fve"] is not None)
+    best = max(
+        c["fve"] for m in evaluations for c in (m["controls"][name] for name in CONTROLS) if c["fve"] is not None
+    )
     rows = [
         ["FVE, greedy", "0.65 (0.70)", each(lambda m: f"{m['fve']:.3f}")],
         ["FVE, sampled", "0.60", each(lambda m: f"{m['fve_sampled']:.3f}")],

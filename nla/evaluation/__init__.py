@@ -3,8 +3,8 @@
 May import `nla.data` and below, but neither training nor pretraining. Public: the names below.
 """
 
+from nla.evaluation.activations import EvaluationData
 from nla.evaluation.files import read_samples
-from nla.evaluation.rows import EvaluationData
 from nla.evaluation.run import run
 from nla.evaluation.suite import Evaluation, EvaluationSettings, evaluate
 

@@ -18,13 +18,22 @@ from torch import Tensor
 
 from nla.core.objectives import normalize
 from nla.errors import DataError
+from nla.evaluation.activations import EvaluatedRows, EvaluationData, read_rows
 from nla.evaluation.bootstrap import Variance
 from nla.evaluation.explanations import Texts, explain, reconstruct, score
-from nla.evaluation.rows import EvaluationData, Rows, read_rows
 from nla.models.explanations import prefixes, without_quotes
 from nla.models.pair import NLA
 from nla.models.target import Target
 
+# Every control that an evaluation computes, in the order of its table, and what it puts in place of the explanation.
+CONTROLS = {
+    "mean": "mean of the activations",
+    "constant_direction": "best constant direction",
+    "empty_text": "empty text",
+    "shuffled": "explanation of another document",
+    "source_text": "the context's last tokens",
+    "nearest_neighbour": "nearest training activation's explanation",
+}
 TRAINING_SPLITS = ("joint", "warm_start")
 
 
@@ -33,7 +42,7 @@ def missing(reason: str) -> dict[str, Any]:
     return {"fve": None, "ci95": None, "reason": reason}
 
 
-def fixed_texts(nla: NLA, rows: Rows, variance: Variance, batch_size: int) -> dict[str, Any]:
+def fixed_texts(nla: NLA, rows: EvaluatedRows, variance: Variance, batch_size: int) -> dict[str, Any]:
     """`empty_text`: no explanation at all. `source_text`: the context's last tokens in place of an explanation."""
     empty = reconstruct(nla, [""], batch_size).expand(len(rows), -1)
     source = reconstruct(nla, rows.tail, batch_size)
@@ -44,7 +53,7 @@ def fixed_texts(nla: NLA, rows: Rows, variance: Variance, batch_size: int) -> di
 
 
 def shuffled(
-    rows: Rows, texts: Texts, prediction: Float[Tensor, "batch d_model"], variance: Variance, seed: int
+    rows: EvaluatedRows, texts: Texts, prediction: Float[Tensor, "batch d_model"], variance: Variance, seed: int
 ) -> dict[str, Any]:
     """Each activation with the explanation of a position in another document."""
     partner = other_document(rows.document, seed)
@@ -77,7 +86,7 @@ def nearest_neighbour(
     nla: NLA,
     target: Target,
     data: EvaluationData,
-    rows: Rows,
+    rows: EvaluatedRows,
     variance: Variance,
     *,
     documents: int,
@@ -105,7 +114,7 @@ def nearest_neighbour(
 
 
 def by_prefix(
-    nla: NLA, rows: Rows, texts: Texts, variance: Variance, lengths: Sequence[int], batch_size: int
+    nla: NLA, rows: EvaluatedRows, texts: Texts, variance: Variance, lengths: Sequence[int], batch_size: int
 ) -> list[dict[str, Any]]:
     """`{tokens, fve, ci95}` for each length, counted in the reconstructor's tokens, without tags.
 
@@ -119,7 +128,7 @@ def by_prefix(
     return rows_by_length
 
 
-def unquoted(nla: NLA, rows: Rows, texts: Texts, variance: Variance, batch_size: int) -> dict[str, Any]:
+def unquoted(nla: NLA, rows: EvaluatedRows, texts: Texts, variance: Variance, batch_size: int) -> dict[str, Any]:
     """`{fve, ci95, quoted_share}` of the explanations without what they quote; the share is of their characters.
 
     What is lost compared with `fve` was in fragments of the text itself, not in words about it.
@@ -134,7 +143,7 @@ def unquoted(nla: NLA, rows: Rows, texts: Texts, variance: Variance, batch_size:
 
 
 def frozen_reconstructor(
-    warm_start: NLA | str, rows: Rows, texts: Texts, variance: Variance, batch_size: int
+    warm_start: NLA | str, rows: EvaluatedRows, texts: Texts, variance: Variance, batch_size: int
 ) -> dict[str, Any]:
     """FVE of these texts by the warm start's reconstructor, which joint training has not touched."""
     if isinstance(warm_start, str):
@@ -143,7 +152,7 @@ def frozen_reconstructor(
     return variance.fve(score(prediction, rows.activation, texts.explanation).error)
 
 
-def _training_rows(target: Target, data: EvaluationData, documents: int) -> Rows:
+def _training_rows(target: Target, data: EvaluationData, documents: int) -> EvaluatedRows:
     for split in TRAINING_SPLITS[:-1]:
         try:
             return read_rows(target, data, split, documents, tail_tokens=1)

@@ -20,8 +20,8 @@ from nla.data.build import build_source
 from nla.data.documents import ReadingPlan
 from nla.errors import ConfigError
 from nla.evaluation import run as run_evaluation
+from nla.evaluation.activations import EvaluationData
 from nla.evaluation.ranks import is_first
-from nla.evaluation.rows import EvaluationData
 from nla.evaluation.sweep import METRICS, is_sweep, job_folders, summarize
 from nla.models.backbone import DTYPES, QUANTIZED, usable_device
 from nla.models.pair import NLA

@@ -9,9 +9,9 @@ from pathlib import Path
 import rich
 from rich.console import Console
 
+from nla.evaluation.activations import EvaluationData
 from nla.evaluation.files import write_metrics, write_samples
 from nla.evaluation.ranks import is_first
-from nla.evaluation.rows import EvaluationData
 from nla.evaluation.suite import Evaluation, EvaluationSettings, evaluate
 from nla.evaluation.table import show
 from nla.models.pair import HALVES, NLA

@@ -16,9 +16,9 @@ from torch import Tensor
 from nla.data.source import GroundTruth
 from nla.errors import ConfigError
 from nla.evaluation import controls, truth
+from nla.evaluation.activations import EvaluatedRows, EvaluationData, read_rows, with_positions
 from nla.evaluation.bootstrap import Resamples, Variance
 from nla.evaluation.explanations import Scores, Texts, explain, reconstruct, score
-from nla.evaluation.rows import EvaluationData, Rows, read_rows, with_positions
 from nla.models.pair import NLA
 from nla.models.target import Target
 
@@ -80,7 +80,7 @@ class Evaluation:
     """`metrics` is metrics.json without the facts about the program; `variants` are greedy, sampled, warm_start."""
 
     metrics: dict[str, Any]
-    rows: Rows
+    rows: EvaluatedRows
     variants: dict[str, Variant]
 
 
@@ -158,7 +158,13 @@ def _check_layers(nla: NLA, target: Target, name: str) -> None:
 
 
 def _variant(
-    nla: NLA, rows: Rows, settings: EvaluationSettings, clock: Clock, stage: str, samples: int = 1, **sampling: Any
+    nla: NLA,
+    rows: EvaluatedRows,
+    settings: EvaluationSettings,
+    clock: Clock,
+    stage: str,
+    samples: int = 1,
+    **sampling: Any,
 ) -> Variant:
     with clock(stage):
         texts = explain(
@@ -203,7 +209,7 @@ def _controls(
     nla: NLA,
     target: Target,
     data: EvaluationData,
-    rows: Rows,
+    rows: EvaluatedRows,
     greedy: Variant,
     variance: Variance,
     settings: EvaluationSettings,
@@ -227,7 +233,9 @@ def _controls(
     }
 
 
-def _ceiling(nla: NLA, data: EvaluationData, rows: Rows, variance: Variance, batch_size: int) -> dict[str, Any]:
+def _ceiling(
+    nla: NLA, data: EvaluationData, rows: EvaluatedRows, variance: Variance, batch_size: int
+) -> dict[str, Any]:
     """The same reconstructor on everything that the source knows: no verbalizer can say more that is true."""
     if not isinstance(data.source, truth.FullDescription):
         return {"ground_truth": controls.missing("the data source has no full_description(document_id, text)")}
@@ -236,7 +244,7 @@ def _ceiling(nla: NLA, data: EvaluationData, rows: Rows, variance: Variance, bat
 
 
 def _claims(
-    data: EvaluationData, rows: Rows, variants: dict[str, Variant], resamples: Resamples
+    data: EvaluationData, rows: EvaluatedRows, variants: dict[str, Variant], resamples: Resamples
 ) -> dict[str, Any] | None:
     if not isinstance(data.source, GroundTruth):
         return None

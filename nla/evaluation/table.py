@@ -8,17 +8,10 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from nla.evaluation.controls import CONTROLS
 from nla.evaluation.suite import Evaluation
 
 CONTEXT_CHARACTERS = 160  # of a sample's context, counted from its end
-CONTROLS = {
-    "mean": "mean of the activations",
-    "constant_direction": "best constant direction",
-    "empty_text": "empty text",
-    "shuffled": "explanation of another document",
-    "source_text": "the context's last tokens",
-    "nearest_neighbour": "nearest training activation's explanation",
-}
 
 
 def show(evaluation: Evaluation, console: Console, examples: int = 5) -> None:

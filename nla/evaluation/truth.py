@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nla.data.source import GroundTruth
+from nla.evaluation.activations import EvaluatedRows
 from nla.evaluation.bootstrap import Resamples
-from nla.evaluation.rows import Rows
 
 CLAIMS, TRUE, FACTS, RECALLED, UNREVEALED = range(5)  # columns of a count
 Ratio = tuple[Float[Tensor, ""], Float[Tensor, " resample"]]
@@ -43,7 +43,7 @@ class Counts:
     fact_kinds: frozenset[str]  # kinds that the source has facts of; other claims are inventions or unparsed
 
 
-def judge(source: GroundTruth, rows: Rows, explanations: Sequence[str | None]) -> Counts:
+def judge(source: GroundTruth, rows: EvaluatedRows, explanations: Sequence[str | None]) -> Counts:
     """Count the claims of each row's explanation; a malformed one claims nothing and recalls nothing."""
     nothing = torch.zeros(len(rows), 5, dtype=torch.float64)
     counts: dict[str, Tensor] = defaultdict(nothing.clone)

@@ -35,7 +35,7 @@ class TokenCounts(Settings):
     document: Tokens | None
 
 
-class Teacher(Settings):
+class TeacherPrices(Settings):
     prompt_tokens: int = Field(ge=0)
     price_in: float = Field(ge=0)
     price_out: float = Field(ge=0)
@@ -60,7 +60,7 @@ class Assumptions(Settings):
     price_per_gpu_hour: float = Field(ge=0)
     currency: str
     tokens: TokenCounts
-    teacher: Teacher
+    teacher: TeacherPrices
 
     @property
     def usable(self) -> float:

@@ -59,9 +59,9 @@ def _memory(plan: Mapping[str, Any], console: Console) -> None:
 
 
 def _time(plan: Mapping[str, Any], console: Console) -> None:
-    parts = ("read", "sample", "update", "step")
+    phases = ("read", "sample", "update", "step")
     table = Table(
-        "stage", "steps", "FLOPs/step", *(f"{part} s" for part in parts), "s/step", "MFU", "hours", title="Time"
+        "stage", "steps", "FLOPs/step", *(f"{part} s" for part in phases), "s/step", "MFU", "hours", title="Time"
     )
     for stage in plan["stages"]:
         seconds = stage["seconds"]
@@ -69,7 +69,7 @@ def _time(plan: Mapping[str, Any], console: Console) -> None:
             stage["stage"],
             str(stage["steps"]),
             f"{sum(stage['flops'].values()):.2e}",
-            *(short(seconds[part]) if part in seconds else "" for part in parts),
+            *(short(seconds[part]) if part in seconds else "" for part in phases),
             short(stage["step_seconds"]),
             f"{stage['mfu']:.0%}",
             short(stage["hours"]),

@@ -47,8 +47,8 @@ def teacher_forced(activations: float, group: int, prompt: int, response: int, d
 
 def prefill(activations: float, prompt: int, shared: int) -> Pass:
     """What precedes the marker once, the rest of the prompt once per activation."""
-    own = prompt - shared
-    return Pass(shared + activations * own, shared**2 + activations * own * prompt, activations, own)
+    suffix = prompt - shared
+    return Pass(shared + activations * suffix, shared**2 + activations * suffix * prompt, activations, suffix)
 
 
 def decode(samples: float, prompt: int, response: int) -> Pass:

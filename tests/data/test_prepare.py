@@ -282,7 +282,7 @@ def test_validation_reads_every_row_once_on_any_number_of_ranks(prepared: Path, 
 
 
 def test_one_block_is_held_at_a_time(prepared: Path, target: Target, monkeypatch: pytest.MonkeyPatch):
-    from nla.data.shards import rows as shardrows
+    from nla.data.shards import shard_rows as shardrows
 
     read: Counter[str] = Counter()
     original = shardrows.read_piece

@@ -8,9 +8,9 @@ import torch
 from support.evaluation import ToySource
 from support.fve import fraction_of_variance_explained
 
+from nla.evaluation.activations import EvaluatedRows
 from nla.evaluation.bootstrap import Resamples, Variance
 from nla.evaluation.explanations import score
-from nla.evaluation.rows import Rows
 from nla.evaluation.truth import FullDescription, change, judge, summarize
 
 
@@ -85,7 +85,7 @@ def test_paired_differences_are_narrower_than_apart() -> None:
     assert 0 < low < high
 
 
-def toy_rows() -> Rows:
+def toy_rows() -> EvaluatedRows:
     """Two documents, two rows each; `first` is about a known pair of facts, its animal revealed in the second row."""
     colour, animal = ToySource()._facts("first")
     other_colour, _ = ToySource()._facts("second")
@@ -95,7 +95,7 @@ def toy_rows() -> Rows:
         f"a {other_colour} day",
         f"a {other_colour} day, long",
     ]
-    return Rows(
+    return EvaluatedRows(
         torch.ones(4, 3), ["first"] * 2 + ["second"] * 2, ["first"] * 2 + ["second"] * 2, torch.arange(4), texts, texts
     )
 

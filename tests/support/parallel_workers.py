@@ -19,7 +19,7 @@ from nla.core.records import ActivationBatch, Rollout
 from nla.data.datamodule import NLADataModule
 from nla.data.source import Document
 from nla.errors import CheckpointError, ConfigError, TrainingError
-from nla.evaluation import EvaluationSettings, rows, run
+from nla.evaluation import EvaluationSettings, activations, run
 from nla.evaluation.program import evaluation_device
 from nla.models.pair import NLA
 from nla.models.sampling import SamplingParams
@@ -224,7 +224,7 @@ def evaluation(rank: int, ranks: int, strategy: str, work: Path, out: Path) -> N
         documents=None, positions_per_document=None, batch_size=4, max_new_tokens=24, samples=2, temperature=1.0,
         bootstrap=20, neighbour_documents=0, source_tokens=4, prefix_tokens=[4],
     )  # fmt: skip
-    rows.TOKENS_AT_ONCE = 64  # several buckets, so that there is something to share
+    activations.TOKENS_AT_ONCE = 64  # several buckets, so that there is something to share
     result = run(pair, target, toy_data(size=15), out / "evaluation", settings=settings, command="test")
     (out / f"read-{rank}.json").write_text(json.dumps({"read": sum(read), "rows": len(result.rows)}))
 

@@ -11,7 +11,7 @@ from nla.commands.prepare import check_prepare, prepare
 from nla.config.compose import compose
 from nla.data.rows import Selection
 from nla.data.shards.reader import ShardReader
-from nla.data.shards.rows import ShardRows
+from nla.data.shards.shard_rows import ShardRows
 from nla.data.shards.source import ShardSource
 
 WORDS = "the quick brown fox jumps over the lazy dog and Tom walks to the harbour in the rain".split()

@@ -41,17 +41,17 @@ def compare(alone: Path, together: Path) -> None:
     """Every weight of two exported pairs."""
     compared = 0
     for file in alone.glob("*/*.safetensors"):
-        expected, found = load_file(file), load_file(together / file.relative_to(alone))
-        assert set(expected) == set(found)
+        expected, measured = load_file(file), load_file(together / file.relative_to(alone))
+        assert set(expected) == set(measured)
         for name, weight in expected.items():
-            torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-5)
+            torch.testing.assert_close(measured[name], weight, rtol=0, atol=1e-5)
             compared += 1
     assert compared > 40
 
 
 def metrics(folder: Path, stage: str) -> dict[str, float]:
-    found = json.loads((folder / f"{stage}.metrics.json").read_text())
-    return {key: value for key, value in found.items() if "seconds" not in key}
+    measured = json.loads((folder / f"{stage}.metrics.json").read_text())
+    return {key: value for key, value in measured.items() if "seconds" not in key}
 
 
 @pytest.mark.parametrize("setup", SEVERAL)
@@ -80,8 +80,8 @@ def test_the_stages_have_learned(results: dict[str, Path], work: Path) -> None:
     before = load_file(work / "pair/verbalizer/model.safetensors")
     after = load_file(results["one"] / "joint/verbalizer/model.safetensors")
     assert max(float((after[name] - before[name]).abs().max()) for name in before) > 1e-3
-    found = metrics(results["one"], "joint")
-    assert found["joint/well_formed"] > 0 and found["joint/kl"] > 0 and found["joint/equal_groups"] < 1
+    measured = metrics(results["one"], "joint")
+    assert measured["joint/well_formed"] > 0 and measured["joint/kl"] > 0 and measured["joint/equal_groups"] < 1
 
 
 @pytest.fixture(scope="module")
@@ -153,13 +153,13 @@ def test_ranks_and_addresses_come_from_slurm(work: Path, straight: Path, tmp_pat
     start(2, "ddp", work, "under_slurm", tmp_path)
     compare(straight, tmp_path / "joint")
     for rank in range(2):
-        found = json.loads((tmp_path / f"slurm-{rank}.json").read_text())
-        assert (found["rank"], found["ranks"]) == (rank, 2)
-        assert "started were 2" in found["refused"]
+        measured = json.loads((tmp_path / f"slurm-{rank}.json").read_text())
+        assert (measured["rank"], measured["ranks"]) == (rank, 2)
+        assert "started were 2" in measured["refused"]
 
 
 def test_an_evaluation_shared_by_ranks_gives_the_same_files_and_reads_no_row_twice(work: Path, tmp_path: Path) -> None:
-    found = []
+    measured = []
     for ranks in (1, 2):
         out = tmp_path / str(ranks)
         start(ranks, "one", work, "evaluation", out)
@@ -168,8 +168,8 @@ def test_an_evaluation_shared_by_ranks_gives_the_same_files_and_reads_no_row_twi
         assert all(part["read"] > 0 for part in read)
         metrics = json.loads((out / "evaluation/metrics.json").read_text())
         del metrics["seconds"]
-        found.append((metrics, pq.read_table(out / "evaluation/samples.parquet")))
-    assert found[0] == found[1]
+        measured.append((metrics, pq.read_table(out / "evaluation/samples.parquet")))
+    assert measured[0] == measured[1]
 
 
 def program(*command: str, cwd: Path, status: int = 0) -> str:

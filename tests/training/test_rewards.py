@@ -27,10 +27,10 @@ from nla.core.objectives import (
 from nla.core.records import Completions, Rollout
 from nla.errors import ConfigError
 from nla.evaluation import evaluate
+from nla.evaluation.activations import read_rows
 from nla.evaluation.bootstrap import Resamples, Variance
 from nla.evaluation.controls import by_prefix, unquoted
 from nla.evaluation.explanations import Texts
-from nla.evaluation.rows import read_rows
 from nla.models.explanations import prefixes, without_quotes
 from nla.models.pair import NLA
 from nla.models.reconstructor import frozen_copy
@@ -60,8 +60,8 @@ def test_length_penalty_falls_on_every_token_of_every_sample() -> None:
 
 
 def test_near_the_cap_the_penalty_rises_in_a_line() -> None:
-    found = hinge(torch.tensor([3.0, 12.0, 14.0, 19.0, 20.0]), cap=20, margin=8)
-    assert torch.allclose(found, torch.tensor([0.0, 0.0, 0.25, 0.875, 1.0]))
+    result = hinge(torch.tensor([3.0, 12.0, 14.0, 19.0, 20.0]), cap=20, margin=8)
+    assert torch.allclose(result, torch.tensor([0.0, 0.0, 0.25, 0.875, 1.0]))
     earned = make_reward(near_cap=0.8, near_cap_tokens=20)(ERROR, ORTHOGONAL, THREE, 20)
     assert torch.allclose(earned, torch.tensor([-0.5 - 0.4, -0.25 - 0.8, -2.0 - 0.16]))
 
@@ -132,9 +132,9 @@ def test_prefix_lengths_hang_on_no_micro_batch_or_rank() -> None:
 def test_prefixes_by_token(tokenizer: PreTrainedTokenizerBase) -> None:
     text = "The quick brown fox jumps over the lazy dog."
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    found = prefixes(tokenizer, [text] * 4, [1, 3, len(ids), len(ids) + 5])
-    assert found[2:] == [text, text]
-    assert [tokenizer(part, add_special_tokens=False)["input_ids"] for part in found[:2]] == [ids[:1], ids[:3]]
+    result = prefixes(tokenizer, [text] * 4, [1, 3, len(ids), len(ids) + 5])
+    assert result[2:] == [text, text]
+    assert [tokenizer(part, add_special_tokens=False)["input_ids"] for part in result[:2]] == [ids[:1], ids[:3]]
     # a byte-level token may hold a part of a character: it is left out, not shown as a replacement sign
     for length in range(1, 9):
         (part,) = prefixes(tokenizer, ["日本語"], [length])
@@ -283,15 +283,15 @@ def test_a_frozen_second_reconstructor_reads_beside_the_trained_one(
     monkeypatch.setattr(nla.verbalizer, "sample", lambda *_, **__: held_out)
     start = copy.deepcopy(nla.reconstructor)
     trainer = fit(stage, 3)
-    found = {name: float(trainer.callback_metrics[f"joint/validation/{name}"]) for name in ("fve", "fve_frozen")}
+    result = {name: float(trainer.callback_metrics[f"joint/validation/{name}"]) for name in ("fve", "fve_frozen")}
     truth = batch(seed=1).activation
-    assert found["fve_frozen"] == pytest.approx(
+    assert result["fve_frozen"] == pytest.approx(
         fraction_of_variance_explained(start.reconstruct(TEXTS), truth), abs=1e-5
     )
-    assert found["fve"] == pytest.approx(
+    assert result["fve"] == pytest.approx(
         fraction_of_variance_explained(nla.reconstructor.reconstruct(TEXTS), truth), abs=1e-5
     )
-    assert abs(found["fve"] - found["fve_frozen"]) > 1e-3
+    assert abs(result["fve"] - result["fve_frozen"]) > 1e-3
     assert not [name for name in stage.state_dict() if "frozen" in name]
 
 
@@ -357,8 +357,8 @@ def test_fve_by_prefix_length(nla: NLA, target: Target) -> None:
     lengths = [1, 3, 50]
     texts = Texts([None if k % 5 == 0 else f"row {k}." for k in range(24)], torch.full((24,), 5))
     variance = Variance(rows.activation, Resamples(rows.document, 20, 0))
-    found = by_prefix(nla, rows, texts, variance, lengths, 7)
-    assert [part["tokens"] for part in found] == lengths
+    result = by_prefix(nla, rows, texts, variance, lengths, 7)
+    assert [part["tokens"] for part in result] == lengths
     ids = nla.reconstructor.tokenizer("row 7.", add_special_tokens=False)["input_ids"]
     assert len(ids) > 3 and nla.reconstructor.tokenizer.decode(ids[:3]) in shown[1]
     assert "row 7." in shown[2] and "row 7." not in shown[1]
@@ -379,11 +379,11 @@ def test_fve_without_quotations(nla: NLA, target: Target) -> None:
     nla.reconstruct = lambda texts, size=64: whole([t.strip('"') for t in texts], size)  # type: ignore[method-assign]
     variance = Variance(rows.activation, Resamples(rows.document, 20, 0))
     said: list[str | None] = [None if k % 5 == 0 else f'"row {k}."' for k in range(24)]
-    found = unquoted(nla, rows, Texts(said, torch.full((24,), 5)), variance, 7)
+    result = unquoted(nla, rows, Texts(said, torch.full((24,), 5)), variance, 7)
     bare = Texts(["" if text else None for text in said], torch.full((24,), 5))
     expected = by_prefix(nla, rows, bare, variance, [1], 7)[0]
-    assert found["fve"] == pytest.approx(expected["fve"]) and found["quoted_share"] == 1.0
-    assert by_prefix(nla, rows, Texts(said, torch.full((24,), 5)), variance, [50], 7)[0]["fve"] > found["fve"]
+    assert result["fve"] == pytest.approx(expected["fve"]) and result["quoted_share"] == 1.0
+    assert by_prefix(nla, rows, Texts(said, torch.full((24,), 5)), variance, [50], 7)[0]["fve"] > result["fve"]
     plain = unquoted(nla, rows, Texts([f"row {k}." for k in range(24)], torch.full((24,), 5)), variance, 7)
     assert plain["fve"] is None and plain["quoted_share"] == 0.0 and "quotes" in plain["reason"]
 
@@ -392,11 +392,11 @@ def test_a_frozen_reconstructor_judges_the_same_texts(nla: NLA, target: Target, 
     rows = read_rows(target, toy_data(), "test", None, 32)
     remembering(nla, rows.activation, every_malformed=5)
     frozen = NLA.from_target(tiny_folder, 1, TEMPLATES, MARKER)
-    found = evaluate(nla, target, toy_data(), replace(SETTINGS, samples=0), warm_start=frozen)
-    texts = found.variants["greedy"].texts.explanation
+    result = evaluate(nla, target, toy_data(), replace(SETTINGS, samples=0), warm_start=frozen)
+    texts = result.variants["greedy"].texts.explanation
     formed = torch.tensor([text is not None for text in texts])
     expected = fraction_of_variance_explained(frozen.reconstruct([t or "" for t in texts]), rows.activation, formed)
-    assert found.metrics["frozen_reconstructor"]["fve"] == pytest.approx(expected, abs=1e-6)
-    assert found.metrics["fve"] > expected
+    assert result.metrics["frozen_reconstructor"]["fve"] == pytest.approx(expected, abs=1e-6)
+    assert result.metrics["fve"] > expected
     alone = evaluate(nla, target, toy_data(), replace(SETTINGS, samples=0)).metrics["frozen_reconstructor"]
     assert alone["fve"] is None and alone["reason"]

@@ -12,7 +12,7 @@ from nla.core.records import ActivationBatch
 from nla.data.positions import keyed_seed
 from nla.data.rows import Rows, Selection
 from nla.data.shards import format
-from nla.data.shards.rows import Piece, ShardRows
+from nla.data.shards.shard_rows import Piece, ShardRows
 from nla.data.shards.source import ShardSource
 from nla.errors import DataError
 from nla.models.prompts import token_ids

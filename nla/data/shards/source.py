@@ -22,7 +22,7 @@ from nla.data.files import check_fractions, side
 from nla.data.positions import keyed_fraction, keyed_seed
 from nla.data.shards import format
 from nla.data.shards.format import DOCUMENT, RESPONSE, TEXT, check_file, group_sizes, read_group
-from nla.data.shards.rows import Piece, explanations_in, text_column
+from nla.data.shards.shard_rows import Piece, explanations_in, text_column
 from nla.data.source import SPLITS, Document
 from nla.errors import DataError
 

@@ -3,9 +3,20 @@
 May import `nla.data.source` and what is below `nla.data`; loads neither Lightning nor Hydra. Public: the names below.
 """
 
+from nla.data.teachers.cached import CachedTeacher
 from nla.data.teachers.local import LocalTeacher
 from nla.data.teachers.protocol import Explanation, Passage, Teacher
-from nla.data.teachers.service import AnthropicTeacher, OpenAITeacher
+from nla.data.teachers.service import AnthropicTeacher, OpenAITeacher, ServiceTeacher
 from nla.data.teachers.truth import TruthTeacher
 
-__all__ = ["AnthropicTeacher", "Explanation", "LocalTeacher", "OpenAITeacher", "Passage", "Teacher", "TruthTeacher"]
+__all__ = [
+    "AnthropicTeacher",
+    "CachedTeacher",
+    "Explanation",
+    "LocalTeacher",
+    "OpenAITeacher",
+    "Passage",
+    "ServiceTeacher",
+    "Teacher",
+    "TruthTeacher",
+]

@@ -28,7 +28,7 @@ class EvaluationData:
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class EvaluatedRows:
     """One row per evaluated activation, a document's rows contiguous; everything on the CPU."""
 
     activation: Float[Tensor, "batch d_model"]  # raw
@@ -42,7 +42,9 @@ class Rows:
         return len(self.text)
 
 
-def read_rows(target: Target, data: EvaluationData, split: str, documents: int | None, tail_tokens: int) -> Rows:
+def read_rows(
+    target: Target, data: EvaluationData, split: str, documents: int | None, tail_tokens: int
+) -> EvaluatedRows:
     """Activations of a split: of `documents` documents, chosen by a hash of their ids, or of all if None.
 
     Documents of similar length are read together; the rows are sorted by document.
@@ -69,7 +71,7 @@ def read_rows(target: Target, data: EvaluationData, split: str, documents: int |
         activation[torch.tensor([first[i] + k for i in bucket for k in range(len(prepared[i].positions))])] = reading
     rows = [(item, token, end) for item in prepared for token, end in zip(item.positions, item.ends, strict=True)]
     tails = [item.tokens[max(0, token + 1 - tail_tokens) : token + 1] for item, token, _ in rows]
-    return Rows(
+    return EvaluatedRows(
         activation=activation,
         document=[item.document.root for item, _, _ in rows],
         document_id=[item.document.id for item, _, _ in rows],
