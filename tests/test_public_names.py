@@ -25,6 +25,7 @@ PUBLIC = {
         "OpenAITeacher",
         "Passage",
         "ServiceTeacher",
+        "TargetTeacher",
         "Teacher",
         "TruthTeacher",
     ],

@@ -15,7 +15,7 @@ import yaml
 
 from nla import files
 from nla.errors import ConfigError
-from nla.models.backbone import depth, width
+from nla.models.backbone import depth, resolve, width
 from nla.models.pretrained.hub import cached_commit
 from nla.models.prompts import Templates, build_verbalizer_prompt, find_marker
 from nla.models.target import Target
@@ -88,7 +88,7 @@ def propose(
     scale = round_above(norms["two_thirds"])
     target.layer = layers["two_thirds"]
     verify(target, marker, scale)
-    commit = cached_commit(model_id, revision)
+    commit = cached_commit(resolve(model_id), revision)
     return Proposal(model_id, commit, blocks, width(target.model), marker, layers, norms, target.layer, scale)
 
 

@@ -45,10 +45,11 @@ from nla.data.shards.source import ShardSource
 from nla.data.teachers import Teacher
 from nla.errors import BudgetError, ConfigError, NLAError
 from nla.files import locked
+from nla.models.backbone import resolve
 from nla.models.explanations import forbidden_in_explanations
 from nla.models.pretrained.hub import cached_commit
 from nla.models.pretrained.metadata import read_yaml
-from nla.models.prompts import Templates, find_marker
+from nla.models.prompts import Templates, resolve_marker
 from nla.models.target import Target
 from nla.redact import redacted
 
@@ -140,7 +141,7 @@ def prepare(settings: PrepareSettings) -> Path:
             layer=block,
             corpus=corpus.name,
             positions_per_document=how.positions_per_document,
-            base_revision=cached_commit(model.id, model.revision),
+            base_revision=cached_commit(resolve(model.id), model.revision),
         )
         plan = Plan(
             ReadingPlan(how.positions_per_document, how.min_context, how.max_tokens, settings.seed),
@@ -186,7 +187,7 @@ def explain(
     splits = settings.prepare.explain
     if rank and not teacher.every_rank:
         return True
-    marker = settings.model.marker or find_marker(target.tokenizer)
+    marker = resolve_marker(target.tokenizer, settings.model.marker)
     template = settings.model.templates.reconstructor
     teacher.open(folder.path, forbidden_in_explanations(target.tokenizer, marker, template), rank)
     if rank == 0:

@@ -41,7 +41,7 @@ def main(overrides: Sequence[str]) -> int:
     check_data(settings.data)
     folder = Path(settings.out)
     if (folder / "config.json").exists():
-        raise ConfigError(f"out={folder}: a model is there already; choose another folder or remove it")
+        raise ConfigError(f"out={folder}: this folder already holds a model; choose another folder or remove it")
     source = build_source(settings.data.source)
     sample = list(islice(source.documents("pretrain"), settings.tokenizer_documents))
     described = [source.explanation(document, PAST_THE_END, 1) for document in sample[: len(sample) // 4]]

@@ -88,8 +88,8 @@ def plain_config(cfg: DictConfig, unneeded: Sequence[str] = ()) -> dict[str, Any
 
 def model_depth(model: ModelSettings) -> int:
     """Number of blocks, from config.json alone. Raises ConfigError for a missing folder, ModelError for the rest."""
-    if model.path is not None and not (Path(model.path) / "config.json").is_file():
-        raise ConfigError(f"model.path={model.path}: no model there; it must be a folder that holds config.json")
+    if model.path is not None and not (Path(resolve(model.path)) / "config.json").is_file():
+        raise ConfigError(f"model.path={model.path}: no model in this folder; it must hold config.json or a GGUF file")
     if model.shape is not None:
         return model.shape.num_hidden_layers
     return int(text_config(model).num_hidden_layers)

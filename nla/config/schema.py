@@ -52,7 +52,7 @@ class ModelSettings(Settings):
     dtype: Dtype
     revision: str | None
     default_layer: int | None
-    marker: str | None
+    marker: str | int | None
     injection_scale: Scale
     mse_scale: Scale
     shape: ShapeSettings | None

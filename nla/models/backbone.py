@@ -24,6 +24,7 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from nla.errors import ConfigError, ModelError, ReleaseError
+from nla.models.pretrained.gguf import check_content, dequantized, gguf_file
 from nla.models.pretrained.hub import remedy
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -47,11 +48,12 @@ def usable_device(name: str, key: str = "device", fix: str = "use cpu") -> torch
 
 
 def resolve(model_id: str | Path) -> str | Path:
-    """A packaged target's folder, else the id itself (a folder or a hub id)."""
+    """A packaged target's folder, the folder of a dequantized GGUF file, else the id itself (a folder or a hub id)."""
     name = str(model_id)
     if name.isidentifier() and (PACKAGED / name).is_dir():
         return PACKAGED / name
-    return model_id
+    file = gguf_file(model_id)
+    return model_id if file is None else dequantized(file)
 
 
 @contextmanager
@@ -93,14 +95,18 @@ def load_model_with_info(
         options["quantization_config"] = four_bits()
     try:
         with quiet():
+            source = resolve(model_id)
+            check_content(model_id, Path(source), revision)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                resolve(model_id),
+                source,
                 **options,
                 revision=revision,
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
             )
+    except (ConfigError, ModelError):
+        raise
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, RuntimeError... for a wrong id
         raise ModelError(
             f"model {str(model_id)!r} cannot be loaded as a causal language model with safetensors weights "

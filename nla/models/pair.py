@@ -15,14 +15,14 @@ from nla.core.objectives import Scale, cosine, orthogonal_error, reconstruction_
 from nla.core.records import Score, well_formed
 from nla.core.summary import ActivationSummary, unusual
 from nla.errors import DataError
-from nla.models.backbone import check_layer, load_model, load_tokenizer, shared_copy, width
+from nla.models.backbone import check_layer, load_model, load_tokenizer, resolve, shared_copy, width
 from nla.models.lora import add_lora, save_adapter
 from nla.models.pretrained import format as release
 from nla.models.pretrained import loading
 from nla.models.pretrained.hub import cached_commit
 from nla.models.pretrained.loading import HALVES
 from nla.models.pretrained.metadata import Metadata, write_metadata
-from nla.models.prompts import Templates, build_verbalizer_prompt, find_marker
+from nla.models.prompts import Templates, build_verbalizer_prompt, resolve_marker
 from nla.models.reconstructor import Reconstructor
 from nla.models.sampling.params import Backend, SamplingParams
 from nla.models.verbalizer import Verbalizer
@@ -78,7 +78,7 @@ class NLA(nn.Module):
         model_id: str,
         layer: int,
         templates: Templates,
-        marker: str | None = None,
+        marker: str | int | None = None,
         injection_scale: str | float | None = "sqrt_d_model",
         mse_scale: str | float | None = "sqrt_d_model",
         adapter: dict[str, Any] | None = None,
@@ -88,16 +88,16 @@ class NLA(nn.Module):
     ) -> "NLA":
         """An untrained pair: both halves start as copies of the target.
 
-        `marker=None` searches for one; `adapter` (rank, alpha, dropout) trains a LoRA on each half, and both halves
-        share one frozen copy of the weights: that of `base` (the target's model) if given. Without an adapter each
-        half trains its own copy. Raises ModelError, ConfigError (layer, scales, templates), InjectionError
-        (marker).
+        `marker`: its text, a code point (`U+2588`) or a token id; None searches for one. `adapter` (rank, alpha,
+        dropout) trains a LoRA on each half, and both halves share one frozen copy of the weights: that of `base` (the
+        target's model) if given. Without an adapter each half trains its own copy.
+
+        Raises ModelError, ConfigError (layer, scales, templates), InjectionError (marker).
         """
         model = shared_copy(base) if base is not None and adapter is not None else load_model(model_id, dtype, revision)
         check_layer(model, layer)
         tokenizer = load_tokenizer(model_id, revision)
-        marker = find_marker(tokenizer) if marker is None else marker
-        prompt = build_verbalizer_prompt(tokenizer, templates.verbalizer, marker)
+        prompt = build_verbalizer_prompt(tokenizer, templates.verbalizer, resolve_marker(tokenizer, marker))
         # before the verbalizer's adapter is added to the same modules
         reconstructor = Reconstructor.from_target(
             model_id, layer, templates.reconstructor, dtype, revision, adapter, base=model
@@ -112,7 +112,7 @@ class NLA(nn.Module):
             layer=layer,
             mse_scale=resolve_scale(mse_scale, width(model)),
             templates=templates,
-            base_revision=cached_commit(model_id, revision),
+            base_revision=cached_commit(resolve(model_id), revision),
         )
 
     @torch.no_grad()

@@ -1,7 +1,10 @@
 """The two prompts: marker, templates, rendering. All of it is checked once, on load."""
 
-from collections.abc import Mapping, Sequence
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,6 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from nla.errors import ConfigError, InjectionError
 
 MARKERS = tuple(chr(code) for code in range(0x3200, 0x3400))  # enclosed CJK: rare in text, often one token
+CODE_POINT = re.compile(r"U\+[0-9A-Fa-f]{4,6}")  # a marker without quoting: model.marker=U+2588
+UNUSED = re.compile(r"[<\[].*(unused|reserved|extra_id).*[>\]]", re.IGNORECASE)  # tokens kept free for such a purpose
 MARKER_SLOT, EXPLANATION_SLOT = "{injection_char}", "{explanation}"
 
 
@@ -66,24 +71,72 @@ def pad_id(tokenizer: PreTrainedTokenizerBase, otherwise: int = 0) -> int:
     return otherwise if token is None else int(token)
 
 
-def find_marker(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The first character of U+3200-U+33FF that this tokenizer encodes as one token. Raises InjectionError."""
-    for marker in MARKERS:
-        if _marker_id(tokenizer, marker) is not None:
+def find_marker(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str] = ()) -> str:
+    """A marker for this tokenizer: the first candidate that is one token and occurs in none of `texts`.
+
+    Candidates, best first: the characters of U+3200-U+33FF, which the released pairs use; other characters that are
+    one token, symbols before letters and rare ones (high ids) first; special tokens that the chat template does not
+    use, such as `<unused0>`. Raises InjectionError if there is none.
+    """
+    special = _spare_special_tokens(tokenizer)
+    read: set[str] = set()
+    for text in texts:
+        read.update(text, (token for token in special if token in text))
+    for marker in chain(MARKERS, _single_characters(tokenizer), special):
+        if marker not in read and marker_id(tokenizer, marker) is not None:
             return marker
     raise InjectionError(
-        "no character of U+3200-U+33FF is one token of this tokenizer: add one, for example "
-        "tokenizer.add_tokens(['\u320e']) before the target is trained, and name it as the marker"
+        "no character and no spare special token of this tokenizer can mark the activation's place: add a token, for "
+        "example tokenizer.add_tokens(['\u320e']), before the target is trained, and name it as the marker"
     )
 
 
-def _marker_id(tokenizer: PreTrainedTokenizerBase, marker: str) -> int | None:
+def resolve_marker(tokenizer: PreTrainedTokenizerBase, marker: str | int | None) -> str:
+    """The marker's text: itself, of a code point `U+2588`, of a token id; None searches. Raises InjectionError."""
+    if marker is None:
+        return find_marker(tokenizer)
+    if isinstance(marker, str):
+        return chr(int(marker[2:], 16)) if CODE_POINT.fullmatch(marker) else marker
+    text = _decode(tokenizer, [marker]).strip() if 0 <= marker < len(tokenizer) else ""
+    if not text or marker_id(tokenizer, text) != marker:
+        raise InjectionError(
+            f"model.marker={marker}: token {marker} of this tokenizer ({len(tokenizer)} tokens) is no text that it "
+            "encodes as this one token: choose another, or model.marker=null to search for one"
+        )
+    return text
+
+
+def marker_id(tokenizer: PreTrainedTokenizerBase, marker: str) -> int | None:
+    """The one token of a marker; None if it is not one token, or not readable from it."""
     ids = tokenizer.encode(marker, add_special_tokens=False)
     if len(ids) == 2 and not _decode(tokenizer, ids[:1]).strip():
         ids = ids[1:]  # sentencepiece puts a space before a text
     if len(ids) != 1 or ids[0] == tokenizer.unk_token_id or _decode(tokenizer, ids).strip() != marker:
         return None
     return ids[0]
+
+
+def _single_characters(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Printable characters beyond Latin-1 that are one token of the vocabulary, symbols and high ids first."""
+    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    ids = [token for token in sorted(tokenizer.get_vocab().values(), reverse=True) if token not in special]
+    texts = (str(text).strip() for text in tokenizer.batch_decode([[token] for token in ids]))
+    characters = dict.fromkeys(
+        text for text in texts if len(text) == 1 and ord(text) > 0xFF and text != "\ufffd" and text.isprintable()
+    )
+    return sorted(characters, key=lambda character: not unicodedata.category(character).startswith("S"))
+
+
+def _spare_special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Tokens without a role: not one of the named special tokens, not in the chat template; unused ones first."""
+    template = str(tokenizer.chat_template or "")
+    named = [str(token) for token in tokenizer.special_tokens_map.values()]
+    added = [token for _, token in sorted(tokenizer.added_tokens_decoder.items())]
+    unused = [token for token in tokenizer.get_vocab() if UNUSED.fullmatch(token)]
+    special = [str(token) for token in added if token.special]
+    return [
+        token for token in dict.fromkeys([*sorted(unused), *special]) if token not in named and token not in template
+    ]
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
@@ -136,28 +189,28 @@ def build_verbalizer_prompt(tokenizer: PreTrainedTokenizerBase, template: str, m
         raise InjectionError(
             f"verbalizer template {template!r} holds {MARKER_SLOT} {template.count(MARKER_SLOT)} times, expected once"
         )
-    marker_id = _marker_id(tokenizer, marker)
-    if marker_id is None:
+    marker_token = marker_id(tokenizer, marker)
+    if marker_token is None:
         pieces = tokenizer.encode(marker, add_special_tokens=False)
         raise InjectionError(
             f"marker {marker!r} is not one token of this tokenizer (it gives ids {pieces}): "
             "choose another marker, or model.marker=null to search for one"
         )
     tokens = chat_ids(tokenizer, template.replace(MARKER_SLOT, marker))
-    count = tokens.count(marker_id)
+    count = tokens.count(marker_token)
     if count != 1:
         raise InjectionError(
-            f"marker {marker!r} (id {marker_id}) occurs {count} times in the verbalizer prompt, expected once: "
+            f"marker {marker!r} (id {marker_token}) occurs {count} times in the verbalizer prompt, expected once: "
             "change the template or the marker"
         )
-    position = tokens.index(marker_id)
+    position = tokens.index(marker_token)
     if not 0 < position < len(tokens) - 1:
         raise InjectionError(
             f"marker {marker!r} is at the edge of the verbalizer prompt (token {position} of {len(tokens)}): "
             "put it between tags"
         )
     left, right = tokens[position - 1], tokens[position + 1]
-    return VerbalizerPrompt(tokens, position, marker, marker_id, left, right, end_of_turn(tokenizer))
+    return VerbalizerPrompt(tokens, position, marker, marker_token, left, right, end_of_turn(tokenizer))
 
 
 def suffix_ids(tokenizer: PreTrainedTokenizerBase, template: str) -> list[int]:

@@ -9,7 +9,7 @@ from nla.config.schema import HardwareSettings, LoraAdapter, TrainSettings
 from nla.config.trainer import with_strategy
 from nla.errors import ConfigError, NLAError
 from nla.models.backbone import load_tokenizer, resolve
-from nla.models.prompts import build_verbalizer_prompt, find_marker
+from nla.models.prompts import build_verbalizer_prompt, resolve_marker
 from nla.planning.facts import Assumptions
 from nla.planning.memory import Layout, Strategy
 from nla.planning.shapes import Shape, load_config, shape_of
@@ -86,7 +86,7 @@ def prompt_tokens(settings: TrainSettings, facts: Assumptions) -> tuple[int, int
     if Path(str(resolve(model.id))).is_dir():
         try:
             tokenizer = load_tokenizer(model.id, model.revision)
-            prompt = build_verbalizer_prompt(tokenizer, template, model.marker or find_marker(tokenizer))
+            prompt = build_verbalizer_prompt(tokenizer, template, resolve_marker(tokenizer, model.marker))
             return len(prompt.tokens), prompt.position, []
         except NLAError:
             pass  # a folder with a config alone

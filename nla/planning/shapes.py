@@ -55,10 +55,10 @@ class Block:
         return sum(map(math.prod, self.tensors))
 
     def adapter_tensors(self, rank: int) -> list[Size]:
-        own = [size for inside, outside in self.linear for size in ((rank, inside), (outside, rank))]
-        for many, inside, outside, parts in self.stacks:  # PEFT gives fused parts a rank each
-            own += [(parts * rank * many, inside), (outside, parts * rank * many)]
-        return own
+        adapter_sizes = [size for inside, outside in self.linear for size in ((rank, inside), (outside, rank))]
+        for many, inside, outside, block_shapes in self.stacks:  # PEFT gives fused parts a rank each
+            adapter_sizes += [(block_shapes * rank * many, inside), (outside, block_shapes * rank * many)]
+        return adapter_sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ def load_config(model_id: str, revision: str | None = None, shape: Mapping[str, 
         except Exception as error:
             raise ConfigError(f"model.shape: {first_line(error)}; give the sizes as config.json has them") from error
     if Path(str(resolve(model_id))).is_dir() and not (Path(str(resolve(model_id))) / "config.json").is_file():
-        raise ConfigError(f"model.path={model_id}: no model there; it must be a folder that holds config.json")
+        raise ConfigError(f"model.path={model_id}: no model in this folder; it must hold config.json or a GGUF file")
     try:
         return AutoConfig.from_pretrained(resolve(model_id), revision=revision, trust_remote_code=False)
     except Exception as error:
@@ -139,7 +139,7 @@ def shape_of(config: PretrainedConfig) -> Shape:
         decoder = body(model)
     except Exception as error:
         raise ModelError(f"model type {config.model_type!r}: no causal language model ({first_line(error)})") from error
-    parts = tuple(_block(module, text, index) for index, module in enumerate(blocks(decoder)))
+    block_shapes = tuple(_block(module, text, index) for index, module in enumerate(blocks(decoder)))
     inside = {id(p) for module in blocks(decoder) for p in module.parameters()}
     embedding: Any = decoder.get_input_embeddings()
     output: Any = model.get_output_embeddings()
@@ -150,7 +150,14 @@ def shape_of(config: PretrainedConfig) -> Shape:
     head = tuple(tuple(p.shape) for p in model.parameters() if id(p) not in known)
     tied = output is not None and output.weight is embedding.weight
     return Shape(
-        str(text.model_type), int(text.hidden_size), int(embedding.weight.shape[0]), tied, tables, parts, norm, head
+        str(text.model_type),
+        int(text.hidden_size),
+        int(embedding.weight.shape[0]),
+        tied,
+        tables,
+        block_shapes,
+        norm,
+        head,
     )
 
 

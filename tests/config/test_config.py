@@ -95,7 +95,7 @@ def test_composition_errors_suggest(override: str, message: str):
         ("name=../elsewhere", "name='../elsewhere': must be a plain folder name"),
         ("name=" + "x" * 300, "must be a plain folder name"),
         ("data.path=/nowhere/at/all", "data.path=/nowhere/at/all: no such file or folder"),
-        ("model.path=/nowhere/at/all", "model.path=/nowhere/at/all: no model there.*config.json"),
+        ("model.path=/nowhere/at/all", "model.path=/nowhere/at/all: no model in this folder.*config.json"),
         ("nla=/nowhere/at/all", "nla=/nowhere/at/all: no such folder"),
         ("model.dtype=float8", "model.dtype='float8': Input should be 'float32', 'bfloat16', 'float16' or 'nf4'"),
         ("stage.joint.optimizer.lr=fast", "stage.joint.optimizer.lr='fast': Input should be a valid number"),

@@ -3,6 +3,13 @@
 import pytest
 import torch
 from support.models import CHAT, MARKER, TEMPLATES, make_tokenizer
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.decoders import Metaspace as MetaspaceDecoder
+from tokenizers.models import BPE, Unigram, WordLevel
+from tokenizers.pre_tokenizers import ByteLevel, Metaspace
+from tokenizers.trainers import BpeTrainer
+from transformers import PreTrainedTokenizerFast
 
 from nla.errors import ConfigError, InjectionError
 from nla.models import explanations, prompts
@@ -18,16 +25,91 @@ def test_marker_is_found_and_is_one_token(tok):
     assert len(tok.encode(MARKER, add_special_tokens=False)) == 1
 
 
-def test_tokenizer_without_marker_says_what_to_do(tok):
-    from transformers import PreTrainedTokenizerFast
+def without_marker(character: str | None):
+    """The tiny tokenizer with another character in the marker's place; None: with a pair of letters."""
+    state = make_tokenizer().backend_tokenizer.to_str().replace(MARKER, character or "zq")
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(state), eos_token="<|eos|>")
 
-    bare = make_tokenizer()
-    state = bare.backend_tokenizer.to_str().replace(MARKER, "\u4e00")
-    from tokenizers import Tokenizer
 
-    other = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(state), eos_token="<|eos|>")
+def test_a_character_outside_of_the_released_range_serves_too():
+    other = without_marker("\u2588")
+    assert prompts.find_marker(other) == "\u2588"
+    prompt = prompts.build_verbalizer_prompt(other, TEMPLATES.verbalizer, "\u2588")
+    assert prompt.tokens[prompt.position] == prompt.marker_id == other.convert_tokens_to_ids("\u2588")
+
+
+def test_a_character_of_the_corpus_is_no_marker():
+    """What texts hold is left to texts; the next candidate is a special token without a role."""
+    other = without_marker("\u2588")
+    found = prompts.find_marker(other, ["a plain text", "a bar: \u2588"])
+    assert found != "\u2588"
+    assert other.encode(found, add_special_tokens=False) == [prompts.marker_id(other, found)]
+
+
+def test_an_unused_token_comes_before_one_with_a_name():
+    other = without_marker(None)
+    other.add_special_tokens({"additional_special_tokens": ["<|zz_role|>", "<unused7>"]})
+    assert prompts.find_marker(other, ["<|turn|> and <|system|> and <|user|>"]) == "<unused7>"
+    assert prompts.find_marker(other, ["this text holds <unused7>"]) != "<unused7>"
+
+
+def test_tokenizer_without_marker_says_what_to_do():
+    bare = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel({"a": 0, "b": 1, "?": 2}, unk_token="?")), eos_token="a", unk_token="?"
+    )
     with pytest.raises(InjectionError, match="add_tokens"):
-        prompts.find_marker(other)
+        prompts.find_marker(bare)
+
+
+def test_ways_to_name_a_marker(tok):
+    """Quoting-free on the command line: a code point, or the token's id."""
+    token = prompts.marker_id(tok, MARKER)
+    assert token is not None
+    named = [MARKER, f"U+{ord(MARKER):04X}", f"U+{ord(MARKER):04x}", token, None]
+    assert [prompts.resolve_marker(tok, name) for name in named] == [MARKER] * 5
+    for wrong in (-1, 10**9, tok.pad_token_id + 10**6):
+        with pytest.raises(InjectionError, match=f"model.marker={wrong}"):
+            prompts.resolve_marker(tok, wrong)
+
+
+def byte_level(texts: list[str], size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE as GPT-2 and SmolLM2 have it, trained on texts."""
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
+    trainer = BpeTrainer(vocab_size=size, initial_alphabet=ByteLevel.alphabet(), special_tokens=["<|end|>"])
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
+
+
+def sentencepiece() -> PreTrainedTokenizerFast:
+    """A unigram model with a dummy prefix and byte fallback, as Llama 2 and Gemma have it."""
+    words = [("\u2581", -1.0), ("\u2588", -5.0), ("<", -3.0), (">", -3.0), ("c", -3.0), ("/", -3.0), ("a", -2.0)]
+    fallback = [(f"<0x{byte:02X}>", -9.0) for byte in range(256)]
+    model = Unigram([("<unk>", 0.0), ("</s>", 0.0), *fallback, *words], unk_id=0, byte_fallback=True)
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = Metaspace(replacement="\u2581", prepend_scheme="always")
+    tokenizer.decoder = MetaspaceDecoder(replacement="\u2581", prepend_scheme="always")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "marker"),
+    [
+        (lambda: byte_level(["bar\u2588bar \u2588 box\u2588"] * 9 + ["plain words"] * 9, 400), "\u2588"),
+        (lambda: byte_level(["only plain ascii words"] * 9, 400), None),
+        (sentencepiece, "\u2588"),
+    ],
+    ids=["byte_level", "byte_level_ascii", "sentencepiece"],
+)
+def test_every_tokenizer_with_a_spare_symbol_gets_a_marker(tokenizer, marker: str | None):
+    tok = tokenizer()
+    if marker is None:
+        tok.add_special_tokens({"additional_special_tokens": ["<|reserved_special_token_0|>"]})
+    found = prompts.find_marker(tok)
+    assert found == (marker or "<|reserved_special_token_0|>")
+    prompt = prompts.build_verbalizer_prompt(tok, "<c>{injection_char}</c>", found)
+    assert prompt.tokens.count(prompt.marker_id) == 1
+    assert 0 < prompt.position < len(prompt.tokens) - 1
 
 
 def test_prompt_has_the_marker_once_with_its_neighbours(tok):

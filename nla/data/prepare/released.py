@@ -17,11 +17,11 @@ from transformers import PreTrainedTokenizerBase
 from nla.data.rows import Selection
 from nla.data.shards import format
 from nla.data.shards.format import EXPLANATION, PROMPT, RESPONSE
-from nla.data.shards.rows import Piece, ShardRows
+from nla.data.shards.shard_rows import Piece, ShardRows
 from nla.data.shards.source import ShardSource
 from nla.errors import DataError
 from nla.models.explanations import CLOSE, OPEN
-from nla.models.prompts import MARKER_SLOT, Templates, build_verbalizer_prompt, find_marker, suffix_ids
+from nla.models.prompts import MARKER_SLOT, Templates, build_verbalizer_prompt, resolve_marker, suffix_ids
 
 PLACEHOLDER = "<INJECT>"
 CHAT = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -32,14 +32,14 @@ def write_released(
     folder: Path,
     tokenizer: PreTrainedTokenizerBase,
     templates: Templates,
-    marker: str | None = None,
+    marker: str | int | None = None,
 ) -> list[Path]:
     """Write `<split>-layer-<l>.parquet` with its `.nla_meta.yaml`, row group by row group; the files.
 
     Of a split with explanations the explained rows are written. Raises InjectionError for a marker that does not fit.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    constants = _constants(tokenizer, templates, marker or find_marker(tokenizer))
+    constants = _constants(tokenizer, templates, resolve_marker(tokenizer, marker))
     message = [{"role": "user", "content": templates.verbalizer.replace(MARKER_SLOT, PLACEHOLDER)}]
     written = []
     for layer, split in sorted({(file.facts.layer, str(file.split)) for file in source.files}):

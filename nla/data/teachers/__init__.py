@@ -7,6 +7,7 @@ from nla.data.teachers.cached import CachedTeacher
 from nla.data.teachers.local import LocalTeacher
 from nla.data.teachers.protocol import Explanation, Passage, Teacher
 from nla.data.teachers.service import AnthropicTeacher, OpenAITeacher, ServiceTeacher
+from nla.data.teachers.target import TargetTeacher
 from nla.data.teachers.truth import TruthTeacher
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "OpenAITeacher",
     "Passage",
     "ServiceTeacher",
+    "TargetTeacher",
     "Teacher",
     "TruthTeacher",
 ]

@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
 )
 
 from nla.errors import ReleaseError, first_line
+from nla.models.pretrained.gguf import content_hash
 
 SAFE_FILES = ("*.safetensors", "*.json", "*.yaml", "*.txt", "*.jinja", "*.model")  # no code, no pickles
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -50,8 +51,13 @@ def hub_name(folder: Path) -> str | None:
 
 
 def cached_commit(model_id: str | Path, revision: str | None = None) -> str | None:
-    """The commit of a hub id's files in the cache, after loading; None for a folder outside of the cache."""
+    """The commit of a hub id's files in the cache, after loading; of a folder made from a GGUF file, the file's hash.
+
+    None for any other folder outside of the cache.
+    """
     if os.path.isdir(model_id):
+        if (content := content_hash(Path(model_id))) is not None:
+            return content
         name = hub_name(Path(model_id))
     else:
         try:
