@@ -4,6 +4,7 @@
     nla info <pair>                    what a saved pair is
     nla preflight experiment=world ... everything that can go wrong in a training run, tried out in under a minute
     nla plan [train.py's overrides]    memory, time and cost of a run, before anything is loaded
+    nla layers <model> <texts>         which layer to explain, measured before any training
     nla pretrain ...                   a small target from text (see nla pretrain --help)
     nla doctor                         versions, devices, memory, disk, and known problems of this machine
     nla publish <pair> <org/name>      the pair with a model card, to the hub; --dry-run looks first
@@ -40,6 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from nla.commands.prepare import main as prepare
 
             return prepare(given[1:])
+        if given[:1] == ["layers"]:
+            from nla.commands.layers import main as layers
+
+            return layers(given[1:])
         if given[:1] == ["plan"]:
             from nla.commands.plan import main as plan
 
@@ -88,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     preflight = verbs.add_parser("preflight", help="try out a training run: modules, injection, one step of each stage")
     preflight.add_argument("overrides", nargs="*", help="those of train.py: experiment=<name> key=value ...")
     verbs.add_parser("plan", help="what a run will need: memory, time, cost", add_help=False)
+    verbs.add_parser("layers", help="which layer to explain, measured before any training", add_help=False)
     verbs.add_parser("pretrain", help="train a small target model from text", add_help=False)
     verbs.add_parser("prepare", help="store activations and explanations of a corpus in shards", add_help=False)
     return parser

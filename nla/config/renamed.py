@@ -28,7 +28,10 @@ CLASSES = {
 
 
 KEYS = {"rollout": "sampling"}  # of the config, and of its joint stage
-ADDED = {"nla.training.optim.MuonAdamW": {"betas": [0.9, 0.98]}}  # required since; before, the class's own default
+ADDED = {  # keys that are required since, with what held before
+    "nla.training.optim.MuonAdamW": {"betas": [0.9, 0.98]},
+    "nla.training.stages.ReconstructorStage": {"head_start": "identity", "head_texts": 4096},
+}
 
 
 def read_recorded(run: Path) -> dict[str, Any]:

@@ -168,6 +168,11 @@ class NLADataModule(LightningDataModule):
         rows = self.rows(split)
         return -(-len(rows) // max(1, VALIDATION_POSITIONS // rows.unit))
 
+    @property
+    def validation_batches(self) -> int:
+        """Of each rank, padding included."""
+        return -(-self._batches("validation") // self._ranks()[0])
+
     def _ranks(self) -> tuple[int, int]:
         return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from support.models import sampling_params
-from support.stages import batch, fit, joint, options
+from support.stages import batch, fit, joint, options, reconstructor
 
 from nla.commands.cli import main
 from nla.config.check import check_train
@@ -38,7 +38,7 @@ def test_an_untrained_random_or_damaged_reconstructor_is_refused(nla: NLA, targe
     """28: a trained head passes; the identity, a random head and one with NaN do not."""
     rows = many()
     assert checks.reconstruction(nla, rows).message.startswith("its head is the identity")
-    fit(ReconstructorStage(nla, target, **options(40, micro_batch_size=32), max_new_tokens=8), 40, [rows])
+    fit(reconstructor(nla, target, **options(40, micro_batch_size=32)), 40, [rows])
     found = checks.reconstruction(nla, rows)
     assert found.status == "ok", found.message
     for fill, message in ((torch.nn.init.normal_, "no more from its texts than chance"), (None, "not finite")):

@@ -13,7 +13,7 @@ from nla.models.pair import NLA
 from nla.models.sampling import SamplingParams
 from nla.models.target import Target
 from nla.training.rewards import KLToReference, Reward
-from nla.training.stages import JointStage
+from nla.training.stages import JointStage, ReconstructorStage
 from nla.training.stages.joint import Terms
 
 TEXTS = ["It rains.", "Tom walks to the town.", "The dog jumps.", "A lazy fox."]
@@ -55,6 +55,10 @@ def make_reward(kind: Any = "neg_error", **changes: Any) -> Reward:
 
 def make_kl(coefficient: float, **changes: Any) -> KLToReference:
     return dataclasses.replace(KLToReference(coefficient, "k3", clamp=12.0, schedule="constant", final=0.0), **changes)
+
+
+def reconstructor(nla: NLA, target: Target, **more: Any) -> ReconstructorStage:
+    return ReconstructorStage(nla, target, max_new_tokens=8, **{"head_start": "identity", "head_texts": 64, **more})
 
 
 def joint(nla: NLA, target: Target, steps: int = 1, **more: Any) -> JointStage:

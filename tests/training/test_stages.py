@@ -15,10 +15,12 @@ from support.stages import (
     make_kl,
     make_reward,
     options,
+    reconstructor,
     same,
     terms_of,
     weights,
 )
+from torch.utils.data import DataLoader
 from torchmetrics import R2Score
 
 from nla.core.fve import FractionOfVarianceExplained
@@ -28,7 +30,7 @@ from nla.errors import TrainingError
 from nla.models.pair import NLA
 from nla.models.target import Target
 from nla.training.optim import MuonAdamW, parameter_groups
-from nla.training.stages import ReconstructorStage, VerbalizerStage
+from nla.training.stages import VerbalizerStage
 
 
 def surprisal(stage: VerbalizerStage, activation: torch.Tensor) -> torch.Tensor:
@@ -57,9 +59,23 @@ def test_reading_gap_is_positive_once_the_activation_is_read(nla: NLA, target: T
 
 def test_reconstructor_stage_learns_and_touches_nothing_else(nla: NLA, target: Target) -> None:
     before = weights(nla.verbalizer)
-    trainer = fit(ReconstructorStage(nla, target, **options(30), max_new_tokens=8), 30)
+    trainer = fit(reconstructor(nla, target, **options(30)), 30)
     assert float(trainer.callback_metrics["reconstructor/error"]) < 0.5
+    logged = {name.removeprefix("reconstructor/validation/") for name in trainer.callback_metrics}
+    assert {"fve", "fve_shuffled", "cosine", "cosine_shuffled"} <= logged and "well_formed" not in logged
     assert same(before, weights(nla.verbalizer))
+
+
+def test_reconstructor_stage_validates_on_the_given_texts(nla: NLA, target: Target) -> None:
+    """The ceiling: no verbalizer is asked. Rows whose texts it has learnt are read, exchanged ones are not."""
+    stage = reconstructor(nla, target, **options(60))
+    trainer = fit(stage, 60)
+    trainer.validate(stage, DataLoader([batch()], batch_size=None), verbose=False)
+    fve, shuffled = (float(trainer.callback_metrics[f"reconstructor/validation/{n}"]) for n in ("fve", "fve_shuffled"))
+    texts = nla.reconstructor.reconstruct(TEXTS[:4])
+    metric = FractionOfVarianceExplained(32)
+    metric.update(texts, batch().activation)
+    assert fve == pytest.approx(float(metric.compute()["fve"]), abs=1e-5) and fve > 0.5 > 0 > shuffled
 
 
 def test_without_explanations_a_warm_start_stops_with_the_remedy(nla: NLA, target: Target) -> None:

@@ -1,18 +1,98 @@
 """Warm start of the reconstructor: the error of its prediction from a given explanation."""
 
-import torch
+import logging
+from collections.abc import Iterator
+from typing import Any, cast
 
-from nla.core.objectives import reconstruction_error
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+
+from nla.core.fve import FractionOfVarianceExplained
+from nla.core.objectives import cosine, reconstruction_error
 from nla.core.records import ActivationBatch
+from nla.data.datamodule import NLADataModule
+from nla.errors import ConfigError
+from nla.training.head_start import HeadStart, ridge_head
 from nla.training.out_of_memory import in_micro_batches
+from nla.training.parallel import gathered
 from nla.training.stages.base import Stage
+
+log = logging.getLogger(__name__)
 
 
 class ReconstructorStage(Stage):
-    """Teaches h(z) from texts by a teacher (method, section 5). Logs ``error``: at scale sqrt(d), 2 (1 - cos)."""
+    """Teaches h(z) from texts by a teacher (method, section 5). Logs ``error``: at scale sqrt(d), 2 (1 - cos).
+
+    Args:
+        head_start: of the head: ``identity``, or ``ridge``, the least-squares map from the untrained model's states.
+        head_texts: explained rows that the ridge head is fitted to, over all ranks.
+    """
 
     name = "reconstructor"
     trains = ("reconstructor",)
+
+    def __init__(self, *args: Any, head_start: HeadStart, head_texts: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if head_texts < 1:
+            raise ConfigError(f"stage.reconstructor.head_texts={head_texts}: must be at least 1")
+        self.head_start, self.head_texts = head_start, head_texts
+        self.fve_shuffled = FractionOfVarianceExplained(self.target.d_model)
+
+    def on_train_start(self) -> None:
+        """The ridge head, once: a run that continues from a checkpoint has it."""
+        if self.head_start == "identity" or self.trainer.global_step > 0:
+            return
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            raise ConfigError(
+                "stage.reconstructor.head_start=ridge needs the whole reconstructor on each rank: use head_start="
+                "identity with fsdp2, or a hardware config without it"
+            )
+        with self.trainer.precision_plugin.forward_context():
+            head, figures = ridge_head(
+                self.nla.reconstructor, self._batches(training=True), self._batches(training=False), self._sum
+            )
+        self.nla.reconstructor.head.weight.data.copy_(head)
+        log.info(
+            "ridge head: fitted to %d texts, penalty %g, held-out error %.3f",
+            figures["texts"], figures["penalty"], figures["error"],
+        )  # fmt: skip
+
+    def validation_step(self, batch: ActivationBatch, batch_idx: int) -> dict[str, Any]:
+        """The given texts of held-out activations, read and scored, beside each other's: nothing is sampled.
+
+        ``fve`` is the ceiling of what the verbalizer can learn from such texts; ``fve_shuffled`` must lie below it.
+        """
+        texts = self.explanations_of(batch)
+        with gathered(self.nla.reconstructor, self.gather):
+            reconstruct = self.nla.reconstructor.reconstruct
+            prediction = torch.cat(self.scoring_parts.run(self, lambda part: reconstruct(texts[part]), len(texts)))
+        rows = 0 if batch.padding else len(batch)
+        self.fve.update(prediction[:rows], batch.activation[:rows])
+        others = prediction.roll(max(1, len(batch) // 2), dims=0)
+        self.fve_shuffled.update(others[:rows], batch.activation[:rows])
+        cosines = cosine(prediction, batch.activation)
+        self.log_validation(
+            {"cosine": cosines.mean(), "cosine_shuffled": cosine(others, batch.activation).mean()}, rows
+        )
+        return {"text": batch.text, "explanation": batch.explanation, "cosine": cosines}
+
+    def on_validation_epoch_end(self) -> None:
+        super().on_validation_epoch_end()
+        if self.fve_shuffled.update_called:
+            self.log("reconstructor/validation/fve_shuffled", self.fve_shuffled.compute()["fve"])
+            self.fve_shuffled.reset()
+
+    def _batches(self, training: bool) -> Iterator[ActivationBatch]:
+        """This rank's first `head_texts` training rows, or its validation rows, with their activations."""
+        data: NLADataModule = cast(Any, self.trainer).datamodule
+        steps = -(-self.head_texts // data.batch_size) if training else data.validation_batches
+        for number in range(steps):
+            batch = data.batch(data.split if training else "validation", 0, number).to(self.device)
+            yield self.on_after_batch_transfer(batch, 0)
+
+    def _sum(self, value: torch.Tensor) -> torch.Tensor:
+        """Over ranks, in float64 where the device has it."""
+        return self.trainer.strategy.reduce(value.to(self.device), reduce_op="sum").cpu()
 
     def training_step(self, batch: ActivationBatch, batch_idx: int) -> None:
         rows = self.mean_over_ranks(torch.tensor(len(batch), device=self.device))
