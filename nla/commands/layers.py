@@ -19,6 +19,8 @@ from nla.evaluation.layers import SHARES, LayerSurvey, survey
 from nla.models.backbone import usable_device
 from nla.models.target import Target
 
+CHUNKS = 8  # of each document, evenly spaced
+
 
 def main(arguments: Sequence[str]) -> int:
     """Survey the model, print the table, write layers.json and layers.png; the exit status. Raises NLAError."""
@@ -38,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name)}: must be at least {least}")
     device = usable_device(options.device, "--device")
     fractions = {"warm_start": SHARES["warm_start"], "joint": 0.0, **{k: SHARES[k] for k in ("validation", "test")}}
-    source = TextSource(options.texts, fractions, "layers", "text", None, options.id_column, 100, 600, None)
+    source = TextSource(options.texts, fractions, "layers", "text", None, options.id_column, 100, 600, CHUNKS, None)
     target = Target.from_pretrained(options.model, 0, options.dtype).to(device)
     teacher = TargetTeacher(options.model, about=4, quoted=6, expected=3, continued=8)
     plan = ReadingPlan(options.per_document, 3, 512, options.seed)

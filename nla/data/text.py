@@ -12,7 +12,7 @@ from nla.data.extractive import Extractive
 from nla.data.files import Columns, check_fractions, fault, read_files, side
 from nla.data.positions import keyed_fraction
 from nla.data.source import SPLITS, Document
-from nla.errors import DataError
+from nla.errors import ConfigError, DataError
 
 
 class TextSource:
@@ -32,6 +32,8 @@ class TextSource:
         min_characters: shorter documents and remainders are skipped.
         max_characters: longer documents are cut into chunks of at most that many, at white space where there is some.
             Texts with an explanation of their own are never cut.
+        max_chunks: keep at most this many chunks of a document, evenly spaced, so that long ones do not outweigh the
+            others; None: all.
         max_documents: read no more than this many, the first ones; None: all.
     """
 
@@ -45,14 +47,17 @@ class TextSource:
         id_column: str | None,
         min_characters: int,
         max_characters: int,
+        max_chunks: int | None,
         max_documents: int | None,
     ) -> None:
         self.path = Path(path)
         self.columns = Columns(text_column, explanation_column, id_column)
-        self.min_characters, self.max_characters = min_characters, max_characters
+        self.min_characters, self.max_characters, self.max_chunks = min_characters, max_characters, max_chunks
         self.skipped: Counter[str] = Counter()
         self._fallback: Extractive | None = None
         check_fractions(fractions)
+        if max_chunks is not None and max_chunks < 1:
+            raise ConfigError(f"data.source.max_chunks={max_chunks}: must be at least 1, or null for all")
         if not self.path.exists():
             raise DataError(f"data.path={path}: no such file or folder; give a folder of UTF-8 files, Parquet or JSONL")
         self._splits: dict[str, list[Document]] = {split: [] for split in SPLITS}
@@ -99,11 +104,16 @@ class TextSource:
         if len(document.text) <= self.max_characters or document.explanation is not None:
             yield document
             return
+        chunks = []
         for number, piece in enumerate(_pieces(document.text, self.max_characters)):
             if len(piece.strip()) >= self.min_characters:
-                yield replace(document, id=f"{document.id}#{number}", text=piece, origin=document.root)
+                chunks.append(replace(document, id=f"{document.id}#{number}", text=piece, origin=document.root))
             else:
                 self.skipped["chunk too short"] += 1
+        kept = len(chunks) if self.max_chunks is None else min(self.max_chunks, len(chunks))
+        if kept < len(chunks):
+            self.skipped["chunk beyond max_chunks"] += len(chunks) - kept
+        yield from (chunks[index * len(chunks) // kept] for index in range(kept))
 
 
 def _pieces(text: str, size: int) -> Iterator[str]:

@@ -198,7 +198,7 @@ def test_a_source_keeps_its_own_splits():
 
 def test_a_source_in_memory_is_another_version_after_its_files_change(tmp_path: Path):
     given = {"text_column": "text", "explanation_column": None, "id_column": None, "min_characters": 10,
-             "max_characters": 1500, "max_documents": None}  # fmt: skip
+             "max_characters": 1500, "max_chunks": None, "max_documents": None}  # fmt: skip
     path = write_corpus(tmp_path / "texts.jsonl")
     before = streamed(TextSource(str(path), preparing.FRACTIONS, "nla", **given)).version()
     assert before == streamed(TextSource(str(path), preparing.FRACTIONS, "nla", **given)).version()

@@ -18,7 +18,7 @@ LONG = "A plain sentence of some length that is kept. "
 def source(path: Path, **changes) -> TextSource:
     options = {
         "fractions": FRACTIONS, "split_key": "k", "text_column": "text", "explanation_column": None, "id_column": None,
-        "min_characters": 20, "max_characters": 300, "max_documents": None,
+        "min_characters": 20, "max_characters": 300, "max_chunks": None, "max_documents": None,
     }  # fmt: skip
     return TextSource(str(path), **{**options, **changes})
 
@@ -125,3 +125,18 @@ def test_the_extractive_fallback_quotes():
     assert "the" not in explanation.partition("It is about ")[2].rstrip(".").split(", ")
     assert explanation.count('"') == 2 and "<" not in explanation
     assert teacher.explain(" \n ") is None
+
+
+def test_few_chunks_of_a_long_document_are_kept_evenly_spaced(tmp_path: Path):
+    text = "".join(f"Sentence number {number:03d} of this long document, which is cut. " for number in range(60))
+    (tmp_path / "long.txt").write_text(text, encoding="utf-8")
+    (tmp_path / "short.txt").write_text(LONG * 2, encoding="utf-8")
+    everything = {"fractions": {**dict.fromkeys(FRACTIONS, 0.0), "warm_start": 1.0}}
+    whole = [d.id for d in source(tmp_path, **everything).documents("warm_start")]
+    few = source(tmp_path, **everything, max_chunks=3)
+    count = sum(name.startswith("long") for name in whole)
+    chosen = [whole[0][: whole[0].index("#") + 1] + str(index * count // 3) for index in range(3)]
+    assert [d.id for d in few.documents("warm_start")] == [*chosen, "short.txt"]
+    assert few.skipped == {"chunk beyond max_chunks": count - 3}
+    with pytest.raises(ConfigError, match="data.source.max_chunks=0"):
+        source(tmp_path, max_chunks=0)

@@ -30,7 +30,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def source(texts: Path) -> TextSource:
-    return TextSource(str(texts), FRACTIONS, "layers", "text", None, None, 50, 400, None)
+    return TextSource(str(texts), FRACTIONS, "layers", "text", None, None, 50, 400, None, None)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from support.models import sampling_params
-from support.stages import batch, completions_of, fit, joint, options, same, weights
+from support.stages import HEAD, batch, completions_of, fit, joint, options, same, weights
 
 from nla.core.records import ActivationBatch, Rollout
 from nla.errors import InjectionError, TrainingError
@@ -100,7 +100,7 @@ class Poisoned(ReconstructorStage):
 
 
 def poisoned(nla: NLA, target: Target, where: str, bad: set[int], **more: Any) -> Poisoned:
-    stage = Poisoned(nla, target, **options(4, **more), max_new_tokens=8)
+    stage = Poisoned(nla, target, **options(4, **more), **HEAD, max_new_tokens=8)
     stage.where, stage.bad = where, frozenset(bad)
     return stage
 
@@ -221,7 +221,8 @@ def test_micro_batches_of_the_warm_starts_do_not_change_a_step(nla: NLA, target:
                 if self.passes == self.last:
                     raise torch.OutOfMemoryError("out of memory")
 
-        stage = Failing(pair, target, **options(1, micro_batch_size=size, **plain), max_new_tokens=8)
+        head = HEAD if kind is ReconstructorStage else {}
+        stage = Failing(pair, target, **options(1, micro_batch_size=size, **plain), **head, max_new_tokens=8)
         trainer = fit(stage, 1, [rows])
         assert stage.micro_batch_size == (1 if fails else size)
         name = "loss" if kind is VerbalizerStage else "error"

@@ -32,7 +32,7 @@ from nla.training.program import resume_point
 from nla.training.stages import JointStage, ReconstructorStage, VerbalizerStage
 from support.evaluation import ToySource, toy_data
 from support.loaders import document_loader
-from support.stages import make_kl, make_reward
+from support.stages import HEAD, make_kl, make_reward
 
 SPLITS = ("warm_start", "joint", "validation", "test")
 STEPS = 3
@@ -103,7 +103,7 @@ def stage_of(name: str, nla: NLA, target: Target, **more: Any) -> Any:
             "reconstructor_updates": 2, "frozen_reconstructor": True, "length": "sample_mean",
         }  # fmt: skip
     else:
-        options |= {"max_new_tokens": 24}
+        options |= {"max_new_tokens": 24} | (HEAD if name == "reconstructor" else {})
     kind = {"verbalizer": VerbalizerStage, "reconstructor": ReconstructorStage, "joint": Noting}[name]
     return kind(nla, target, **options | more)
 

@@ -57,8 +57,11 @@ def make_kl(coefficient: float, **changes: Any) -> KLToReference:
     return dataclasses.replace(KLToReference(coefficient, "k3", clamp=12.0, schedule="constant", final=0.0), **changes)
 
 
+HEAD = {"head_start": "identity", "head_texts": 64}  # what the reconstructor's stage takes besides
+
+
 def reconstructor(nla: NLA, target: Target, **more: Any) -> ReconstructorStage:
-    return ReconstructorStage(nla, target, max_new_tokens=8, **{"head_start": "identity", "head_texts": 64, **more})
+    return ReconstructorStage(nla, target, max_new_tokens=8, **{**HEAD, **more})
 
 
 def joint(nla: NLA, target: Target, steps: int = 1, **more: Any) -> JointStage:
