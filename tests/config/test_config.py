@@ -135,7 +135,7 @@ def test_an_override_reaches_one_stage(local: list[str]):
 def test_a_foreign_config_names_our_classes_only():
     good = {"_target_": "nla.data.text.TextSource", "path": "x", "fractions": {}, "split_key": "", "text_column": "t",
             "explanation_column": None, "id_column": None, "min_characters": 1, "max_characters": 2,
-            "max_documents": None}  # fmt: skip
+            "max_chunks": None, "max_documents": None}  # fmt: skip
     check_components(good, "data.source", trusted=False)
     for target in ("torch.load", "os.system", "nla.data.text.Path", "nla.data.text.json.load", "builtins.eval"):
         with pytest.raises(ConfigError, match="data.source._target_"):
