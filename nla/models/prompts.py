@@ -2,9 +2,8 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
@@ -78,12 +77,9 @@ def find_marker(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str] = ()) -
     one token, symbols before letters and rare ones (high ids) first; special tokens that the chat template does not
     use, such as `<unused0>`. Raises InjectionError if there is none.
     """
-    special = _spare_special_tokens(tokenizer)
-    read: set[str] = set()
-    for text in texts:
-        read.update(text, (token for token in special if token in text))
-    for marker in chain(MARKERS, _single_characters(tokenizer), special):
-        if marker not in read and marker_id(tokenizer, marker) is not None:
+    read = list(texts)
+    for marker in _candidates(tokenizer):
+        if marker_id(tokenizer, marker) is not None and not any(marker in text for text in read):
             return marker
     raise InjectionError(
         "no character and no spare special token of this tokenizer can mark the activation's place: add a token, for "
@@ -114,6 +110,13 @@ def marker_id(tokenizer: PreTrainedTokenizerBase, marker: str) -> int | None:
     if len(ids) != 1 or ids[0] == tokenizer.unk_token_id or _decode(tokenizer, ids).strip() != marker:
         return None
     return ids[0]
+
+
+def _candidates(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """Best first. Only where the released range has none is the whole vocabulary searched."""
+    yield from MARKERS
+    yield from _single_characters(tokenizer)
+    yield from _spare_special_tokens(tokenizer)
 
 
 def _single_characters(tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from support.models import CORPUS, TEMPLATES, make_model, make_tokenizer
 
 from nla.commands.cli import main
@@ -93,4 +92,3 @@ def test_the_verb_writes_table_plot_and_json(texts: Path, tmp_path: Path, capsys
     assert (tmp_path / "out/layers.png").read_bytes().startswith(b"\x89PNG")
     assert main(["layers", "world", str(texts), "--positions", "3"]) == 2
     assert "--positions 3: must be at least 20" in capsys.readouterr().err
-    assert torch.get_default_dtype() == torch.float32

@@ -32,7 +32,7 @@ def interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
     return weight.reshape(heads, 2, rows // heads // 2, inside).swapaxes(1, 2).reshape(rows, inside)
 
 
-def write(model: LlamaForCausalLM, path: Path) -> Path:
+def write(model: LlamaForCausalLM, path: Path, leave_out: str = "") -> Path:
     """The model as a GGUF file, as llama.cpp's converter writes it, unquantized."""
     config, writer = model.config, gguf.GGUFWriter(path, "llama")
     writer.add_block_count(config.num_hidden_layers)
@@ -64,7 +64,8 @@ def write(model: LlamaForCausalLM, path: Path) -> Path:
                 weight = interleaved(weight, heads)
             writer.add_tensor(f"blk.{block}.{theirs}.weight", weight)
     for ours, theirs in (("model.embed_tokens", "token_embd"), ("model.norm", "output_norm"), ("lm_head", "output")):
-        writer.add_tensor(f"{theirs}.weight", state[f"{ours}.weight"])
+        if theirs != leave_out:
+            writer.add_tensor(f"{theirs}.weight", state[f"{ours}.weight"])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -127,6 +128,13 @@ def test_each_mistake_gives_one_line(file: Path, cache: Path, tmp_path: Path):
         gguf_file(tmp_path / "absent.gguf")
     assert [path.name for path in cache.iterdir()] == []
     assert gguf_file("org/name") is None and gguf_file(cache) is None
+
+
+def test_a_file_that_lacks_a_weight_is_refused(cache: Path, tmp_path: Path):
+    path = write(small_llama(), tmp_path / "lacking.gguf", leave_out="output_norm")
+    with pytest.raises(ModelError, match="1 weights are missing, such as model.norm.weight: the file is incomplete"):
+        load_model(path)
+    assert list(cache.iterdir()) == []
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch):

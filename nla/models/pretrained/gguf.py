@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.constants import HF_HOME
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from nla import files
 from nla.errors import ConfigError, ModelError, first_line
@@ -55,18 +55,12 @@ def dequantized(file: Path, cache: Path | None = None) -> Path:
     if (folder / CONVERTED).is_file():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as scratch:  # one per process
-            _convert(file, Path(scratch))
-            files.write_text(Path(scratch) / CONVERTED, f"{file.name} {files.digest(file)}\n")
-            files.move_folder(Path(scratch), folder)
-    except ModelError:
-        raise
-    except Exception as error:  # transformers and gguf raise ValueError, KeyError, NotImplementedError, OSError...
-        raise ModelError(
-            f"{file}: cannot be read as a GGUF model ({first_line(error)}); it may be cut off (compare its size with "
-            "its source), or of an architecture that transformers does not convert"
-        ) from error
+    model, tokenizer = _load(file)
+    with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as scratch:  # one per process
+        model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        files.write_text(Path(scratch) / CONVERTED, f"{file.name} {files.digest(file)}\n")
+        files.move_folder(Path(scratch), folder)
     return folder
 
 
@@ -85,22 +79,31 @@ def check_content(model_id: str | Path, folder: Path, revision: str | None) -> N
         )
 
 
-def _convert(file: Path, folder: Path) -> None:
+def _load(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     with file.open("rb") as content:
         if content.read(4) != b"GGUF":
             raise ModelError(f"{file}: not a GGUF file (it does not begin with GGUF); give another model.path")
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=torch.float32, output_loading_info=True
-    )
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.float32, output_loading_info=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    except Exception as error:  # for a damaged file, transformers and gguf raise any of a dozen classes
+        raise ModelError(
+            f"{file}: cannot be read as a GGUF model ({first_line(error)}); it may be cut off (compare its size with "
+            "its source), or of an architecture that transformers does not convert"
+        ) from error
     model, info = loaded
     if info["missing_keys"]:
-        raise ModelError(f"{file}: {len(info['missing_keys'])} weights are missing, such as {info['missing_keys'][0]}")
+        raise ModelError(
+            f"{file}: {len(info['missing_keys'])} weights are missing, such as {sorted(info['missing_keys'])[0]}: "
+            "the file is incomplete; get it again from its source"
+        )
     del model.config.quantization_config  # the weights are dequantized; with it `save_pretrained` refuses
     plain = AutoModelForCausalLM.from_config(model.config)
     plain.load_state_dict(model.state_dict())
     plain.generation_config = model.generation_config
-    plain.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
+    return plain, tokenizer
 
 
 def _packaged(name: str) -> Path:

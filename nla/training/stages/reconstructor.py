@@ -91,7 +91,9 @@ class ReconstructorStage(Stage):
             yield self.on_after_batch_transfer(batch, 0)
 
     def _sum(self, value: torch.Tensor) -> torch.Tensor:
-        """Over ranks, in float64 where the device has it."""
+        """Over ranks. One process stays on the CPU, in float64, which not every device has."""
+        if self.trainer.world_size == 1:
+            return value
         return self.trainer.strategy.reduce(value.to(self.device), reduce_op="sum").cpu()
 
     def training_step(self, batch: ActivationBatch, batch_idx: int) -> None:
