@@ -6,6 +6,7 @@ are never read, and the next write removes them. `locked` keeps a second process
 
 import fcntl
 import hashlib
+import importlib.util
 import os
 import shutil
 import socket
@@ -32,6 +33,12 @@ def append_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8", newline="") as file:
         file.write(text)
+
+
+def package_folder(package: str) -> Path | None:
+    """Where an installed package's files lie; None if it is not installed. The package is not imported."""
+    spec = importlib.util.find_spec(package)
+    return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from nla.data.files import Columns, corpus_files, fault, named_rows, read_files
+from nla.data.files import Columns, corpus_files, corpus_path, fault, named_rows, read_files
 from nla.data.source import SPLITS, Document, Row, Source, StreamedSource
 from nla.errors import DataError
 from nla.models.pretrained.hub import remedy
@@ -27,11 +27,9 @@ class FileCorpus:
     """
 
     def __init__(self, path: str, text_column: str = "text", id_column: str | None = None) -> None:
-        self.path, self.columns = Path(path), Columns(text_column, id=id_column)
-        self.name = self.path.name
+        self.path, self.columns = corpus_path(path, "corpus.path"), Columns(text_column, id=id_column)
+        self.name = Path(path).name
         self.skipped: Counter[str] = Counter()
-        if not self.path.exists():
-            raise DataError(f"corpus.path={path}: no such file or folder; give UTF-8 files, Parquet or JSONL")
 
     def rows(self) -> Iterator[Row]:
         return read_files(self.path, self.columns, self.skipped)

