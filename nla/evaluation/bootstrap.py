@@ -7,10 +7,11 @@ few documents the interval is shifted downward.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from nla.core.fve import explained, explained_beyond_normalized_mean, mean_length, normalized_activations
@@ -57,7 +58,7 @@ class Variance:
 
     def __init__(self, activation: Float[Tensor, "batch d_model"], resamples: Resamples) -> None:
         self.resamples = resamples
-        truth = normalized_activations(activation)
+        self._truth = truth = normalized_activations(activation)
         self._count = resamples.sums(torch.ones(len(truth)))
         self._length = tuple(  # |mu| / sqrt(d), of the whole set and of each resample
             mean_length(count, total) for total, count in zip(resamples.sums(truth), self._count, strict=True)
@@ -71,6 +72,43 @@ class Variance:
         """How much higher the FVE of `error` is than that of `other`, paired within each resample."""
         pairs = zip(self._fve(error), self._fve(other), strict=True)
         return self._summary(*(mine - theirs for mine, theirs in pairs))
+
+    def whitened(
+        self, prediction: Float[Tensor, "batch d_model"], well_formed: Bool[Tensor, " batch"]
+    ) -> dict[str, float | Interval]:
+        """`{fve, ci95}` with each dimension's error over its own variance: the mean of R^2 over dimensions.
+
+        No dimension counts for more than another, where in the plain FVE a few large ones may carry much of the
+        variance. A malformed explanation has the error of an orthogonal vector that is spread evenly.
+        """
+        error = torch.where(
+            well_formed.unsqueeze(1), (normalized_activations(prediction) - self._truth).square(), self._truth**2 + 1
+        )
+        whole, resampled = (
+            1 - (errors / variance.clamp_min(torch.finfo(torch.float64).tiny)).mean(-1)
+            for errors, variance in zip(self.resamples.sums(error), self._dimensions(), strict=True)
+        )
+        return self._summary(whole, resampled)
+
+    def top_dimensions(self, error: Float[Tensor, "batch d_model"], count: int) -> dict[str, Any]:
+        """The dimensions of largest variance: their indices, and their share of the variance and of a squared error."""
+        variance = self._dimensions()[0]
+        top = variance.topk(min(count, len(variance))).indices
+        errors = error.double().sum(0)
+        return {
+            "dimensions": top.tolist(),
+            "variance_share": float(variance[top].sum() / variance.sum()),
+            "error_share": float(errors[top].sum() / errors.sum()) if float(errors.sum()) > 0 else None,
+        }
+
+    def _dimensions(self) -> tuple[Float[Tensor, " d_model"], Float[Tensor, "resample d_model"]]:
+        """The sum of squared differences from the mean, by dimension: of the whole set and of each resample."""
+        squares, totals = self.resamples.sums(self._truth.square()), self.resamples.sums(self._truth)
+        whole, resampled = (
+            square - total.square() / count.unsqueeze(-1)
+            for square, total, count in zip(squares, totals, self._count, strict=True)
+        )
+        return whole, resampled
 
     def mean(self) -> dict[str, float | Interval]:
         """Predicting mu itself, without normalising: 0 by definition."""

@@ -13,7 +13,10 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from nla.core.fve import normalized_activations
+from nla.core.records import well_formed
 from nla.data.source import GroundTruth
+from nla.data.teachers.target_claims import TargetGroundTruth, are_descriptions
 from nla.errors import ConfigError
 from nla.evaluation import controls, truth
 from nla.evaluation.activations import EvaluatedRows, EvaluationData, read_rows, with_positions
@@ -21,6 +24,8 @@ from nla.evaluation.bootstrap import Resamples, Variance
 from nla.evaluation.explanations import Scores, Texts, explain, reconstruct, score
 from nla.models.pair import NLA
 from nla.models.target import Target
+
+TOP_DIMENSIONS = 2  # whose share of variance and error is reported
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +134,7 @@ def evaluate(
     resamples = Resamples(rows.document, settings.bootstrap, seed)
     with clock("bootstrap"):
         variance = Variance(rows.activation, resamples)
-        metrics = _headline(variants, variance, warm_start)
+        metrics = _headline(variants, variance, warm_start) | _by_dimension(variants["greedy"], rows, variance)
     with clock("controls"):
         metrics["controls"] = _controls(nla, target, data, rows, variants["greedy"], variance, settings, seed)
         texts, size = variants["greedy"].texts, settings.batch_size
@@ -142,7 +147,8 @@ def evaluate(
         **{name: variant.texts.summary() for name, variant in variants.items() if name != "greedy"},
     }
     with clock("claims"):
-        metrics["claims"] = _claims(data, rows, variants, resamples)
+        source = _ground_truth(target, data, rows, variants["greedy"].texts)
+        metrics["claims"] = None if source is None else _claims(source, rows, variants, resamples, seed)
     metrics |= {"n": len(rows), "documents": resamples.documents}
     metrics["seconds"] = {**clock.seconds, "total": round(time.perf_counter() - started, 3)}
     metrics |= {"model": nla.base_model, "layer": nla.layer, "stage": nla.stage, "seed": seed}
@@ -205,6 +211,18 @@ def _headline(variants: dict[str, Variant], variance: Variance, warm_start: NLA 
     }
 
 
+def _by_dimension(greedy: Variant, rows: EvaluatedRows, variance: Variance) -> dict[str, Any]:
+    """Whether a few large dimensions decide the FVE."""
+    formed = well_formed(greedy.texts.explanation, greedy.prediction.device)
+    whitened = variance.whitened(greedy.prediction, formed)
+    error = (normalized_activations(greedy.prediction) - normalized_activations(rows.activation)).square()
+    return {
+        "fve_whitened": whitened["fve"],
+        "fve_whitened_ci95": whitened["ci95"],
+        "top_dimensions": variance.top_dimensions(error[formed.cpu()], TOP_DIMENSIONS),
+    }
+
+
 def _controls(
     nla: NLA,
     target: Target,
@@ -243,16 +261,29 @@ def _ceiling(
     return {"ground_truth": variance.fve(score(reconstruct(nla, texts, batch_size), rows.activation).error)}
 
 
-def _claims(
-    data: EvaluationData, rows: EvaluatedRows, variants: dict[str, Variant], resamples: Resamples
-) -> dict[str, Any] | None:
-    if not isinstance(data.source, GroundTruth):
+def _ground_truth(target: Target, data: EvaluationData, rows: EvaluatedRows, greedy: Texts) -> GroundTruth | None:
+    """The source, if it knows what is true; else the target, for explanations in the words of `teacher=self`."""
+    if isinstance(data.source, GroundTruth):
+        return data.source
+    if not are_descriptions(greedy.explanation):
         return None
-    after = truth.judge(data.source, rows, variants["greedy"].texts.explanation)
+    documents = {document.id: document.text for document in data.source.documents("test")}
+    return TargetGroundTruth(target.model, target.tokenizer, documents, rows.text)
+
+
+def _claims(
+    source: GroundTruth, rows: EvaluatedRows, variants: dict[str, Variant], resamples: Resamples, seed: int
+) -> dict[str, Any]:
+    """Claims of this pair and of the warm start; `chance`: this pair's, each judged against another document."""
+    explanations = variants["greedy"].texts.explanation
+    after = truth.judge(source, rows, explanations)
     claims = truth.summarize(after, resamples)
+    partner = controls.other_document(rows.document, seed)
+    others = None if partner is None else truth.judge(source, rows, [explanations[index] for index in partner])
+    claims["chance"] = None if others is None else truth.summarize(others, resamples)
     if "warm_start" not in variants:
         return {**claims, "warm_start": None}
-    before = truth.judge(data.source, rows, variants["warm_start"].texts.explanation)
+    before = truth.judge(source, rows, variants["warm_start"].texts.explanation)
     return {
         **claims,
         "warm_start": truth.summarize(before, resamples),

@@ -32,6 +32,9 @@ def _numbers(metrics: dict[str, Any]) -> Table:
     table.add_column("95% interval", justify="right")
     table.add_row("warm start, greedy", *_cells(metrics["fve_warm_start"], metrics["fve_warm_start_ci95"]))
     table.add_row("this pair, greedy", *_cells(metrics["fve"], metrics["fve_ci95"]), style="bold")
+    table.add_row(
+        "  each dimension by its own variance", *_cells(metrics["fve_whitened"], metrics["fve_whitened_ci95"])
+    )
     table.add_row("this pair, sampled", *_cells(metrics["fve_sampled"], metrics["fve_sampled_ci95"]))
     if "fve_above_warm_start" in metrics:
         gain = _cells(metrics["fve_above_warm_start"], metrics["fve_above_warm_start_ci95"])
@@ -53,11 +56,13 @@ def _numbers(metrics: dict[str, Any]) -> Table:
 
 def _facts(metrics: dict[str, Any]) -> Text:
     summary = metrics["explanation"]
+    top = metrics["top_dimensions"]
     repeated = "-" if summary["repeated_share"] is None else f"{summary['repeated_share']:.1%}"
     return Text(
         f"cosine {metrics['cosine']:.3f}   well-formed {summary['well_formed']:.1%}   "
         f"tokens {summary['tokens_mean']:.1f}   repeated statements {repeated}   "
         f"seconds {metrics['seconds']['total']:.1f}\n"
+        f"largest {len(top['dimensions'])} dimensions: {top['variance_share']:.1%} of the variance\n"
     )
 
 
@@ -67,7 +72,8 @@ def _claims(claims: dict[str, Any]) -> Table:
     if before is not None:
         texts = f"{before['kinds_per_text']:.1f} before, {texts} after"
     table = Table(
-        title=f"Claims against ground truth, warm start and this pair; distinct kinds per text: {texts}",
+        title=f"Claims against ground truth, warm start and this pair (by chance: against another document); distinct "
+        f"kinds per text: {texts}",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -76,11 +82,19 @@ def _claims(claims: dict[str, Any]) -> Table:
     for moment in ("before", "after"):
         for column in ("claims", "true", "95%", "recall"):
             table.add_column(f"{moment if column == 'claims' else ''}\n{column}", justify="right", no_wrap=True)
-    table.add_row("all", *_claim_cells(before), *_claim_cells(claims), style="bold", end_section=True)
+    table.add_column("by chance\ntrue", justify="right", no_wrap=True)
+    chance = claims["chance"]
+    cells = (*_claim_cells(before), *_claim_cells(claims), _true_cell(chance))
+    table.add_row("all", *cells, style="bold", end_section=True)
     for kind in sorted(set(claims["by_kind"]) | set(before["by_kind"] if before else ())):
-        earlier = before["by_kind"].get(kind) if before else None
-        table.add_row(Text(kind), *_claim_cells(earlier), *_claim_cells(claims["by_kind"].get(kind)))
+        earlier, random = (variant["by_kind"].get(kind) if variant else None for variant in (before, chance))
+        cells = (*_claim_cells(earlier), *_claim_cells(claims["by_kind"].get(kind)), _true_cell(random))
+        table.add_row(Text(kind), *cells)
     return table
+
+
+def _true_cell(shares: dict[str, Any] | None) -> str:
+    return "-" if shares is None else _cells(shares["true_share"], None, "{:.2f}")[0]
 
 
 def _claim_cells(shares: dict[str, Any] | None) -> list[str]:

@@ -95,6 +95,10 @@ class CheckpointFolder:
             )
         return None
 
+    def up_to(self, step: int) -> list[Path]:
+        """The checkpoints of a step and of those before it, the newest last."""
+        return [path for path in sorted(self._paths(), key=step_of) if step_of(path) <= step]
+
     def _paths(self) -> list[Path]:
         return [path for path in self.path.glob("[0-9]*") if path.name.isdigit()]
 

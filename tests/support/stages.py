@@ -72,6 +72,7 @@ def joint(nla: NLA, target: Target, steps: int = 1, **more: Any) -> JointStage:
         "length": "sample_mean",
         "reconstructor_updates": 1,
         "frozen_reconstructor": False,
+        "gate_rows": 0,
     }
     return JointStage(nla, target, **options(steps, **{**settings, **more}))
 

@@ -118,13 +118,13 @@ class TargetTeacher:
             (first, probability), *others = expectation.next_words[: self.expected]
             likely = next(word for least, word in LIKELY if probability >= least)
             rest = f" or {_listed([word for word, _ in others])}" if others else ""
-            expects.append(f'{likely} "{_bare(first)}"{rest}')
-        if self.continued and (continuation := _bare(expectation.continuation)):
+            expects.append(f'{likely} "{bare(first)}"{rest}')
+        if self.continued and (continuation := bare(expectation.continuation)):
             expects.append(f'as in "{continuation}"')
         if expects:
             lines.append(f"Next comes {', '.join(expects)}.")
         if self.quoted and (words := text.split()[-self.quoted :]):
-            lines.append(f'It just said "{_bare(" ".join(words))}".')
+            lines.append(f'It just said "{bare(" ".join(words))}".')
         return "\n".join(lines)
 
     def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -297,10 +297,10 @@ class _TokenWords:
         return self._word[token]
 
 
-def _bare(text: str) -> str:
+def bare(text: str) -> str:
     """On one line, without quotation marks and angle brackets."""
     return " ".join(QUOTES.sub("", text).split())
 
 
 def _listed(words: list[str]) -> str:
-    return " or ".join(f'"{_bare(word)}"' for word in words)
+    return " or ".join(f'"{bare(word)}"' for word in words)

@@ -5,12 +5,14 @@ have equal rewards. An alarm names the value, its limit and for how long, what t
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from nla.errors import ConfigError, TrainingError
+from nla.training.callbacks.checkpointing import Checkpointing
 
 
 class Alarm(NamedTuple):
@@ -107,12 +109,17 @@ class Alarms(Callback):
         stage, logged = str(getattr(pl_module, "name", "")), trainer.callback_metrics
         wanted = {name: f"{stage}/{name}" for name, limit in self.limits.items() if limit is not None}
         values = {name: float(logged[key]) for name, key in wanted.items() if key in logged}
-        for message in self.check(values, stage, trainer.global_step):
+        for message in self.check(values, stage, trainer.global_step, lambda: way_back(trainer, self.patience)):
             if trainer.is_global_zero:
                 warnings.warn(message, stacklevel=2)
 
-    def check(self, values: Mapping[str, float], stage: str, step: int) -> list[str]:
-        """Messages of the alarms that ring after a step. Raises TrainingError for an alarm in `stop_on`."""
+    def check(
+        self, values: Mapping[str, float], stage: str, step: int, further: Callable[[], str] = lambda: ""
+    ) -> list[str]:
+        """Messages of the alarms that ring after a step. Raises TrainingError for an alarm in `stop_on`.
+
+        `further` is added to the message of the error: rates, and where to continue from.
+        """
         ringing = []
         for alarm in ALARMS:
             limit, value = self.limits[alarm.metric], values.get(alarm.metric)
@@ -128,7 +135,7 @@ class Alarms(Callback):
                     f"{limit:g}{during}: {alarm.meaning}; {alarm.remedy}"
                 )
                 if alarm.metric in self.stop_on:
-                    raise TrainingError(f"stage {stage} stopped: {message}")
+                    raise TrainingError(f"stage {stage} stopped: {message}{further()}")
                 ringing.append(message)
         return ringing
 
@@ -137,3 +144,19 @@ class Alarms(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._beyond = {name: int(count) for name, count in state_dict.items()}
+
+
+def way_back(trainer: Trainer, patience: int) -> str:
+    """The learning rates of the run, and the newest checkpoint from before the figures went wrong."""
+    rates = sorted({float(group["lr"]) for optimizer in trainer.optimizers for group in optimizer.param_groups})
+    good = trainer.global_step - patience
+    saved: list[Path] = []
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, Checkpointing):
+            saved += callback.folder.up_to(good)
+    where = (
+        f"the last checkpoint from before is {saved[-1]}"
+        if saved
+        else "no checkpoint is older: start again from the pair that the stage began with"
+    )
+    return f". Learning rates now: {', '.join(f'{rate:.2g}' for rate in rates)}; {where}"

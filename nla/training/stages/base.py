@@ -22,6 +22,7 @@ from nla.core.fve import FractionOfVarianceExplained
 from nla.core.objectives import cosine
 from nla.core.records import ActivationBatch, Completions, TokenBatch
 from nla.core.schedule import learning_rate_share
+from nla.data.datamodule import NLADataModule
 from nla.errors import TrainingError
 from nla.models.pair import NLA
 from nla.models.parameters import trainable
@@ -165,6 +166,18 @@ class Stage(LightningModule):
         with gathered(self.nla.verbalizer, self.gather):
             parts = self.sampling_parts.run(self, sample_rows, len(activation))
         return Completions.join(parts, self.nla.verbalizer.pad_id)
+
+    def batches(self, split: str, count: int) -> Iterator[ActivationBatch]:
+        """This rank's first batches of a split with their activations, past the loaders, which do not move."""
+        data: NLADataModule = cast(Any, self.trainer).datamodule
+        for number in range(count):
+            yield self.on_after_batch_transfer(data.batch(split, 0, number).to(self.device), 0)
+
+    def sum_over_ranks(self, value: Tensor) -> Tensor:
+        """One process stays on the CPU, in float64, which not every device has."""
+        if self.trainer.world_size == 1:
+            return value
+        return self.trainer.strategy.reduce(value.to(self.device), reduce_op="sum").cpu()
 
     def mean_over_ranks(self, value: Tensor) -> Tensor:
         """The mean of counts that divide a loss; gradients are averaged over ranks, so counts must be too."""

@@ -15,9 +15,10 @@ and updating.
 """
 
 import dataclasses
+import logging
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -34,16 +35,20 @@ from nla.core.objectives import (
     sequence_kl,
 )
 from nla.core.records import ActivationBatch, Rollout, well_formed
+from nla.data.datamodule import NLADataModule
 from nla.errors import ConfigError
 from nla.models.parameters import trainable
 from nla.models.reconstructor import Reconstructor, frozen_copy
 from nla.models.reference import Reference
 from nla.models.sampling import SamplingParams
+from nla.training.gate import Discrimination, Errors
 from nla.training.out_of_memory import in_micro_batches
 from nla.training.parallel import gathered, whole
 from nla.training.rewards import KLToReference, Reward
 from nla.training.stages.base import Stage
 from nla.training.stages.texts import text_metrics
+
+log = logging.getLogger(__name__)
 
 Counts = dict[str, Float[Tensor, ""]]  # samples, tokens and well-formed samples of the global batch, per rank
 
@@ -73,6 +78,8 @@ class JointStage(Stage):
             verbalizer takes one.
         frozen_reconstructor: validation also scores the explanations with the reconstructor of the start, which has
             learnt nothing from them (``validation/fve_frozen``). Costs a copy of it.
+        gate_rows: validation rows on which the reconstructor of the start must tell an explanation from another row's
+            and from an empty text, or else the stage stops before its first step (`nla.training.gate`); 0: no gate.
     """
 
     name = "joint"
@@ -87,11 +94,15 @@ class JointStage(Stage):
         length: LengthKind,
         reconstructor_updates: int,
         frozen_reconstructor: bool,
+        gate_rows: int,
         **kwargs: Any,
     ) -> None:
         if reconstructor_updates < 1:
             raise ConfigError(f"stage.joint.reconstructor_updates={reconstructor_updates}: must be at least 1")
+        if gate_rows < 0:
+            raise ConfigError(f"stage.joint.gate_rows={gate_rows}: must be 0 (no gate) or more")
         super().__init__(*args, max_new_tokens=sampling.max_new_tokens, **kwargs)
+        self.gate_rows = gate_rows
         self.sampling, self.reward, self.kl = sampling, reward, kl
         self.length: LengthKind = length
         self.reconstructor_updates = reconstructor_updates
@@ -104,6 +115,33 @@ class JointStage(Stage):
     @property
     def frozen_readers(self) -> tuple[Reconstructor, ...]:
         return self._frozen
+
+    def on_train_start(self) -> None:
+        """The gate, once: a run that continues from a checkpoint has passed it."""
+        if self.gate_rows == 0 or self.trainer.global_step > 0:
+            return
+        data: NLADataModule = cast(Any, self.trainer).datamodule
+        count = min(data.validation_batches, -(-self.gate_rows // data.batch_size))
+        with self.trainer.precision_plugin.forward_context():
+            errors = [self._gate_errors(batch) for batch in self.batches("validation", count)]
+        figures = Discrimination.of(errors, self.sum_over_ranks)
+        log.info("gate: %s", figures)
+        figures.check()
+
+    @torch.no_grad()
+    def _gate_errors(self, batch: ActivationBatch) -> Errors:
+        completions = self.sample(batch.activation, SamplingParams.greedy(self.max_new_tokens))
+        texts = [text or "" for text in completions.explanation]
+        with gathered(self.nla.reconstructor, self.gather):
+            reconstruct = self.nla.reconstructor.reconstruct
+            own = torch.cat(self.scoring_parts.run(self, lambda part: reconstruct(texts[part]), len(texts)))
+            empty = reconstruct([""]).expand_as(own)
+        rows = 0 if batch.padding else len(batch)
+        predictions = {"own": own, "another row's": own.roll(max(1, len(own) // 2), dims=0), "empty": empty}
+        return {
+            name: reconstruction_error(prediction, batch.activation, self.nla.mse_scale)[:rows].cpu()
+            for name, prediction in predictions.items()
+        }
 
     def training_step(self, batch: ActivationBatch, batch_idx: int) -> None:
         started = time.perf_counter()

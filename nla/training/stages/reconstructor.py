@@ -1,7 +1,6 @@
 """Warm start of the reconstructor: the error of its prediction from a given explanation."""
 
 import logging
-from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -48,9 +47,10 @@ class ReconstructorStage(Stage):
                 "identity with fsdp2, or a hardware config without it"
             )
         with self.trainer.precision_plugin.forward_context():
-            head, figures = ridge_head(
-                self.nla.reconstructor, self._batches(training=True), self._batches(training=False), self._sum
-            )
+            data: NLADataModule = cast(Any, self.trainer).datamodule
+            fitted = self.batches(data.split, -(-self.head_texts // data.batch_size))
+            held_out = self.batches("validation", data.validation_batches)
+            head, figures = ridge_head(self.nla.reconstructor, fitted, held_out, self.sum_over_ranks)
         self.nla.reconstructor.head.weight.data.copy_(head)
         log.info(
             "ridge head: fitted to %d texts, penalty %g, held-out error %.3f",
@@ -81,20 +81,6 @@ class ReconstructorStage(Stage):
         if self.fve_shuffled.update_called:
             self.log("reconstructor/validation/fve_shuffled", self.fve_shuffled.compute()["fve"])
             self.fve_shuffled.reset()
-
-    def _batches(self, training: bool) -> Iterator[ActivationBatch]:
-        """This rank's first `head_texts` training rows, or its validation rows, with their activations."""
-        data: NLADataModule = cast(Any, self.trainer).datamodule
-        steps = -(-self.head_texts // data.batch_size) if training else data.validation_batches
-        for number in range(steps):
-            batch = data.batch(data.split if training else "validation", 0, number).to(self.device)
-            yield self.on_after_batch_transfer(batch, 0)
-
-    def _sum(self, value: torch.Tensor) -> torch.Tensor:
-        """Over ranks. One process stays on the CPU, in float64, which not every device has."""
-        if self.trainer.world_size == 1:
-            return value
-        return self.trainer.strategy.reduce(value.to(self.device), reduce_op="sum").cpu()
 
     def training_step(self, batch: ActivationBatch, batch_idx: int) -> None:
         rows = self.mean_over_ranks(torch.tensor(len(batch), device=self.device))

@@ -1,0 +1,93 @@
+"""Claims of real text, judged without a judge: the sentences of `TargetTeacher`, whoever wrote them.
+
+A topic word must occur in the document, read so far or after it. A quoted word must be among the last words read. An
+expected word must be among the words that the target itself finds most probable next.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from nla.data.source import Claim
+from nla.data.teachers.target import bare, distinctive, expectations
+
+ABOUT, NEXT = re.compile(r"It is about (.+)\."), re.compile(r"Next comes (.+)\.")
+SAID = re.compile(r'It just said "(.*)"\.')
+EXAMPLE = re.compile(r',? ?as in ".*$')  # the continuation is no claim of one word
+QUOTED = re.compile(r'"([^"]+)"')
+TOPIC, EXPECTED, READ, UNPARSED = "topic", "expected", "read", "unparsed"
+NEXT_WORDS = 20  # an expected word is true among so many of the target's
+LAST_WORDS = 12  # a quoted word is true among so many of the text's
+
+
+def parse_description(explanation: str) -> list[tuple[str, str]]:
+    """Kind and value of each claim; a line of no known form is one of kind `unparsed`."""
+    claims: list[tuple[str, str]] = []
+    for line in filter(None, map(str.strip, explanation.splitlines())):
+        if about := ABOUT.fullmatch(line):
+            claims += [(TOPIC, word) for word in about[1].split(", ")]
+        elif following := NEXT.fullmatch(line):
+            claims += [(EXPECTED, word) for word in QUOTED.findall(EXAMPLE.sub("", following[1]))]
+        elif said := SAID.fullmatch(line):
+            claims += [(READ, word) for word in said[1].split()]
+        else:
+            claims.append((UNPARSED, line))
+    return claims
+
+
+def are_descriptions(explanations: Sequence[str | None]) -> bool:
+    """Whether at least half of the texts hold a sentence of this form."""
+    count = sum(any(kind != UNPARSED for kind, _ in parse_description(text)) for text in explanations if text)
+    return 2 * count >= len(explanations) > 0
+
+
+class TargetGroundTruth:
+    """`nla.data.GroundTruth` for any text: by what was read, what follows, and what the target expects.
+
+    The facts of a text, by which recall is counted, are its most telling word, its last word and the most probable next
+    word.
+
+    Args:
+        model, tokenizer: the target.
+        documents: whole text by id.
+        texts: those that will be judged, each the beginning of a document.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        documents: Mapping[str, str],
+        texts: Sequence[str],
+    ) -> None:
+        self.documents = documents
+        self._next: dict[str, list[str]] = {}
+        self._telling: dict[str, list[str]] = {}
+        distinct = list(dict.fromkeys(texts))
+        for index, expectation in expectations(model, tokenizer, distinct, continued=0):
+            self._next[distinct[index]] = [word for word, _ in expectation.next_words[:NEXT_WORDS]]
+            self._telling[distinct[index]] = distinctive(expectation.surprisal, 1)
+
+    def claims(self, explanation: str, document_id: str, text: str) -> list[Claim]:
+        return [
+            Claim(kind, value, self._true(kind, value, document_id, text))
+            for kind, value in parse_description(explanation)
+        ]
+
+    def facts(self, document_id: str, text: str) -> list[tuple[str, str]]:
+        words = [(TOPIC, self._telling[text]), (EXPECTED, self._next[text][:1]), (READ, last_words(text, 1))]
+        return [(kind, word) for kind, found in words for word in found]
+
+    def _true(self, kind: str, value: str, document_id: str, text: str) -> bool:
+        if kind == TOPIC:
+            document = self.documents.get(document_id, text)
+            return re.search(rf"\b{re.escape(value)}\b", document, re.IGNORECASE) is not None
+        if kind == EXPECTED:
+            return value in self._next[text]
+        return kind == READ and value in last_words(text, LAST_WORDS)
+
+
+def last_words(text: str, count: int) -> list[str]:
+    """As the teacher quotes them."""
+    return bare(" ".join(text.split()[-count:])).split()
