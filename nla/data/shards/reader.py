@@ -1,5 +1,6 @@
 """Rows that are stored activations: the target reads nothing."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from nla.errors import DataError
 from nla.models.prompts import token_ids
 from nla.models.target import Target
 
+MOST_ROWS = 8  # of one document in validation
 PROBES = 8  # stored activations to compare with the target's own
 AGREES = 0.98  # cosine; another layer, model or revision gives less, bfloat16 gives more
 
@@ -62,15 +64,29 @@ def agreement(rows: Rows, target: Target, path: Path) -> Float[torch.Tensor, " p
 
 
 def _keyed_documents(pieces: Sequence[Piece], count: int) -> list[Piece]:
-    """The rows of `count` documents, chosen by a hash of their ids, whatever the order of the shards."""
+    """Rows of `count` documents, chosen by a hash of their ids, whatever the order of the shards.
+
+    Of a document with more than MOST_ROWS rows, so many, evenly spaced: chunks of one long document share its id.
+    """
     named = [(piece, format.read_group(piece.path, piece.group, [format.DOCUMENT])) for piece in pieces]
     columns = [table.column(format.DOCUMENT).take(piece.rows).to_pylist() for piece, table in named]
     chosen = set(
         sorted({name for column in columns for name in column}, key=lambda n: keyed_seed("validation", n))[:count]
     )
+    total = Counter(name for column in columns for name in column)
+    seen = Counter[str]()
     kept = []
     for piece, column in zip(pieces, columns, strict=True):
-        rows = piece.rows[[name in chosen for name in column]]
+        take = []
+        for name in column:
+            take.append(name in chosen and _evenly(seen[name], total[name]))
+            seen[name] += 1
+        rows = piece.rows[take]
         if len(rows):
             kept.append(Piece(piece.path, piece.group, rows, piece.explanations))
     return kept
+
+
+def _evenly(index: int, total: int) -> bool:
+    """Whether the row at `index` of `total` is one of MOST_ROWS evenly spaced ones."""
+    return total <= MOST_ROWS or (index + 1) * MOST_ROWS // total > index * MOST_ROWS // total
