@@ -38,7 +38,7 @@ def append_text(path: Path, text: str) -> None:
 
 
 def packaged_texts(name: str) -> Path | None:
-    """The texts of a corpus that is an installed package; None if `name` is none of PACKAGED_TEXTS, or not installed."""
+    """The texts of a packaged corpus; None if `name` is none of PACKAGED_TEXTS, or its package is not installed."""
     if name not in PACKAGED_TEXTS:
         return None
     package, inside = PACKAGED_TEXTS[name]

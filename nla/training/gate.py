@@ -17,7 +17,7 @@ OWN = "own"
 OTHERS = ("another row's", "empty")
 STANDARD_ERRORS = 2.0  # by which each other text must be worse
 
-Errors = dict[str, Float[Tensor, " row"]]  # of one batch, for each kind of text
+Errors = dict[str, Float[Tensor, " _"]]  # of the rows of one batch, for each kind of text
 
 
 @dataclass(frozen=True, slots=True)

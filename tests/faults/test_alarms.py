@@ -1,5 +1,6 @@
 """Cases 31, 32 and 34 of the fault list: what tells that a policy collapses, or is not the one that is trained."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ from nla.core.records import Completions
 from nla.errors import ConfigError, TrainingError
 from nla.models.pair import NLA
 from nla.models.target import Target
-from nla.training.callbacks import Alarms
+from nla.training.callbacks import Alarms, Checkpointing
 from nla.training.callbacks.alarms import ALARMS
+from nla.training.checkpoints import CheckpointFolder
 from nla.training.stages.texts import text_metrics
 
 LIMITS: dict[str, Any] = yaml.safe_load((ROOT / "conf/callbacks/default.yaml").read_text())["alarms"]
@@ -64,7 +66,7 @@ def test_unknown_alarms_are_refused() -> None:
 def test_a_streak_goes_on_after_a_resume() -> None:
     """31: two steps before the kill and one after it are three."""
     ill = HEALTHY | {"kl": 9.0}
-    first, second = (Alarms(**{**LIMITS, "patience": 3}) for _ in range(2))
+    first, second = (Alarms(**{**LIMITS, "patience": 3, "stop_on": []}) for _ in range(2))
     assert steps(first, ill, ill) == []
     second.load_state_dict(first.state_dict())
     assert len(steps(second, ill)) == 1
@@ -72,7 +74,7 @@ def test_a_streak_goes_on_after_a_resume() -> None:
 
 def test_the_joint_stage_logs_what_the_alarms_read(nla: NLA, target: Target) -> None:
     """31: an untrained policy writes to the cap without tags, so every group earns the same: three alarms ring."""
-    alarms = Alarms(**{**LIMITS, "patience": 2})
+    alarms = Alarms(**{**LIMITS, "patience": 2, "stop_on": []})
     with pytest.warns(UserWarning, match="joint/well_formed is") as said:
         trainer = fit(joint(nla, target, steps=2), 2, callbacks=[alarms])
     assert {alarm.metric for alarm in ALARMS} <= {name.removeprefix("joint/") for name in trainer.callback_metrics}
@@ -101,6 +103,33 @@ def test_a_sampler_that_samples_another_policy_stops_the_run(nla: NLA, target: T
     stage.nla.verbalizer.sample = stale  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(TrainingError, match=r"joint/sampling_gap is .* at step 1, above callbacks.alarms.sampling_gap"):
         fit(stage, 3, callbacks=[Alarms(**LIMITS)])
+
+
+@pytest.mark.parametrize("metric", ["surprisal", "well_formed", "equal_groups", "kl", "sampling_gap"])
+def test_a_collapse_ends_the_run_within_ten_steps_by_default(metric: str) -> None:
+    alarms = Alarms(**LIMITS)
+    with pytest.raises(TrainingError, match=f"stage joint stopped: joint/{metric} is"):
+        steps(alarms, HEALTHY, *[HEALTHY | {metric: ILL[metric]}] * 9)
+
+
+def test_a_stopped_run_names_its_rate_and_where_to_continue(nla: NLA, target: Target, tmp_path: Path) -> None:
+    """An untrained policy writes no tags: it ends at the third step; no checkpoint is older."""
+    limits = LIMITS | {"stop_on": ["well_formed"], "patience": 3, "equal_groups": None, "at_cap": None}
+    saving = Checkpointing(folder="checkpoints", every=1, keep=5)
+    stage = joint(nla, target, steps=20)
+    with pytest.raises(TrainingError) as failure:
+        fit(stage, 20, callbacks=[Alarms(**limits), saving], default_root_dir=tmp_path, enable_checkpointing=True)
+    message = str(failure.value)
+    assert "joint/well_formed is 0 at step 3, below callbacks.alarms.well_formed=0.5 for 3 steps" in message
+    rate = stage.optimizer_factory([{"params": [torch.zeros(1)]}]).param_groups[0]["lr"]
+    assert f"Learning rates now: {rate:.2g}" in message and "no checkpoint is older" in message
+
+
+def test_the_way_back_is_the_newest_checkpoint_from_before(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, keep=5)
+    for step in (10, 20, 30):
+        (tmp_path / f"{step:06d}").mkdir()
+    assert [path.name for path in folder.up_to(25)] == ["000010", "000020"] and folder.up_to(5) == []
 
 
 def test_repeated_tags_show_as_repetition() -> None:

@@ -25,11 +25,12 @@ def batch(rows: int = 4, seed: int = 0) -> ActivationBatch:
 
 
 def fit(stage: Any, steps: int, batches: list[ActivationBatch] | None = None, **more: Any) -> Trainer:
-    trainer = Trainer(
-        accelerator="cpu", devices=1, max_steps=steps, max_epochs=-1, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-        check_val_every_n_epoch=None, val_check_interval=steps, **more,
-    )  # fmt: skip
+    settings: dict[str, Any] = {
+        "accelerator": "cpu", "devices": 1, "max_steps": steps, "max_epochs": -1, "logger": False,
+        "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False,
+        "num_sanity_val_steps": 0, "check_val_every_n_epoch": None, "val_check_interval": steps,
+    }  # fmt: skip
+    trainer = Trainer(**{**settings, **more})
     batches = batches or [batch()]
     loader = DataLoader(batches * (steps // len(batches) + 1), batch_size=None)
     trainer.fit(stage, loader, DataLoader([batch(seed=1)], batch_size=None))

@@ -1,12 +1,14 @@
 """The gate before joint training: it opens for a reconstructor that reads, and stops the others with what to do."""
 
 import logging
+from collections.abc import Iterator
 
 import pytest
 import torch
-from support.stages import fit, joint, same, weights
+from support.stages import batch, fit, joint, same, weights
 
 from nla import NLA, Target
+from nla.core.records import ActivationBatch
 from nla.errors import ConfigError, TrainingError
 from nla.training.gate import Discrimination, Errors
 
@@ -15,6 +17,10 @@ def errors(own: float, other: float, empty: float, rows: int = 32, noise: float 
     generator = torch.Generator().manual_seed(0)
     draw = lambda mean: mean + noise * torch.randn(rows, generator=generator)  # noqa: E731
     return {"own": draw(own), "another row's": draw(other), "empty": draw(empty)}
+
+
+def held_out(rows: int | None = None) -> Iterator[ActivationBatch]:
+    return iter([batch(seed=1), batch(seed=2)])
 
 
 def identity(value: torch.Tensor) -> torch.Tensor:
@@ -65,13 +71,16 @@ def test_rows_that_cannot_be_told_apart_close_it() -> None:
 
 def test_an_untrained_pair_is_stopped_before_its_first_step(nla: NLA, target: Target) -> None:
     before = weights(nla)
+    stage = joint(nla, target, steps=2, gate_rows=8)
+    stage.held_out_rows = held_out  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(TrainingError, match="stage joint stopped before its first step"):
-        fit(joint(nla, target, steps=2, gate_rows=8), 2)
+        fit(stage, 2)
     assert same(before, weights(nla))
 
 
 def test_the_gate_says_what_it_saw(nla: NLA, target: Target, caplog: pytest.LogCaptureFixture) -> None:
     stage = joint(nla, target, steps=1, gate_rows=8)
+    stage.held_out_rows = held_out  # pyright: ignore[reportAttributeAccessIssue]
     stage._gate_errors = lambda batch: errors(0.1, 0.8, 0.9, rows=len(batch))  # pyright: ignore
     with caplog.at_level(logging.INFO, "nla.training.stages.joint"):
         fit(stage, 1)

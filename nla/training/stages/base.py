@@ -167,9 +167,18 @@ class Stage(LightningModule):
             parts = self.sampling_parts.run(self, sample_rows, len(activation))
         return Completions.join(parts, self.nla.verbalizer.pad_id)
 
-    def batches(self, split: str, count: int) -> Iterator[ActivationBatch]:
-        """This rank's first batches of a split with their activations, past the loaders, which do not move."""
+    def training_rows(self, rows: int) -> Iterator[ActivationBatch]:
+        """This rank's batches of the first `rows` training rows, with activations, past the loader."""
         data: NLADataModule = cast(Any, self.trainer).datamodule
+        return self._batches(data, data.split, -(-rows // data.batch_size))
+
+    def held_out_rows(self, rows: int | None = None) -> Iterator[ActivationBatch]:
+        """Likewise of the validation split; None: of all its rows."""
+        data: NLADataModule = cast(Any, self.trainer).datamodule
+        count = data.validation_batches
+        return self._batches(data, "validation", count if rows is None else min(count, -(-rows // data.batch_size)))
+
+    def _batches(self, data: NLADataModule, split: str, count: int) -> Iterator[ActivationBatch]:
         for number in range(count):
             yield self.on_after_batch_transfer(data.batch(split, 0, number).to(self.device), 0)
 

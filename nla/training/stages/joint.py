@@ -18,7 +18,7 @@ import dataclasses
 import logging
 import time
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -35,7 +35,6 @@ from nla.core.objectives import (
     sequence_kl,
 )
 from nla.core.records import ActivationBatch, Rollout, well_formed
-from nla.data.datamodule import NLADataModule
 from nla.errors import ConfigError
 from nla.models.parameters import trainable
 from nla.models.reconstructor import Reconstructor, frozen_copy
@@ -120,10 +119,8 @@ class JointStage(Stage):
         """The gate, once: a run that continues from a checkpoint has passed it."""
         if self.gate_rows == 0 or self.trainer.global_step > 0:
             return
-        data: NLADataModule = cast(Any, self.trainer).datamodule
-        count = min(data.validation_batches, -(-self.gate_rows // data.batch_size))
         with self.trainer.precision_plugin.forward_context():
-            errors = [self._gate_errors(batch) for batch in self.batches("validation", count)]
+            errors = [self._gate_errors(batch) for batch in self.held_out_rows(self.gate_rows)]
         figures = Discrimination.of(errors, self.sum_over_ranks)
         log.info("gate: %s", figures)
         figures.check()

@@ -1,7 +1,7 @@
 """Warm start of the reconstructor: the error of its prediction from a given explanation."""
 
 import logging
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -9,7 +9,6 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from nla.core.fve import FractionOfVarianceExplained
 from nla.core.objectives import cosine, reconstruction_error
 from nla.core.records import ActivationBatch
-from nla.data.datamodule import NLADataModule
 from nla.errors import ConfigError
 from nla.training.head_start import HeadStart, ridge_head
 from nla.training.out_of_memory import in_micro_batches
@@ -47,10 +46,9 @@ class ReconstructorStage(Stage):
                 "identity with fsdp2, or a hardware config without it"
             )
         with self.trainer.precision_plugin.forward_context():
-            data: NLADataModule = cast(Any, self.trainer).datamodule
-            fitted = self.batches(data.split, -(-self.head_texts // data.batch_size))
-            held_out = self.batches("validation", data.validation_batches)
-            head, figures = ridge_head(self.nla.reconstructor, fitted, held_out, self.sum_over_ranks)
+            head, figures = ridge_head(
+                self.nla.reconstructor, self.training_rows(self.head_texts), self.held_out_rows(), self.sum_over_ranks
+            )
         self.nla.reconstructor.head.weight.data.copy_(head)
         log.info(
             "ridge head: fitted to %d texts, penalty %g, held-out error %.3f",
