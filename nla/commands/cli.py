@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(required=True, metavar="verb")
 
     explain = verbs.add_parser("explain", help="explain the activations that a text leaves in the target")
-    explain.add_argument("pair", help="folder or hub id of a saved pair")
+    explain.add_argument("pair", help="folder or hub id of a saved pair, or the name of a run")
     explain.add_argument("text", help="the text to be read")
     explain.add_argument("--positions", default="all", help="all (default), last, or token indices: 3,7,-1")
     explain.add_argument("--samples", type=int, default=1, help="explanations per position (default 1)")
@@ -99,6 +99,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _pair(name: str) -> str:
+    """The pair of a run by the run's name, where there is one: `smollm2` is runs/smollm2/nla before any other."""
+    run = Path("runs") / name / "nla"
+    return str(run) if not Path(name).exists() and "/" not in name and run.is_dir() else name
+
+
 def _explain(options: argparse.Namespace) -> int:
     positions = _positions(options.positions)
     if not options.text.strip():
@@ -116,8 +122,9 @@ def _explain(options: argparse.Namespace) -> int:
     from nla.models.target import Target
 
     device = usable_device(options.device, "--device")
-    target = Target.of_pair(options.pair, options.dtype).to(device)
-    pair = NLA.from_pretrained(options.pair, dtype=options.dtype, adapter="saved", base=target.model).to(device)
+    name = _pair(options.pair)
+    target = Target.of_pair(name, options.dtype).to(device)
+    pair = NLA.from_pretrained(name, dtype=options.dtype, adapter="saved", base=target.model).to(device)
     reading = target.read([options.text], positions=positions)
     temperature = (
         options.temperature if options.temperature is not None else float(options.samples * options.best_of > 1)

@@ -19,7 +19,7 @@ from nla.config.trainer import check_trainer, with_strategy
 from nla.errors import ConfigError, ModelError
 from nla.files import PACKAGED_TEXTS, packaged_texts
 from nla.models.backbone import QUANTIZED, resolve
-from nla.models.pretrained.hub import remedy
+from nla.models.pretrained.hub import packaged_pair, remedy
 from nla.models.pretrained.loading import HALVES
 from nla.models.pretrained.metadata import METADATA
 
@@ -121,7 +121,7 @@ def text_config(model: ModelSettings) -> Any:
 
 def check_pair(pair: str) -> None:
     """Raises ConfigError for a folder that holds no saved pair; a hub id is left to the loader."""
-    folder = Path(pair)
+    folder = packaged_pair(pair) or Path(pair)
     hub_like = re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", pair) is not None and not folder.parent.exists()
     if not folder.is_dir() and not hub_like:
         raise ConfigError(f"nla={pair}: no such folder; give a saved pair, e.g. nla=runs/world/nla, or a hub id")

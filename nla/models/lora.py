@@ -104,9 +104,9 @@ def _dequantized(weight: Tensor) -> Tensor:
     return dequantize_4bit(weight.data, state).to(state.dtype)
 
 
-def save_adapter(model: nn.Module, base_model: str, folder: Path) -> None:
+def save_adapter(model: nn.Module, base_model: str, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write a half's adapter, if any, to `adapter/` in PEFT's format: merged weights cannot be continued."""
-    state = {name: weight.detach().cpu().contiguous() for name, weight in adapter_weights(model).items()}
+    state = {name: weight.detach().to(dtype).cpu().contiguous() for name, weight in adapter_weights(model).items()}
     if not state:
         return
     folder = folder / ADAPTER

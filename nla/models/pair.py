@@ -14,9 +14,9 @@ from nla import files
 from nla.core.objectives import Scale, cosine, orthogonal_error, reconstruction_error, resolve_scale
 from nla.core.records import Score, well_formed
 from nla.core.summary import ActivationSummary, unusual
-from nla.errors import DataError
+from nla.errors import ConfigError, DataError
 from nla.models.backbone import check_layer, load_model, load_tokenizer, resolve, shared_copy, width
-from nla.models.lora import add_lora, save_adapter
+from nla.models.lora import add_lora, has_lora, save_adapter
 from nla.models.pretrained import format as release
 from nla.models.pretrained import loading
 from nla.models.pretrained.hub import cached_commit
@@ -186,6 +186,25 @@ class NLA(nn.Module):
         with files.new_folder(Path(folder)) as scratch:
             self._save(scratch, stage, training)
 
+    def save_adapters(self, folder: str | Path) -> None:
+        """Write only what was trained: adapters in bfloat16, head, metadata; loading needs the base model.
+
+        Raises ConfigError for a pair whose weights are its own.
+        """
+        if self.own_weights or not has_lora(self.verbalizer.model):
+            raise ConfigError("the pair has weights of its own: only adapters on the base model can be saved alone")
+        with files.new_folder(Path(folder)) as scratch:
+            for half, role in zip(HALVES, ("av", "ar"), strict=True):
+                half_folder = scratch / half
+                half_folder.mkdir()
+                if half == "verbalizer" and self.summary is not None:
+                    self.summary.save(half_folder)
+                if half == "reconstructor":
+                    release.save_head(self.reconstructor.head, half_folder)
+                adapted = self.verbalizer.model if half == "verbalizer" else self.reconstructor.body
+                save_adapter(adapted, self.base_model, half_folder, torch.bfloat16)
+                write_metadata(half_folder, self._metadata(role, self.stage, None))
+
     def _save(self, folder: Path, stage: str | None, training: dict[str, Any] | None) -> None:
         for half, role in zip(HALVES, ("av", "ar"), strict=True):
             half_folder = folder / half
@@ -243,13 +262,17 @@ class NLA(nn.Module):
         each half. With `base` (the target's model) a pair saved with adapters continues them, and target and halves
         share the weights of `base`; otherwise each half gets a fresh adapter on its own weights, which at first
         changes nothing. `adapter="saved"` is for use without training: the saved adapters on `base` if there are any,
-        else the whole weights.
+        else the whole weights. Of a pair without whole weights (`save_adapters`) the base model is loaded if none is
+        given.
 
         Raises ReleaseError for missing files, pickles, contradictions, and tokens that drifted; ModelError for an
         adapter that does not fit.
         """
         first, second = loading.find_halves(folder, verbalizer, reconstructor, revision)
         av, ar, templates = loading.read_facts(first, second)
+        if loading.adapters_alone(first, second):
+            base = load_model(av.base_model, dtype, av.base_revision) if base is None else base
+            adapter = "saved" if adapter is None else adapter
         weights = loading.Weights.of((first, second), dtype, adapter, base)
         return cls(
             loading.load_verbalizer(first, av, templates, weights),

@@ -30,6 +30,7 @@ from nla.data.corpora import FileCorpus, HubCorpus, streamed, to_document
 from nla.data.datamodule import NLADataModule
 from nla.data.prepare import activations, write_released
 from nla.data.shards import format
+from nla.data.shards.reader import _evenly
 from nla.data.shards.source import ShardSource
 from nla.data.source import Document, Row
 from nla.data.text import TextSource
@@ -279,6 +280,18 @@ def test_validation_reads_every_row_once_on_any_number_of_ranks(prepared: Path, 
     assert sorted(parts) == sorted(text for texts in whole for text in texts) and padding == 2
     few = loader(prepared, target, validation_documents=3)
     assert len({name for batch in few.val_dataloader() for name in batch.document}) == 3
+
+
+def test_a_long_document_gives_validation_a_few_rows_evenly_spaced(
+    prepared: Path, target: Target, monkeypatch: pytest.MonkeyPatch
+):
+    """Chunks of one document share its id: without a bound, a few documents would be the whole split."""
+    every = [text for batch in loader(prepared, target, validation_documents=3).val_dataloader() for text in batch.text]
+    monkeypatch.setattr("nla.data.shards.reader.MOST_ROWS", 2)
+    few = list(loader(prepared, target, validation_documents=3).val_dataloader())
+    counts = Counter(name for batch in few for name in batch.document)
+    assert set(counts.values()) == {2} and {text for batch in few for text in batch.text} < set(every)
+    assert [_evenly(index, 5) for index in range(5)] == [False, False, True, False, True]
 
 
 def test_one_block_is_held_at_a_time(prepared: Path, target: Target, monkeypatch: pytest.MonkeyPatch):

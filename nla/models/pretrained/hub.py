@@ -21,16 +21,19 @@ from nla.errors import ReleaseError, first_line
 from nla.models.pretrained.gguf import content_hash
 
 SAFE_FILES = ("*.safetensors", "*.json", "*.yaml", "*.txt", "*.jinja", "*.model")  # no code, no pickles
+PAIRS = Path(__file__).resolve().parents[2] / "pairs"  # pairs that come with the package, by name
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def fetch(source: str | Path, revision: str | None = None, patterns: Sequence[str] = SAFE_FILES) -> Path:
-    """The local folder of a pair or a half: a folder as it is, else a hub id's files of these patterns.
+    """The local folder of a pair or a half: a folder, a packaged pair, else a hub id's files of these patterns.
 
     Raises ReleaseError with the remedy.
     """
     if os.path.isdir(source):  # unlike Path.is_dir it never raises, whatever the name
         return Path(source)
+    if packaged_pair(str(source)) is not None:
+        return PAIRS / str(source)
     name, _, at = str(source).partition("@")
     revision = at or revision
     try:
@@ -39,6 +42,12 @@ def fetch(source: str | Path, revision: str | None = None, patterns: Sequence[st
         raise ReleaseError(
             f"{str(source)!r} is neither a folder nor a hub id that can be fetched ({remedy(error, name, revision)})"
         ) from error
+
+
+def packaged_pair(name: str) -> Path | None:
+    """The folder of a pair that comes with the package; None for any other name."""
+    folder = PAIRS / name
+    return folder if re.fullmatch(r"[\w-]+", name) and folder.is_dir() else None
 
 
 def hub_name(folder: Path) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nla.errors import ConfigError, InjectionError, ReleaseError
 from nla.models.backbone import body, load_tokenizer, shared_copy, truncated, width
@@ -94,6 +94,18 @@ def _partner(name: str) -> str:
     raise ReleaseError(f"{name} is one half of a pair: name both, verbalizer= and reconstructor=")
 
 
+def adapters_alone(first: Path, second: Path) -> bool:
+    """Whether the halves hold adapters without the weights that they belong to, as `NLA.save_adapters` writes them."""
+    return all(saved_adapter(half) and not any(half.glob("model*.safetensors")) for half in (first, second))
+
+
+def _tokenizer(folder: Path, about: Metadata) -> PreTrainedTokenizerBase:
+    """The half's own, else the base model's."""
+    if (folder / "tokenizer_config.json").is_file():
+        return load_tokenizer(folder)
+    return load_tokenizer(about.base_model, about.base_revision)
+
+
 def parents(first: Path, second: Path, av: Metadata, ar: Metadata) -> tuple[str, ...]:
     """What training from this pair continues from: its hub ids with their commits, else its recorded parents."""
     named = [name for name in map(hub_name, (first, second)) if name is not None]
@@ -128,7 +140,7 @@ def load_verbalizer(folder: Path, about: Metadata, templates: Templates, weights
     if not isinstance(marker, str):
         raise ReleaseError(f"{path}: tokens.injection_char is {marker!r}, expected the marker character")
     model, saved = weights.shared(folder) or (release.load_causal_lm(folder, weights.dtype), None)
-    tokenizer = load_tokenizer(folder)
+    tokenizer = _tokenizer(folder, about)
     if width(model) != about.d_model:
         raise ReleaseError(f"{path}: d_model is {about.d_model}, the model beside it has {width(model)}")
     try:
@@ -154,7 +166,7 @@ def load_reconstructor(folder: Path, about: Metadata, templates: Templates, weig
         )
     decoder = truncated(body(model), about.layer)
     weights.adapt(decoder, saved)
-    reconstructor = Reconstructor(decoder, load_tokenizer(folder), templates.reconstructor)
+    reconstructor = Reconstructor(decoder, _tokenizer(folder, about), templates.reconstructor)
     recorded = about.tokens.get("critic_suffix_ids")
     if recorded:
         live = reconstructor.tokenize(["x"])[0][0].tolist()[-len(recorded) :]
