@@ -99,7 +99,7 @@ def test_tables_with_explanations(tmp_path: Path):
 def test_a_packaged_corpus_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "talks" / "data").mkdir(parents=True)
     (tmp_path / "talks" / "__init__.py").write_text("")
-    (tmp_path / "talks" / "data" / "one.txt").write_text("A speech about the sea and the harbour. " * 10)
+    (tmp_path / "talks" / "data" / "one.txt").write_text("A speech about the sea and the harbour. " * 6)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr("nla.files.PACKAGED_TEXTS", {"talks": ("talks", "data"), "gone": ("no_such_package", "data")})
     monkeypatch.setattr("nla.data.files.PACKAGED_TEXTS", {"gone": ("no_such_package", "data")})
