@@ -1,8 +1,10 @@
-"""SIGTERM and Ctrl-C: noted when they come, acted on at the next step boundary."""
+"""SIGTERM and Ctrl-C: noted and acted on at the next step boundary, or at once where there is nothing to save."""
 
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from nla.errors import Interrupted
@@ -41,3 +43,23 @@ class StopRequest:
                 f"stage {stage} stopped by {name} after its last step; the same command continues",
                 self.signal,
             )
+
+
+@contextmanager
+def terminated_at_once() -> Iterator[None]:
+    """Inside, SIGTERM ends this process after the running operation: there is nothing to save.
+
+    Lightning's Trainer keeps a handler that is there already and calls it besides its own.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _exit)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)

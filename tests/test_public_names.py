@@ -42,7 +42,7 @@ PUBLIC = {
         "Alarms", "Checkpointing", "FaultTolerantLogger", "MetricsFile", "Progress", "RankFailure", "Samples",
         "StateFile", "Summary",
     ],
-    "nla.training.preflight": ["Check", "preflight", "require", "show"],
+    "nla.training.preflight": ["Check", "preflight", "require"],
     "nla.training.stages": ["JointStage", "ReconstructorStage", "VerbalizerStage"],
 }  # fmt: skip
 LIGHT = ("nla", "nla.evaluation", "nla.models.pair", "nla.data", "nla.data.teachers")  # for notebooks and services

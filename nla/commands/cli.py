@@ -156,10 +156,9 @@ def _explain(options: argparse.Namespace) -> int:
 def _preflight(overrides: Sequence[str]) -> int:
     from nla.config.check import check_train
     from nla.config.compose import compose
-    from nla.training.preflight import preflight, show
+    from nla.training.preflight import preflight
 
     checks = preflight(check_train(compose("train", overrides)))
-    show(checks)
     return 2 if any(check.status == "failed" for check in checks) else 0
 
 

@@ -1,10 +1,15 @@
 """Cases 26, 27, 28, 32, 33 and 35 of the fault list: the preflight finds each before a long run does."""
 
+import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support import ROOT
 from support.models import sampling_params
 from support.stages import batch, fit, joint, options, reconstructor
 
@@ -111,7 +116,7 @@ def test_the_preflight_of_the_smoke_run_passes(
     shown = capsys.readouterr().out
     for name in ("injection", "sampling gap", "step of verbalizer", "step of reconstructor", "step of joint", "KL"):
         assert name in shown
-    assert "0 at step 0" in shown and "failed" not in shown
+    assert "0 at step 0" in shown and ", 0 failed; " in shown
     assert list(tmp_path.iterdir()) == []
 
 
@@ -146,3 +151,19 @@ def test_the_preflight_refuses_a_random_head_and_sizes_the_micro_batch(
         require(settings)
     assert main(["preflight", *SMOKE, "layer.idx=1"]) == 2
     assert "did you mean 'layer.index'" in capsys.readouterr().err
+
+
+def test_a_signal_ends_it_at_once_and_leaves_what_was_found() -> None:
+    """Each check is a line as soon as it has ended; SIGTERM does not wait for the rest."""
+    command = [sys.executable, "-u", "-m", "nla.commands.cli", "preflight", "experiment=world", "hardware=cpu"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith("ok      parts ("):
+                process.send_signal(signal.SIGTERM)
+                break
+        rest = process.stdout.read()
+        assert process.wait(timeout=20) == 128 + signal.SIGTERM, rest
+    assert "preflight:" not in rest and re.fullmatch(r"ok      parts \([\d.]+ s\): world, layer .*\n", lines[-1])

@@ -22,6 +22,7 @@ from nla.training.preflight.checks import GB, Check, kl
 from nla.training.stages import JointStage
 from nla.training.stages.base import Stage
 
+ROWS_ON_CPU = 8  # of a micro-batch
 NUDGE = 0.02  # share of a weight's standard deviation by which the policy is moved off the reference
 
 
@@ -32,17 +33,14 @@ class Trial(Callback):
     The second step shows the memory needed: the texts of an untrained policy may be short.
     """
 
-    look: Callable[[Stage], list[Check]] | None = (
-        None  # called before the first step, with the modules as the strategy has placed them
-    )
-    seen: list[Check] = field(default_factory=list)
+    look: Callable[[Stage], None] | None = None  # before the first step, with modules as the strategy has placed them
     figures: dict[str, float] = field(default_factory=dict)
     kl_gradient: float | None = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx == 0 and self.look is not None and isinstance(pl_module, Stage):
             with trainer.precision_plugin.forward_context():
-                self.seen = self.look(pl_module)
+                self.look(pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -86,8 +84,9 @@ def trial(
     data: NLADataModule,
     hardware: Mapping[str, Any],
     expected: tuple[str, ...],
-    look: Callable[[Stage], list[Check]] | None = None,
-) -> list[Check]:
+    report: Callable[[Check], None],
+    look: Callable[[Stage], None] | None = None,
+) -> None:
     """A step of one micro-batch per rank; the stage's weights are useless afterwards. `look` runs before the step."""
     name, configured = f"step of {stage.name}", stage.micro_batch_size
     watch, started = Trial(look), time.perf_counter()
@@ -110,21 +109,22 @@ def trial(
             data.batch_size = one_micro_batch(stage, data, trainer.world_size)
             trainer.fit(stage, data)
         except NLAError as error:
-            return [*watch.seen, Check(name, "failed", str(error))]
-    checks = [
-        *watch.seen,
-        _step(name, watch.figures, configured, stage.micro_batch_size, time.perf_counter() - started),
-    ]
+            report(Check(name, "failed", str(error)))
+            return
+    report(_step(name, watch.figures, configured, stage.micro_batch_size, time.perf_counter() - started))
     if joint:
-        checks.append(kl(watch.figures.get("kl"), watch.kl_gradient))
-    return checks
+        report(kl(watch.figures.get("kl"), watch.kl_gradient))
 
 
 def one_micro_batch(stage: Stage, data: NLADataModule, ranks: int) -> int:
-    """Number of positions that fills one micro-batch on each rank, at most the run's own batch."""
+    """Number of positions that fills one micro-batch on each rank, at most the run's own batch.
+
+    On a CPU a few rows: memory for whole micro-batches is not what runs short there, and they take minutes.
+    """
     unit = data.unit * ranks
     group = stage.sampling.group_size if isinstance(stage, JointStage) else 1
-    rows = max(1, stage.micro_batch_size // group) * ranks
+    size = stage.micro_batch_size if torch.cuda.is_available() else min(stage.micro_batch_size, ROWS_ON_CPU)
+    rows = max(1, size // group) * ranks
     return min(data.batch_size, -(-rows // unit) * unit)
 
 
