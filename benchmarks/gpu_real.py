@@ -30,7 +30,7 @@ from nla.config.compose import compose
 from nla.models.target import Target
 from nla.training.build import starting_pair
 
-TEXTS = ["data=sotu", "corpus=data", "teacher=self", "prepare.positions_per_document=6", "prepare.min_context=3"]
+TEXTS = ["data=sotu", "corpus=data", "teacher=self_short", "prepare.positions_per_document=6", "prepare.min_context=3"]
 LAYERS = (10, 15, 20)
 HALVES = ("verbalizer", "reconstructor")
 RATES = ("1e-4", "4e-4")  # of the verbalizer in joint training
@@ -162,12 +162,13 @@ def recipe(run: Programs, arguments: argparse.Namespace) -> None:
     steps = small() if arguments.quick else []
     if not run.wait(prepare(run, arguments, "texts", (20,))):
         return
-    if not run.wait(train(run, arguments, "warm", "texts", "stages=[verbalizer,reconstructor]", *steps)):
-        return
+    trained = run.wait(train(run, arguments, "warm", "texts", "stages=[verbalizer,reconstructor]", *steps))
     warm = arguments.work / "warm"
     run.figures["warm"]["validation"] = validation(warm)
-    for half in HALVES:
+    for half in HALVES:  # also what a deadline has cut short
         save_trained(warm / "stages" / half, half, arguments.out / f"warm-{half}.safetensors")
+    if not trained:
+        return
     joint = ["stages=[joint]", f"nla={warm / 'nla'}", "callbacks.checkpoint.every=1000"]
     joint += [*steps, "stage.joint.steps=100000"]
     started = [

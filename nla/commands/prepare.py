@@ -42,7 +42,7 @@ from nla.data.prepare.explanations import estimate
 from nla.data.prepare.folder import Record
 from nla.data.shards.format import Facts
 from nla.data.shards.source import ShardSource
-from nla.data.teachers import Teacher
+from nla.data.teachers import TargetTeacher, Teacher
 from nla.errors import BudgetError, ConfigError, NLAError
 from nla.files import locked
 from nla.models.backbone import resolve
@@ -134,6 +134,9 @@ def prepare(settings: PrepareSettings) -> Path:
         fabric = start(settings.hardware)
         model = settings.model
         target = Target.from_pretrained(model.id, block, model.dtype, model.revision).to(fabric.device)
+        same = (model.id, model.dtype, model.revision)
+        if isinstance(teacher, TargetTeacher) and (teacher.model, teacher.dtype, teacher.revision) == same:
+            teacher.use(target.model, target.tokenizer)
         folder = Folder(path, fingerprint(origin), layers)
         facts = Facts(
             base_model=model.id if not Path(model.id).is_dir() else Path(model.id).name,

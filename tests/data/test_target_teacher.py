@@ -108,3 +108,11 @@ def test_it_is_a_teacher_and_its_texts_depend_on_its_lines_alone(tmp_path: Path)
     assert one.estimate(passages).usd == 0
     one.open(tmp_path, ("just said",))
     assert {explanation.status for explanation in one.explain(passages)} == {"malformed"}
+
+
+def test_a_loaded_target_is_used_instead_of_a_copy(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("nla.data.teachers.target.load_model", lambda *_: pytest.fail("loaded again"))
+    one = teacher()
+    one.use(make_model("qwen3"), make_tokenizer())
+    (explanation,) = one.explain([Passage("d", "Tom walks to the harbour")])
+    assert explanation.status == "ok" and 'It just said "to the harbour".' in str(explanation.text)

@@ -84,6 +84,10 @@ class TargetTeacher:
     def open(self, folder: Path, forbidden: Sequence[str] = (), rank: int = 0) -> None:
         self.forbidden = tuple(forbidden)
 
+    def use(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Read with a target that is loaded already, instead of a copy."""
+        self._loaded = model, tokenizer
+
     def fingerprint(self) -> str:
         numbers = [self.about, self.quoted, self.expected, self.continued]
         identity = {"kind": "TargetTeacher 2", "model": self.model, "revision": self.revision, "lines": numbers}
