@@ -1,9 +1,6 @@
 """The programs as a person runs them: train, resume, sweep, evaluate, explain, and the notebook, on the smoke run."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
@@ -12,16 +9,9 @@ import pytest
 import torch
 from nbclient import NotebookClient
 from support import ROOT
+from support.programs import run
 
 SMOKE = ["experiment=world_smoke", "hardware=cpu"]
-
-
-def run(*arguments: str, cwd: Path, status: int = 0) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    command = [sys.executable, str(ROOT / arguments[0]), *arguments[1:]]
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == status, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")

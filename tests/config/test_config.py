@@ -2,7 +2,6 @@
 
 import inspect
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import yaml
 from hydra.utils import get_object
 from omegaconf import open_dict
 from support import ROOT
+from support.programs import run
 
 from nla.config.check import check_evaluate, check_train
 from nla.config.compose import compose, config_folder, job_folder
@@ -190,10 +190,9 @@ def test_the_package_finds_its_configs(monkeypatch: pytest.MonkeyPatch, tmp_path
     [["train.py", "nmae=x"], ["train.py", "-m", "layer.index=two,0"], ["evaluate.py", "nla=/nowhere/at/all"]],
 )
 def test_a_mistake_ends_with_status_2_and_one_line(arguments: list[str]):
-    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2, done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1 and "Traceback" not in done.stderr
+    shown = run(*arguments, cwd=ROOT, status=2)
+    lines = [line for line in shown.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1 and "Traceback" not in shown
 
 
 PARAMETERS = {  # as their model cards say, in billions; of Gemma's larger ones the language model alone
