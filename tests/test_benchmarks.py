@@ -2,11 +2,11 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.programs import Program
 
 from nla.config.check import check_train
 from nla.config.compose import compose
@@ -17,8 +17,9 @@ ROW = {"key", "what", "against", "unit", "ours", "other", "ratio"}
 
 
 def run(script: str, *options: str | Path) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, str(FOLDER / script), *map(str, options)]
-    return subprocess.run(words, capture_output=True, text=True, timeout=120, cwd=FOLDER.parent)
+    program = Program(f"benchmarks/{script}", *map(str, options), cwd=FOLDER.parent)
+    output, errors = program.communicate(timeout=120)
+    return subprocess.CompletedProcess([script], program.returncode or 0, output, errors)
 
 
 def record_of(name: str, folder: Path, *options: str | Path) -> dict[str, Any]:

@@ -11,19 +11,19 @@ from pathlib import Path
 import pytest
 import torch
 from support import ROOT
+from support.programs import Program
 from support.runs import overrides, stop
 
 pytestmark = pytest.mark.usefixtures("here")
 
 
-def start(*arguments: str, rank: int | None = None, port: int = 0) -> subprocess.Popen[str]:
-    """train.py as a person starts it, or as torchrun starts a rank of two."""
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/tests", "OMP_NUM_THREADS": "1"}
-    if rank is not None:
-        environment |= {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0",
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test",
-        }  # fmt: skip
+def start_rank(rank: int, port: int, *arguments: str) -> subprocess.Popen[str]:
+    """As torchrun starts a rank of two: Lightning reads the rank when it is imported."""
+    environment = {
+        **os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/tests", "OMP_NUM_THREADS": "1",
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test",
+    }  # fmt: skip
     command = [sys.executable, str(ROOT / "train.py"), *arguments]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -37,16 +37,16 @@ def test_statuses_and_a_second_signal(tiny_folder: str) -> None:
     """Case 4: SIGTERM ends with 143, Ctrl-C with 130; a second one at once, with the checkpoint before intact."""
     arguments = overrides(tiny_folder, "parts", "reconstructor", 6, **{"callbacks__checkpoint__every": 2})
     for step, number, status in ((3, signal.SIGTERM, 143), (4, signal.SIGINT, 130)):
-        process = start(*arguments, stop(step, "step", number))
+        process = Program("train.py", *arguments, stop(step, "step", number))
         _, said = process.communicate(timeout=120)
         assert process.returncode == status, said
         assert f"stopped: stage reconstructor stopped by {number.name} after step {step} of 6" in said
         assert "Traceback" not in said and f"{step:06d}" in checkpoints("reconstructor")
-    process = start(*arguments, stop(5, "twice"))
+    process = Program("train.py", *arguments, stop(5, "twice"))
     process.communicate(timeout=120)
     assert process.returncode == -signal.SIGTERM  # which a shell shows as 143
     assert Path("noted").exists() and checkpoints("reconstructor") == ["000003", "000004"]
-    process = start(*arguments)
+    process = Program("train.py", *arguments)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
     steps = [json.loads(line)["step"] for line in Path("parts.jsonl").read_text().splitlines()]
@@ -62,7 +62,7 @@ def test_a_signal_to_rank_1_alone_saves_the_same_step_on_both(tiny_folder: str) 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    ranks = [start(*arguments, "hardware=cpu_x2", alone, rank=rank, port=port) for rank in (0, 1)]
+    ranks = [start_rank(rank, port, *arguments, "hardware=cpu_x2", alone) for rank in (0, 1)]
     try:
         said = [process.communicate(timeout=120)[1] for process in ranks]
     finally:
@@ -73,6 +73,6 @@ def test_a_signal_to_rank_1_alone_saves_the_same_step_on_both(tiny_folder: str) 
     assert checkpoints("reconstructor") == ["000003"]
     state = torch.load("runs/parts/stages/reconstructor/checkpoints/000003/state", weights_only=True)
     assert len(state["rng"]) == 2 and state["NLADataModule"]["consumed_documents"] == 12
-    process = start(*arguments)
+    process = Program("train.py", *arguments)
     _, text = process.communicate(timeout=120)
     assert process.returncode == 0 and checkpoints("reconstructor") == ["000003", "000006"], text
