@@ -31,8 +31,8 @@ KEYS = {"rollout": "sampling"}  # of the config, and of its joint stage
 ADDED = {  # keys that are required since, with what held before
     "nla.training.optim.MuonAdamW": {"betas": [0.9, 0.98]},
     "nla.data.text.TextSource": {"max_chunks": None},
-    "nla.training.stages.JointStage": {"gate_rows": 0},
-    "nla.training.stages.ReconstructorStage": {"head_start": "identity", "head_texts": 4096},
+    "nla.training.stages.JointStage": {"gate_rows": 0, "error": "plain"},
+    "nla.training.stages.ReconstructorStage": {"head_start": "identity", "head_texts": 4096, "error": "plain"},
 }
 
 

@@ -19,6 +19,7 @@ RewardKind = Literal["neg_error", "neg_log_error"]
 AdvantageKind = Literal["standardized", "centered", "leave_one_out"]
 LengthKind = Literal["sample_mean", "token_mean"]
 KLKind = Literal["k3", "k2"]
+ErrorKind = Literal["plain", "whitened"]
 
 LOG_FLOOR = 1e-8  # smallest error that enters a logarithm
 
@@ -48,15 +49,40 @@ def normalize(
 
 
 def reconstruction_error(
-    prediction: Float[Tensor, "sample d_model"], activation: Float[Tensor, "sample d_model"], scale: Scale
+    prediction: Float[Tensor, "sample d_model"],
+    activation: Float[Tensor, "sample d_model"],
+    scale: Scale,
+    weight: Float[Tensor, " d_model"] | None = None,
 ) -> Float[Tensor, " sample"]:
-    """`mean_d (normalize(prediction) - normalize(activation))^2`; at scale sqrt(d) this is `2 (1 - cos)`, in [0, 4]."""
-    return (normalize(prediction, scale) - normalize(activation, scale)).square().mean(-1)
+    """`mean_d (normalize(prediction) - normalize(activation))^2`; at scale sqrt(d) this is `2 (1 - cos)`, in [0, 4].
+
+    `weight` (of mean 1 under the variance, see `whitening`) multiplies each dimension's square.
+    """
+    squares = (normalize(prediction, scale) - normalize(activation, scale)).square()
+    return (squares if weight is None else squares * weight).mean(-1)
 
 
-def orthogonal_error(activation: Float[Tensor, "sample d_model"], scale: Scale) -> Float[Tensor, " sample"]:
-    """The error of an orthogonal prediction of equal norm: `2 s^2 / d`, or `2 mean_d h^2` for raw vectors."""
-    return 2 * normalize(activation, scale).square().mean(-1)
+def orthogonal_error(
+    activation: Float[Tensor, "sample d_model"], scale: Scale, weight: Float[Tensor, " d_model"] | None = None
+) -> Float[Tensor, " sample"]:
+    """The error of an orthogonal prediction of equal norm: `2 s^2 / d`, or `2 mean_d h^2` for raw vectors.
+
+    With a weight: of an orthogonal prediction that is spread evenly over the dimensions.
+    """
+    squares = normalize(activation, scale).square()
+    if weight is None:
+        return 2 * squares.mean(-1)
+    return ((squares + squares.mean(-1, keepdim=True)) * weight).mean(-1)
+
+
+def whitening(activation: Float[Tensor, "sample d_model"], scale: Scale) -> Float[Tensor, " d_model"]:
+    """Weights that give each dimension of the error the same share: mean variance over its own variance.
+
+    Predicting the mean then has the same error as without weights, so errors stay comparable. A dimension of almost no
+    variance counts as one of a thousandth of the mean.
+    """
+    variance = normalize(activation, scale).double().var(0, correction=0)
+    return (variance.mean() / variance.clamp_min(variance.mean() / 1000)).float()
 
 
 def cosine(

@@ -55,6 +55,30 @@ def test_orthogonal_error_at_any_scale(scale: float | None):
     assert o.reconstruction_error(prediction, activation, scale).item() == pytest.approx(expected)
 
 
+def test_a_whitened_error_is_one_minus_r_squared_of_each_dimension():
+    """Predicting the mean costs the same with and without weights; each dimension then has the same share."""
+    generator = torch.Generator().manual_seed(0)
+    activation = torch.randn(4000, 6, generator=generator) * torch.tensor([9.0, 3.0, 1.0, 1.0, 0.5, 0.4]) + 2
+    weight = o.whitening(activation, None)
+    mean = activation.mean(0).expand_as(activation)
+    plain, whitened = (o.reconstruction_error(mean, activation, None, w).mean() for w in (None, weight))
+    assert whitened == pytest.approx(float(plain), rel=1e-4)
+    for dimension in range(6):
+        better = mean.clone()
+        better[:, dimension] = activation[:, dimension]
+        gained = 1 - o.reconstruction_error(better, activation, None, weight).mean() / whitened
+        assert gained == pytest.approx(1 / 6, abs=0.01)
+    flat = activation * torch.tensor([1.0, 1, 1, 1, 1, 0])
+    assert o.whitening(flat, None)[5] == pytest.approx(1000)
+
+
+def test_a_weighted_orthogonal_error_is_the_plain_one_where_all_weights_are_one():
+    activation = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+    ones = torch.ones(8)
+    for scale in (None, 8**0.5):
+        assert torch.allclose(o.orthogonal_error(activation, scale, ones), o.orthogonal_error(activation, scale))
+
+
 def test_reward_of_malformed_is_the_orthogonal_one():
     error = torch.tensor([0.5, math.nan, 0.0])
     formed = torch.tensor([True, False, True])

@@ -58,7 +58,8 @@ def make_kl(coefficient: float, **changes: Any) -> KLToReference:
     return dataclasses.replace(KLToReference(coefficient, "k3", clamp=12.0, schedule="constant", final=0.0), **changes)
 
 
-HEAD = {"head_start": "identity", "head_texts": 64}  # what the reconstructor's stage takes besides
+# what the reconstructor's stage takes besides
+HEAD: dict[str, Any] = {"head_start": "identity", "head_texts": 64, "error": "plain"}
 
 
 def reconstructor(nla: NLA, target: Target, **more: Any) -> ReconstructorStage:
@@ -74,6 +75,7 @@ def joint(nla: NLA, target: Target, steps: int = 1, **more: Any) -> JointStage:
         "reconstructor_updates": 1,
         "frozen_reconstructor": False,
         "gate_rows": 0,
+        "error": "plain",
     }
     return JointStage(nla, target, **options(steps, **{**settings, **more}))
 

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from torchmetrics import R2Score
 
 from nla.core.fve import FractionOfVarianceExplained
-from nla.core.objectives import normalize
+from nla.core.objectives import normalize, whitening
 from nla.core.records import ActivationBatch, Rollout
 from nla.errors import TrainingError
 from nla.models.pair import NLA
@@ -214,3 +214,21 @@ def test_muon_and_adamw_as_one_optimizer_do_what_each_does_alone() -> None:
             )
             both.load_state_dict(state)
     assert same(weights(one), weights(other))
+
+
+@pytest.mark.parametrize("kind", ["reconstructor", "joint"])
+def test_a_whitened_error_is_measured_before_the_first_step(kind: str, nla: NLA, target: Target) -> None:
+    stage = joint(nla, target, error="whitened") if kind == "joint" else reconstructor(
+        nla, target, **options(1), error="whitened"
+    )  # fmt: skip
+    rows = torch.randn(64, nla.d_model, generator=torch.Generator().manual_seed(0)) * torch.linspace(1, 3, nla.d_model)
+    stage.training_rows = lambda count: iter(  # pyright: ignore[reportAttributeAccessIssue]
+        [ActivationBatch(rows, ["d"] * 64, torch.arange(64), ["x"] * 64, ["x"] * 64)]
+    )
+    assert stage.error_weight is None
+    fit(stage, 1)
+    assert stage.error_weight is not None and torch.allclose(
+        stage.error_weight, whitening(rows, nla.mse_scale), rtol=1e-4
+    )
+    assert stage.error_weight[0] > stage.error_weight[-1]
+    assert not any("error_weight" in name for name in stage.state_dict())

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from nla.config.trainer import Gather
 from nla.core.fve import FractionOfVarianceExplained
-from nla.core.objectives import cosine
+from nla.core.objectives import ErrorKind, cosine, reconstruction_error, whitening
 from nla.core.records import ActivationBatch, Completions, TokenBatch
 from nla.core.schedule import learning_rate_share
 from nla.data.datamodule import NLADataModule
@@ -35,6 +35,7 @@ from nla.training.out_of_memory import SAMPLING, SCORING, Parts
 from nla.training.parallel import checkpoint_activations, gathered, shard, whole
 from nla.training.skipped_steps import SkippedSteps
 
+WHITENING_ROWS = 2048  # training rows that the weights of a whitened error are measured on
 OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
 
 
@@ -60,6 +61,7 @@ class Stage(LightningModule):
     name: ClassVar[str]
     trains: ClassVar[tuple[str, ...]]
     reference: Reference | None = None  # the KL reference of a stage that has one
+    error_kind: ErrorKind = "plain"  # of the error that is trained on
 
     def __init__(
         self,
@@ -89,6 +91,7 @@ class Stage(LightningModule):
         self.gather: Gather = gather
         self.groups = groups or {}
         self.automatic_optimization, self._configured = False, False
+        self._error_weight: tuple[Tensor, ...] = ()  # in a tuple: not in the state dict
         self.fve = FractionOfVarianceExplained(target.d_model)
         self._validated: dict[str, Tensor] = {}  # weighted sums and weights
         self.skipped_steps = SkippedSteps(self.name, skipped_in_a_row)
@@ -109,6 +112,25 @@ class Stage(LightningModule):
     @property
     def scheduler(self) -> LambdaLR:
         return cast(LambdaLR, self.lr_schedulers())
+
+    def measure_error(self) -> None:
+        """Weights of a whitened error, from the first training rows: the same on all ranks and after a resume."""
+        if self.error_kind == "whitened":
+            with self.trainer.precision_plugin.forward_context():
+                rows = torch.cat([batch.activation for batch in self.training_rows(WHITENING_ROWS)])
+            self._error_weight = (
+                self.mean_over_ranks(whitening(rows, self.nla.mse_scale).to(self.device)).to(self.device),
+            )
+
+    def reconstruction_error(
+        self, prediction: Float[Tensor, "sample d_model"], activation: Float[Tensor, "sample d_model"]
+    ) -> Float[Tensor, " sample"]:
+        """The error that is trained on."""
+        return reconstruction_error(prediction, activation, self.nla.mse_scale, self.error_weight)
+
+    @property
+    def error_weight(self) -> Float[Tensor, " d_model"] | None:
+        return self._error_weight[0] if self._error_weight else None
 
     def halves(self) -> dict[str, nn.Module]:
         """The modules that this stage trains, by name."""

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from nla.core.fve import FractionOfVarianceExplained
 from nla.core.objectives import (
+    ErrorKind,
     LengthKind,
     group_advantages,
     kl_to_reference,
@@ -79,6 +80,7 @@ class JointStage(Stage):
             learnt nothing from them (``validation/fve_frozen``). Costs a copy of it.
         gate_rows: validation rows on which the reconstructor of the start must tell an explanation from another row's
             and from an empty text, or else the stage stops before its first step (`nla.training.gate`); 0: no gate.
+        error: trained on and rewarded: `plain`, or `whitened`, each dimension's square over its own variance.
     """
 
     name = "joint"
@@ -94,6 +96,7 @@ class JointStage(Stage):
         reconstructor_updates: int,
         frozen_reconstructor: bool,
         gate_rows: int,
+        error: ErrorKind,
         **kwargs: Any,
     ) -> None:
         if reconstructor_updates < 1:
@@ -101,7 +104,7 @@ class JointStage(Stage):
         if gate_rows < 0:
             raise ConfigError(f"stage.joint.gate_rows={gate_rows}: must be 0 (no gate) or more")
         super().__init__(*args, max_new_tokens=sampling.max_new_tokens, **kwargs)
-        self.gate_rows = gate_rows
+        self.gate_rows, self.error_kind = gate_rows, error
         self.sampling, self.reward, self.kl = sampling, reward, kl
         self.length: LengthKind = length
         self.reconstructor_updates = reconstructor_updates
@@ -116,7 +119,8 @@ class JointStage(Stage):
         return self._frozen
 
     def on_train_start(self) -> None:
-        """The gate, once: a run that continues from a checkpoint has passed it."""
+        """Weights of the error; and the gate, once: a run that continues from a checkpoint has passed it."""
+        self.measure_error()
         if self.gate_rows == 0 or self.trainer.global_step > 0:
             return
         with self.trainer.precision_plugin.forward_context():
@@ -244,7 +248,8 @@ class JointStage(Stage):
     ) -> Float[Tensor, " sample"]:
         """What each sample earns; with `kl.kind=reward` less its k1 estimate of the KL."""
         completions, scale = rollout.completions, self.nla.mse_scale
-        orthogonal = orthogonal_error(rollout.activation.repeat_interleave(rollout.group, dim=0), scale)
+        activation = rollout.activation.repeat_interleave(rollout.group, dim=0)
+        orthogonal = orthogonal_error(activation, scale, self.error_weight)
         earned = self.reward(error, orthogonal, completions, self.sampling.max_new_tokens)
         if self.kl.kind == "reward" and rollout.reference is not None:
             earned = earned - self.kl_coefficient * sequence_kl(log_probs, rollout.reference, completions.mask)
@@ -254,7 +259,7 @@ class JointStage(Stage):
         """Predictions and their errors. Malformed samples run through, so that every rank runs the same modules."""
         prediction = self.nla.reconstructor(*self.nla.reconstructor.tokenize(rollout.texts))
         activation = rollout.activation.repeat_interleave(rollout.group, dim=0)
-        return prediction, reconstruction_error(prediction, activation, self.nla.mse_scale)
+        return prediction, self.reconstruction_error(prediction, activation)
 
     def _update_reconstructor(self, batch: ActivationBatch, rollout: Rollout, counts: Counts) -> None:
         """One more step of the reconstructor alone on the same explanations; skipped where a gradient is not finite."""

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from nla.core.fve import FractionOfVarianceExplained
-from nla.core.objectives import cosine, reconstruction_error
+from nla.core.objectives import ErrorKind, cosine
 from nla.core.records import ActivationBatch
 from nla.errors import ConfigError
 from nla.training.head_start import HeadStart, ridge_head
@@ -22,6 +22,7 @@ class ReconstructorStage(Stage):
     """Teaches h(z) from texts by a teacher (method, section 5). Logs ``error``: at scale sqrt(d), 2 (1 - cos).
 
     Args:
+        error: `plain`, or `whitened`: each dimension's square over its own variance.
         head_start: of the head: ``identity``, or ``ridge``, the least-squares map from the untrained model's states.
         head_texts: explained rows that the ridge head is fitted to, over all ranks.
     """
@@ -29,15 +30,17 @@ class ReconstructorStage(Stage):
     name = "reconstructor"
     trains = ("reconstructor",)
 
-    def __init__(self, *args: Any, head_start: HeadStart, head_texts: int, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, error: ErrorKind, head_start: HeadStart, head_texts: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if head_texts < 1:
             raise ConfigError(f"stage.reconstructor.head_texts={head_texts}: must be at least 1")
+        self.error_kind = error
         self.head_start, self.head_texts = head_start, head_texts
         self.fve_shuffled = FractionOfVarianceExplained(self.target.d_model)
 
     def on_train_start(self) -> None:
-        """The ridge head, once: a run that continues from a checkpoint has it."""
+        """Weights of the error; and the ridge head, once: a run that continues from a checkpoint has it."""
+        self.measure_error()
         if self.head_start == "identity" or self.trainer.global_step > 0:
             return
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
@@ -87,7 +90,7 @@ class ReconstructorStage(Stage):
             errors = []
             for micro_batch in self.micro_batches(batch, size):
                 prediction = self.nla.reconstructor(*self.nla.reconstructor.tokenize(self.explanations_of(micro_batch)))
-                error = reconstruction_error(prediction, micro_batch.activation, self.nla.mse_scale).sum() / rows
+                error = self.reconstruction_error(prediction, micro_batch.activation).sum() / rows
                 self.manual_backward(error)
                 errors.append(error.detach())
             return torch.stack(errors).sum()
