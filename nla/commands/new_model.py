@@ -8,19 +8,22 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
 import yaml
 
 from nla import files
-from nla.errors import ConfigError
+from nla.data.corpora import FileCorpus
+from nla.errors import ConfigError, DataError
 from nla.models.backbone import depth, resolve, width
 from nla.models.pretrained.hub import cached_commit
 from nla.models.prompts import Templates, build_verbalizer_prompt, find_marker
 from nla.models.target import Target
 from nla.models.verbalizer import Verbalizer
 
+MOST_TEXTS, MEASURED_TEXTS, MEASURED_CHARACTERS = 10000, 16, 1000  # searched for a marker; read for the norms
 FRACTIONS = {"early": 0.25, "middle": 0.5, "two_thirds": 0.6667, "late": 0.85}
 TEMPLATES = Templates(
     "What is on the model's mind here? <concept>{injection_char}</concept> Answer inside <explanation> tags.",
@@ -55,11 +58,14 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--new-model", required=True, metavar="ID", help="folder or hub id of a causal language model")
     parser.add_argument("--out", type=Path, default=None, help="the config's file (default conf/model/<name>.yaml)")
     parser.add_argument("--dtype", default="float32", help="float32 (default), bfloat16, float16, nf4")
+    parser.add_argument("--texts", default=None, help="yours: for the norms, and to avoid as marker")
     options = parser.parse_args(arguments)
     name = re.sub(r"[^a-z0-9]+", "_", options.new_model.rstrip("/").rpartition("/")[2].lower()).strip("_")
     path = options.out or Path(f"conf/model/{name}.yaml")
     refuse_existing(path)
-    proposal = propose(options.new_model, dtype=options.dtype)
+    read = [] if options.texts is None else texts_of(options.texts)
+    measured = tuple(text[:MEASURED_CHARACTERS] for text in read[:MEASURED_TEXTS]) or SAMPLE
+    proposal = propose(options.new_model, measured, dtype=options.dtype, avoided=read)
     write(proposal, path)
     print(f"marker {proposal.marker}, {proposal.blocks} blocks of width {proposal.d_model}")
     for layer, block in proposal.layers.items():
@@ -68,17 +74,33 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def texts_of(path: str) -> list[str]:
+    """The first texts below a path. Raises DataError."""
+    rows = islice(FileCorpus(path).rows(), MOST_TEXTS)
+    texts = [row.content for row in rows if isinstance(row.content, str) and row.content.strip()]
+    if not texts:
+        raise DataError(f"--texts {path}: holds no text; give a folder of UTF-8 files, Parquet or JSONL")
+    return texts
+
+
 def refuse_existing(path: Path) -> None:
     if path.exists():
         raise ConfigError(f"{path} exists: give another file with --out, or remove it")
 
 
 def propose(
-    model_id: str, texts: tuple[str, ...] = SAMPLE, dtype: str = "float32", revision: str | None = None
+    model_id: str,
+    texts: tuple[str, ...] = SAMPLE,
+    dtype: str = "float32",
+    revision: str | None = None,
+    avoided: Sequence[str] = (),
 ) -> Proposal:
-    """Load the model, measure, and try the injection. Raises ModelError, InjectionError (no marker)."""
+    """Load the model, measure it on `texts`, and try the injection. Raises ModelError, InjectionError (no marker).
+
+    `avoided`: texts in which the marker must not occur.
+    """
     target = Target.from_pretrained(model_id, 0, dtype, revision)
-    marker = find_marker(target.tokenizer)
+    marker = find_marker(target.tokenizer, avoided)
     blocks = depth(target.model)
     layers = {name: min(round(fraction * blocks), blocks - 1) for name, fraction in FRACTIONS.items()}
     norms = {}

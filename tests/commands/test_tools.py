@@ -52,6 +52,23 @@ def test_a_new_models_config_is_measured_and_written(
     assert yaml.safe_load(out.read_text()) == found
 
 
+def test_a_new_models_marker_is_none_of_its_texts_characters(
+    tiny_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "one.txt").write_text(f"A text that quotes {MARKER} itself.")
+    out = tmp_path / "tiny.yaml"
+    given = ["prepare", "--new-model", tiny_folder, "--out", str(out), "--texts"]
+    assert main([*given, str(tmp_path / "texts")]) == 2  # the only one that this tokenizer has
+    assert "no character and no spare special token" in capsys.readouterr().err and not out.exists()
+    (tmp_path / "texts" / "one.txt").write_text("A text without it.")
+    assert main([*given, str(tmp_path / "texts")]) == 0
+    assert yaml.safe_load(out.read_text())["marker"] == MARKER
+    (tmp_path / "none").mkdir()
+    assert main([*given[:-2], str(tmp_path / "other.yaml"), "--texts", str(tmp_path / "none")]) == 2
+    assert "holds no text" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("norm", "scale"), [(116.0, 150.0), (0.31, 0.4), (9.1, 10.0), (56000.0, 60000.0)])
 def test_the_scale_is_a_round_number_a_bit_above(norm: float, scale: float):
     assert round_above(norm) == pytest.approx(scale)
