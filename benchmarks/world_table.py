@@ -20,8 +20,6 @@ from timing import ROOT
 from nla.data.world import WorldSource
 from nla.evaluation.controls import CONTROLS
 
-BEGIN, END = "<!-- world -->", "<!-- /world -->"
-
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -40,12 +38,14 @@ def main() -> int:
     return 0
 
 
-def write(page: Path, text: str) -> None:
-    before, begun, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, ended, after = rest.partition(END)
+def write(page: Path, text: str, name: str = "world") -> None:
+    """Put a text between the two comments of its name."""
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, begun, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, ended, after = rest.partition(end)
     if not (begun and ended):
-        raise SystemExit(f"{page} lacks the comments {BEGIN} and {END}: put them where the tables belong")
-    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+        raise SystemExit(f"{page} lacks the comments {begin} and {end}: put them where the tables belong")
+    page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
 
 
 def table(*lines: list[str]) -> str:
@@ -69,12 +69,9 @@ def headline(m: dict[str, Any]) -> str:
     for name, about in CONTROLS.items():
         control = m["controls"][name]
         rows.append([f"control: {about}", interval(control["fve"], control["ci95"])])
-    rows.append(
-        [
-            "the reconstructor on all known facts",
-            interval(m["ceiling"]["ground_truth"]["fve"], m["ceiling"]["ground_truth"]["ci95"]),
-        ]
-    )
+    ceiling = m["ceiling"]["ground_truth"]
+    if ceiling["fve"] is not None:
+        rows.append(["the reconstructor on all known facts", interval(ceiling["fve"], ceiling["ci95"])])
     return table(["what", "FVE (95 % interval)"], *rows)
 
 
