@@ -423,4 +423,5 @@ def train_overrides(model: list[str]) -> list[str]:
         short += [f"stage.{stage}.steps=2", f"stage.{stage}.data.batch_size={rows}"]
         short += [f"stage.{stage}.trainer.val_check_interval=2", f"stage.{stage}.trainer.log_every_n_steps=1"]
     sizes = ["data.validation_documents=4", "sampling.group_size=2", "sampling.max_new_tokens=8"]
+    sizes += ["stage.joint.gate_rows=0"]
     return ["experiment=text", *model, "data=shards", "data.path=prepared/text", *sizes, *short]

@@ -147,6 +147,7 @@ def overrides(model: str, name: str, stage: str, steps: int = 20, size: int = 9,
         "callbacks.samples": "null", "callbacks.progress.line_every": 1000, "logger.tensorboard": "null",
         "callbacks.checkpoint.every": 50,
         "callbacks.alarms.stop_on": "[]",  # dropout makes the policy that is trained another one than that sampled
+        "stage.joint.gate_rows": 0,
         "+callbacks.trace": f"{{_target_: support.runs.Trace, path: {name}.jsonl}}",
         "+callbacks.dropout": "{_target_: support.runs.Dropout}",
     }  # fmt: skip
