@@ -33,7 +33,7 @@ smollm2: $(REAL_STAMP)
 	$(BIN)/nla prepare experiment=smollm2 data=sotu corpus=data teacher=self_short prepare.positions_per_document=6 \
 		prepare.min_context=3 prepare.documents_per_shard=256
 	$(BIN)/python train.py experiment=smollm2 $(PRECISION)
-	$(BIN)/python evaluate.py nla=runs/smollm2/nla data=sotu evaluation.documents=96 $(PRECISION)
+	$(BIN)/python evaluate.py nla=runs/smollm2/nla data=sotu evaluation.documents=64 evaluation.max_new_tokens=64 $(PRECISION)
 	@echo "The pair: runs/smollm2/nla   Figures and samples: runs/smollm2/evaluation   Try: make explain TEXT=\"your own sentence\""
 
 # The pair of `make smollm2` if it was trained here, else the one in the package.
