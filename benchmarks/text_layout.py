@@ -95,7 +95,8 @@ def read(target: Target, source: TextSource, split: str, count: int) -> dict[str
 
 
 def last(text: str, words: int) -> str:
-    return " ".join(text.split(" ")[-words:])
+    """Its last words as they are, at least its last character."""
+    return " ".join(text.split(" ")[-words:]) or text[-1:]
 
 
 @torch.no_grad()
