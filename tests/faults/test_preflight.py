@@ -2,15 +2,14 @@
 
 import re
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support import ROOT
 from support.models import sampling_params
+from support.programs import Program
 from support.stages import batch, fit, joint, options, reconstructor
 
 from nla.commands.cli import main
@@ -155,15 +154,11 @@ def test_the_preflight_refuses_a_random_head_and_sizes_the_micro_batch(
 
 def test_a_signal_ends_it_at_once_and_leaves_what_was_found() -> None:
     """Each check is a line as soon as it has ended; SIGTERM does not wait for the rest."""
-    command = [sys.executable, "-u", "-m", "nla.commands.cli", "preflight", "experiment=world", "hardware=cpu"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        assert process.stdout is not None
-        lines = []
-        for line in process.stdout:
-            lines.append(line)
-            if line.startswith("ok      parts ("):
-                process.send_signal(signal.SIGTERM)
-                break
-        rest = process.stdout.read()
-        assert process.wait(timeout=20) == 128 + signal.SIGTERM, rest
-    assert "preflight:" not in rest and re.fullmatch(r"ok      parts \([\d.]+ s\): world, layer .*\n", lines[-1])
+    program = Program("nla/commands/cli.py", "preflight", "experiment=world", "hardware=cpu")
+    until = time.monotonic() + 60
+    while "ok      parts (" not in program.output() and program.returncode is None and time.monotonic() < until:
+        time.sleep(0.05)
+    program.send_signal(signal.SIGTERM)
+    output, errors = program.communicate(timeout=20)
+    assert program.returncode == 128 + signal.SIGTERM, output + errors
+    assert "preflight:" not in output and re.search(r"^ok      parts \([\d.]+ s\): world, layer ", output, re.MULTILINE)

@@ -44,6 +44,13 @@ class Program:
         if self._process.exitcode is None:
             self._process.kill()
 
+    def output(self) -> str:
+        """What it has printed so far."""
+        return self._streams[0].read_text(errors="replace") if self._streams[0].is_file() else ""
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
     def communicate(self, timeout: float = LONGEST) -> tuple[str, str]:
         """Wait for its end; its output and errors."""
         self._process.join(timeout)
@@ -65,6 +72,7 @@ def run(*arguments: str, cwd: Path, status: int = 0) -> str:
 def _program(arguments: tuple[str, ...], cwd: str, streams: list[str], environment: dict[str, str]) -> None:
     for number, path in enumerate(streams, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    sys.stdout.reconfigure(line_buffering=True)  # pyright: ignore[reportAttributeAccessIssue]
     os.chdir(cwd)
     os.environ |= {"PYTHONPATH": f"{ROOT}:{ROOT}/tests", "OMP_NUM_THREADS": "1", "COLUMNS": "200", **environment}
     script = str(ROOT / arguments[0])

@@ -47,7 +47,7 @@ def fetch(source: str | Path, revision: str | None = None, patterns: Sequence[st
 def packaged_pair(name: str) -> Path | None:
     """The folder of a pair that comes with the package; None for any other name."""
     folder = PAIRS / name
-    return folder if re.fullmatch(r"[\w-]+", name) and folder.is_dir() else None
+    return folder if re.fullmatch(r"[\w-]+", name) and os.path.isdir(folder) else None  # never raises
 
 
 def hub_name(folder: Path) -> str | None:
