@@ -70,7 +70,8 @@ def main() -> int:
         print(f"{name:32s}", "  ".join(f"block {layer}: {fve:.3f}" for layer, fve in figures[name].items()), flush=True)
     folder: Path = ROOT / ("runs/benchmarks" if arguments.quick else "benchmarks/results")
     folder.mkdir(parents=True, exist_ok=True)
-    written = {"command": "python benchmarks/text_layout.py", "machine": cpu_model(), "rows": sizes, "fve": figures}
+    command = "python benchmarks/text_layout.py"
+    written = {"command": command, "machine": cpu_model(), "positions": sizes, "fve": figures}
     (folder / "text_layout.json").write_text(json.dumps(written, indent=1) + "\n")
     return 0
 
