@@ -5,7 +5,7 @@
 
 FVE of a ridge regression from the untrained model's state at the last token of a text to the activation: of the last
 words of the context alone, as they are, and of the sentences of `teacher=self` in the reconstructor's prompt. What the
-words alone reach at a block is a bound for explanations that quote so many of them.
+words alone reach at a block bounds what an explanation can reach by quoting that many words.
 """
 
 import argparse

@@ -66,7 +66,8 @@ def agreement(rows: Rows, target: Target, path: Path) -> Float[torch.Tensor, " p
 def _keyed_documents(pieces: Sequence[Piece], count: int) -> list[Piece]:
     """Rows of `count` documents, chosen by a hash of their ids, whatever the order of the shards.
 
-    Of a document with more than MOST_ROWS rows, so many, evenly spaced: chunks of one long document share its id.
+    A document with more than MOST_ROWS rows gives MOST_ROWS of them, evenly spaced: chunks of one long document share
+    its id.
     """
     named = [(piece, format.read_group(piece.path, piece.group, [format.DOCUMENT])) for piece in pieces]
     columns = [table.column(format.DOCUMENT).take(piece.rows).to_pylist() for piece, table in named]

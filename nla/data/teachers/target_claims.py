@@ -17,8 +17,8 @@ SAID = re.compile(r'It just said "(.*)"\.')
 EXAMPLE = re.compile(r',? ?as in ".*$')  # the continuation is no claim of one word
 QUOTED = re.compile(r'"([^"]+)"')
 TOPIC, EXPECTED, READ, UNPARSED = "topic", "expected", "read", "unparsed"
-NEXT_WORDS = 20  # an expected word is true among so many of the target's
-LAST_WORDS = 12  # a quoted word is true among so many of the text's
+NEXT_WORDS = 20  # an expected word is true if it is among the target's 20 most probable
+LAST_WORDS = 12  # a quoted word is true if it is among the text's last 12
 
 
 def parse_description(explanation: str) -> list[tuple[str, str]]:
