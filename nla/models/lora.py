@@ -16,6 +16,7 @@ from nla.errors import ModelError, ReleaseError
 from nla.models.backbone import refuse_pickles
 
 ADAPTER, ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter", "adapter_model.safetensors", "adapter_config.json"
+ACTIVE = "default"  # PEFT's name of the one adapter
 
 
 def add_lora(model: PreTrainedModel, rank: int, alpha: float, dropout: float = 0.0) -> PreTrainedModel:
@@ -47,7 +48,7 @@ def lora_config(model: nn.Module, rank: int, alpha: float, dropout: float = 0.0)
 def lora_strength(model: nn.Module) -> tuple[int, float]:
     """Rank and alpha of a model's adapters."""
     layer: Any = next(module for module in model.modules() if hasattr(module, "lora_alpha"))
-    return int(layer.r["default"]), float(layer.lora_alpha["default"])
+    return int(layer.r[ACTIVE]), float(layer.lora_alpha[ACTIVE])
 
 
 def has_lora(model: nn.Module) -> bool:
@@ -77,6 +78,23 @@ def load_adapter(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         parameter.copy_(state[name])
 
 
+def adapted_matrices(model: nn.Module) -> dict[int, Any]:
+    """The adapter by the id of the weight it changes, where that is an ordinary matrix: not in 4 bits, no expert."""
+    return {
+        id(layer.base_layer.weight): layer
+        for layer in model.modules()
+        if hasattr(layer, "lora_A") and type(getattr(layer, "base_layer", None)) is nn.Linear and not layer.merged
+    }
+
+
+@torch.no_grad()
+def merged_matrix(layer: Any, dtype: torch.dtype) -> Tensor:
+    """A copy of an adapted matrix with its adapter added, rounded once."""
+    weight = layer.base_layer.weight
+    with torch.autocast(weight.device.type, enabled=False):
+        return (weight.float() + layer.get_delta_weight(ACTIVE).float()).to(dtype)
+
+
 @torch.no_grad()
 def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The state dict of a plain model: adapters merged into their base weights, names unchanged."""
@@ -91,7 +109,7 @@ def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
             path = path.removesuffix(".base_layer")
             layer: Any = modules[path]
             if getattr(layer, "parameter_name", "weight") == parameter:
-                tensor = tensor + layer.get_delta_weight("default").to(tensor)
+                tensor = tensor + layer.get_delta_weight(ACTIVE).to(tensor)
         state[f"{path}.{parameter}" if path else parameter] = tensor
     return state
 

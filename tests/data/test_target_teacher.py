@@ -62,6 +62,8 @@ def test_surprisal_of_a_word_is_that_of_its_tokens():
         nats = -model(tokens).logits[0, :-1].float().log_softmax(-1).gather(1, tokens[0, 1:, None]).squeeze(1)
     start = text.index("harbour")
     expected = sum(float(n) for n, (_, end) in zip(nats, encoded["offset_mapping"][1:], strict=True) if end > start)
+    ((_, without),) = expectations(model, tokenizer, [text], 0, surprisal=False)
+    assert without.surprisal == [] and without.next_words == result.next_words
     assert [word for word, _ in result.surprisal] == ["walks", "harbour"]
     assert dict(result.surprisal)["harbour"] == pytest.approx(expected, rel=1e-4)
 
@@ -71,17 +73,21 @@ def test_three_lines_each_of_which_can_be_switched_off():
     text = 'He said "we walk to the <harbour>" at'
     assert teacher().describe(text, expectation(*words)).splitlines() == [
         "It is about harbour, tide.",
-        'Next comes surely "sea" or "road", as in "on the road".',
+        'After "at" comes surely "sea" or "road", as in "on the road".',
         'It just said "the harbour at".',
     ]
     assert teacher(about=0, quoted=0, continued=0).describe(text, expectation(*words)) == (
-        'Next comes surely "sea" or "road".'
+        'After "at" comes surely "sea" or "road".'
     )
     assert teacher(about=0, quoted=0, expected=0).describe(text, expectation(*words)) == (
-        'Next comes as in "on the road".'
+        'After "at" comes as in "on the road".'
     )
+    assert teacher(about=0, expected=3, quoted=0, continued=0).describe(text, expectation(*words)) == (
+        'After "at" comes surely "sea", "road" or "hill".'
+    )
+    assert teacher(about=0).describe('"', expectation(*words)) == ""
     likely = [teacher(about=0, quoted=0, continued=0).describe("a", expectation(("sea", p))) for p in (0.3, 0.1)]
-    assert likely == ['Next comes probably "sea".', 'Next comes perhaps "sea".']
+    assert likely == ['After "a" comes probably "sea".', 'After "a" comes perhaps "sea".']
 
 
 def test_distinctive_words_count_all_occurrences_and_keep_the_order():
@@ -104,7 +110,7 @@ def test_it_is_a_teacher_and_its_texts_depend_on_its_lines_alone(tmp_path: Path)
     texts = [explanation.text for explanation in one.explain(passages)]
     again = [explanation.text for explanation in reversed(one.explain(passages[::-1]))]
     assert texts == again and all(text and text.count("\n") == 2 for text in texts)
-    assert 'just said "on the town".' in str(texts[0])
+    assert 'It just said "on the town".' in str(texts[0]) and 'After "town" comes' in str(texts[0])
     assert one.estimate(passages).usd == 0
     one.open(tmp_path, ("just said",))
     assert {explanation.status for explanation in one.explain(passages)} == {"malformed"}

@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from nla.errors import ConfigError
 from nla.models import backbone, sampling
+from nla.models.lora import add_lora, merged_state_dict
 from nla.models.sampling import engine, hf
 from nla.models.sampling.attention import StaticCache
 from nla.models.sampling.graphs import GraphedStep
@@ -235,6 +236,46 @@ def test_weights_are_cast_and_laid_out_only_for_sampling(model):
     with pytest.raises(RuntimeError, match="stop"), engine.prepared(half, torch.float32):
         raise RuntimeError("stop")
     assert kept == {name: (p.data_ptr(), p.dtype, p.stride()) for name, p in half.named_parameters()}
+
+
+def adapted(model, strength=0.05):
+    """Adapters that change the distribution, on a copy."""
+    with_adapter = add_lora(copy.deepcopy(model), rank=4, alpha=8.0)
+    torch.manual_seed(0)
+    for name, parameter in with_adapter.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=strength)
+    return with_adapter.eval()
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_adapters_are_merged_for_sampling_and_taken_out_exactly(model, autocast):
+    with_adapter = adapted(model)
+    plain = copy.deepcopy(model)
+    plain.load_state_dict(merged_state_dict(with_adapter))
+    kept = {name: (p.data_ptr(), p.clone()) for name, p in with_adapter.named_parameters()}
+    inputs = prompts(model)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        expected, sampled = (run(engine, each, inputs, temperature=0) for each in (plain, with_adapter))
+        without = run(engine, model, inputs, temperature=0)
+        reached = []
+        with engine.prepared(with_adapter, None):
+            layers = [m for m in with_adapter.modules() if type(getattr(m, "base_layer", None)) is torch.nn.Linear]
+            reached = [layer.merged for layer in layers]
+            dtypes = {layer.base_layer.weight.dtype for layer in layers}
+    others = [m for m in with_adapter.modules() if hasattr(m, "base_layer") and m not in layers]
+    if autocast and others:  # GPT-2's Conv1D and experts keep their adapter apart, rounded on its own
+        assert torch.allclose(sampled[2][:, 0], expected[2][:, 0], atol=0.1)
+    else:
+        assert torch.equal(sampled[0], expected[0])
+        assert torch.allclose(sampled[2], expected[2], atol=1e-4)
+    assert not torch.allclose(sampled[2][:, 0], without[2][:, 0], atol=1e-3)
+    assert all(reached)
+    assert dtypes <= {torch.bfloat16 if autocast else torch.float32}
+    assert not any(layer.merged for layer in layers)
+    for name, parameter in with_adapter.named_parameters():
+        pointer, before = kept[name]
+        assert parameter.data_ptr() == pointer and torch.equal(parameter, before)
 
 
 def test_the_models_attention_is_restored(model):

@@ -59,4 +59,6 @@ def test_its_expectations_are_plain_words() -> None:
     (explanation,) = TargetTeacher("smollm2", about=3, quoted=4, expected=3, continued=6).explain([Passage("d", TEXT)])
     about, expected, quoted = str(explanation.text).splitlines()
     assert "revenue" in about and quoted == 'It just said "of the United States".'
-    assert expected.startswith("Next comes ") and any(f'"{word}"' in expected for word in ("is", "has", "for"))
+    assert expected.startswith('After "States" comes ') and any(
+        f'"{word}"' in expected for word in ("is", "has", "for")
+    )

@@ -1,9 +1,9 @@
 """The target as its own teacher: no key, no other model, plain sentences that can be checked.
 
 Three lines, each of which can be switched off: what the text is about (the words that told the target the most), what
-the target expects (its most probable next words, and its greedy continuation), and what was just read (the last words,
-quoted). Everything comes from the target's own next-token distributions, so a claim of such a text is true or
-false without a judge.
+the target expects after the last word (its most probable next words, and its greedy continuation), and what was just
+read (the last words, quoted). Everything comes from the target's own next-token distributions, so a claim of such a
+text is true or false without a judge.
 """
 
 import re
@@ -38,7 +38,7 @@ MOST_TOKENS = 512  # of a passage: what comes before is not read
 class Expectation:
     """What the target makes of a text up to one position."""
 
-    surprisal: list[tuple[str, float]]  # each word read so far with the nats that it told the target
+    surprisal: list[tuple[str, float]]  # each word read so far with the nats that it told the target; or not asked for
     next_words: list[tuple[str, float]]  # most probable first, with their probabilities
     continuation: str  # greedy
 
@@ -49,9 +49,9 @@ class TargetTeacher:
     Args:
         model, dtype, revision: the target.
         about: words of the first line; 0: no such line.
-        quoted: last words in the third line; 0: no such line.
         expected: next words in the second line; 0: none.
         continued: tokens of the greedy continuation in the second line; 0: none.
+        quoted: last words in the third line; 0: no such line.
         device: where it runs; None: the process's first GPU, else the CPU.
     """
 
@@ -90,7 +90,7 @@ class TargetTeacher:
 
     def fingerprint(self) -> str:
         numbers = [self.about, self.quoted, self.expected, self.continued]
-        identity = {"kind": "TargetTeacher 2", "model": self.model, "revision": self.revision, "lines": numbers}
+        identity = {"kind": "TargetTeacher 3", "model": self.model, "revision": self.revision, "lines": numbers}
         return request_key(identity, self.dtype)
 
     def estimate(self, passages: Sequence[Passage]) -> Estimate:
@@ -99,7 +99,9 @@ class TargetTeacher:
     def explain(self, passages: Sequence[Passage]) -> list[Explanation]:
         model, tokenizer = self._load()
         explanations = [Explanation(None, "none")] * len(passages)
-        for index, expectation in expectations(model, tokenizer, [p.text for p in passages], self.continued):
+        for index, expectation in expectations(
+            model, tokenizer, [passage.text for passage in passages], self.continued, surprisal=self.about > 0
+        ):
             text = self.describe(passages[index].text, expectation)
             if any(word in text for word in self.forbidden):
                 explanations[index] = Explanation(None, "malformed")
@@ -110,25 +112,24 @@ class TargetTeacher:
     def describe(self, text: str, expectation: Expectation) -> str:
         """The lines, without what would close a quotation or a tag.
 
-        What was just read comes last, nearest to where the reconstructor is read: on SmolLM2 at block 20 a ridge
-        regression from the untrained reconstructor then explains 0.14 of the variance, else 0.09
-        (2000 texts, `benchmarks/text_layout.py`).
+        The last word comes first: the verbalizer reads it best and the rest follows from it. The quotation is in the
+        order of the text and at the end, where the reconstructor reads it best (`docs/records/results.md`).
         """
         lines = []
         if self.about and (topic := distinctive(expectation.surprisal, self.about)):
             lines.append(f"It is about {', '.join(topic)}.")
         expects = []
         if self.expected and expectation.next_words:
-            (first, probability), *others = expectation.next_words[: self.expected]
-            likely = next(word for least, word in LIKELY if probability >= least)
-            rest = f" or {_listed([word for word, _ in others])}" if others else ""
-            expects.append(f'{likely} "{bare(first)}"{rest}')
+            words = expectation.next_words[: self.expected]
+            likely = next(word for least, word in LIKELY if words[0][1] >= least)
+            expects.append(f"{likely} {_listed([word for word, _ in words])}")
         if self.continued and (continuation := bare(expectation.continuation)):
             expects.append(f'as in "{continuation}"')
-        if expects:
-            lines.append(f"Next comes {', '.join(expects)}.")
-        if self.quoted and (words := text.split()[-self.quoted :]):
-            lines.append(f'It just said "{bare(" ".join(words))}".')
+        last = last_words(text, 1)
+        if expects and last:
+            lines.append(f'After "{last[-1]}" comes {", ".join(expects)}.')
+        if self.quoted and last:
+            lines.append(f'It just said "{" ".join(last_words(text, self.quoted))}".')
         return "\n".join(lines)
 
     def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -152,14 +153,23 @@ def distinctive(surprisal: Sequence[tuple[str, float]], count: int) -> list[str]
 
 @torch.no_grad()
 def expectations(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], continued: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    continued: int,
+    surprisal: bool = True,
 ) -> Iterator[tuple[int, Expectation]]:
-    """The expectation at the end of each text, in any order; texts that begin another one are read with it."""
+    """The expectation at the end of each text, in any order; texts that begin another one are read with it.
+
+    Without `surprisal`, which needs the distribution at every token, no words read are listed.
+    """
     groups = _shared_readings(tokenizer, texts)
     words = _TokenWords(tokenizer)
     budget = TOKENS_AT_ONCE if model.device.type == "cpu" else TOKENS_AT_ONCE_ON_GPU
     for bucket in length_buckets([len(group.tokens) for group in groups], budget):
-        yield from _expected(model, tokenizer, words, texts, [groups[number] for number in bucket], continued)
+        yield from _expected(
+            model, tokenizer, words, texts, [groups[number] for number in bucket], continued, surprisal
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,11 +208,14 @@ def _expected(
     texts: Sequence[str],
     groups: list[_Group],
     continued: int,
+    with_surprisal: bool,
 ) -> Iterator[tuple[int, Expectation]]:
     tokens = padded([group.tokens for group in groups], pad_id(tokenizer))[0].to(model.device)
     cache = DynamicCache()  # not by the config: layers with a sliding window would keep their last tokens alone
     hidden = body(model)(input_ids=tokens, past_key_values=cache).last_hidden_state
-    surprisal = [_surprisal(model, states, ids) for states, ids in zip(hidden, tokens, strict=True)]
+    surprisal: list[list[float]] = []
+    if with_surprisal:
+        surprisal = [_surprisal(model, states, ids) for states, ids in zip(hidden, tokens, strict=True)]
     row = torch.tensor([number for number, group in enumerate(groups) for _ in group.places], device=model.device)
     place = torch.tensor([token for group in groups for _, token in group.places], device=model.device)
     after = head_logits(model, hidden[row, place])
@@ -215,7 +228,7 @@ def _expected(
         yield (
             index,
             Expectation(
-                surprisal=_words_read(texts[index], group.ends[: last + 1], surprisal[number]),
+                surprisal=_words_read(texts[index], group.ends[: last + 1], surprisal[number]) if surprisal else [],
                 next_words=words.most_probable(candidate, probability),
                 continuation=str(tokenizer.decode(continuation, skip_special_tokens=True)) if continued else "",
             ),
@@ -306,5 +319,11 @@ def bare(text: str) -> str:
     return " ".join(QUOTES.sub("", text).split())
 
 
+def last_words(text: str, count: int) -> list[str]:
+    """As they are quoted, in the order of the text."""
+    return bare(" ".join(text.split()[-count:])).split()
+
+
 def _listed(words: list[str]) -> str:
-    return " or ".join(f'"{bare(word)}"' for word in words)
+    *others, last = (f'"{bare(word)}"' for word in words)
+    return f"{', '.join(others)} or {last}" if others else last

@@ -1,7 +1,7 @@
 """Claims of real text, judged without a judge: the sentences of `TargetTeacher`, whoever wrote them.
 
-A topic word must occur in the document, read so far or after it. A quoted word must be among the last words read. An
-expected word must be among the words that the target itself finds most probable next.
+A topic word must occur in the document, read so far or after it. The last word must be just that, and a word before it
+among the last words read. An expected word must be among the words that the target itself finds most probable next.
 """
 
 import re
@@ -10,30 +10,33 @@ from collections.abc import Mapping, Sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nla.data.source import Claim
-from nla.data.teachers.target import bare, distinctive, expectations
+from nla.data.teachers.target import distinctive, expectations, last_words
 
-ABOUT, NEXT = re.compile(r"It is about (.+)\."), re.compile(r"Next comes (.+)\.")
-SAID = re.compile(r'It just said "(.*)"\.')
+ABOUT = re.compile(r"It is about (.+)\.")
+NEXT = re.compile(r'After "([^"]+)" comes (.+)\.')
+SAID = re.compile(r'It just said "([^"]*[^" ][^"]*)"\.')
 EXAMPLE = re.compile(r',? ?as in ".*$')  # the continuation is no claim of one word
 QUOTED = re.compile(r'"([^"]+)"')
-TOPIC, EXPECTED, READ, UNPARSED = "topic", "expected", "read", "unparsed"
+TOPIC, EXPECTED, LAST, READ, UNPARSED = "topic", "expected", "last", "read", "unparsed"
 NEXT_WORDS = 20  # an expected word is true if it is among the target's 20 most probable
-LAST_WORDS = 12  # a quoted word is true if it is among the text's last 12
+LAST_WORDS = 12  # a word before the last is true if it is among the text's last 12
 
 
 def parse_description(explanation: str) -> list[tuple[str, str]]:
-    """Kind and value of each claim; a line of no known form is one of kind `unparsed`."""
+    """Kind and value of each claim, once however often it is made; a line of no known form is `unparsed`."""
     claims: list[tuple[str, str]] = []
     for line in filter(None, map(str.strip, explanation.splitlines())):
         if about := ABOUT.fullmatch(line):
             claims += [(TOPIC, word) for word in about[1].split(", ")]
         elif following := NEXT.fullmatch(line):
-            claims += [(EXPECTED, word) for word in QUOTED.findall(EXAMPLE.sub("", following[1]))]
+            claims.append((LAST, following[1]))
+            claims += [(EXPECTED, word) for word in QUOTED.findall(EXAMPLE.sub("", following[2]))]
         elif said := SAID.fullmatch(line):
-            claims += [(READ, word) for word in said[1].split()]
+            *earlier, last = said[1].split()
+            claims += [*((READ, word) for word in earlier), (LAST, last)]
         else:
             claims.append((UNPARSED, line))
-    return claims
+    return list(dict.fromkeys(claims))
 
 
 def are_descriptions(explanations: Sequence[str | None]) -> bool:
@@ -76,7 +79,7 @@ class TargetGroundTruth:
         ]
 
     def facts(self, document_id: str, text: str) -> list[tuple[str, str]]:
-        words = [(TOPIC, self._telling[text]), (EXPECTED, self._next[text][:1]), (READ, last_words(text, 1))]
+        words = [(TOPIC, self._telling[text]), (EXPECTED, self._next[text][:1]), (LAST, last_words(text, 1))]
         return [(kind, word) for kind, found in words for word in found]
 
     def _true(self, kind: str, value: str, document_id: str, text: str) -> bool:
@@ -85,9 +88,6 @@ class TargetGroundTruth:
             return re.search(rf"\b{re.escape(value)}\b", document, re.IGNORECASE) is not None
         if kind == EXPECTED:
             return value in self._next[text]
+        if kind == LAST:
+            return last_words(text, 1) == [value]
         return kind == READ and value in last_words(text, LAST_WORDS)
-
-
-def last_words(text: str, count: int) -> list[str]:
-    """As the teacher quotes them."""
-    return bare(" ".join(text.split()[-count:])).split()

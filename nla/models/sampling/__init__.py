@@ -1,7 +1,7 @@
 """Sampling of explanations: `SamplingParams` and two samplers with one signature.
 
 `engine` is our decode loop, `hf` the reference, which uses `model.generate`.
-May import `nla.core` and `nla.models.backbone`. Public: `SamplingParams`, `sampler`.
+May import `nla.core`, `nla.models.backbone` and `nla.models.lora`. Public: `SamplingParams`, `sampler`.
 """
 
 from collections.abc import Callable

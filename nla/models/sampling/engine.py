@@ -7,6 +7,7 @@ Prompts have one length, hence no mask.
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from nla.models.backbone import DTYPES, body, depth, embed, head_logits, truncated
+from nla.models.lora import ACTIVE, adapted_matrices, merged_matrix
 from nla.models.sampling.attention import Prefix, StaticCache, shared_attention
 from nla.models.sampling.graphs import GraphedStep, Step
 from nla.models.sampling.params import SamplingParams
@@ -128,7 +130,8 @@ def sample(
                 if kept is None:
                     break
                 token = token[kept]
-            logits = head_logits(model, live.step(step, embed(decoder, token.unsqueeze(1)), number))
+            embeddings = embed(decoder, token.unsqueeze(1)).to(prompts.dtype)
+            logits = head_logits(model, live.step(step, embeddings, number))
     time = int(mask.any(0).sum())
     return tokens[:, :time], mask[:, :time], log_probs[:, :time]
 
@@ -138,27 +141,46 @@ def prepared(model: PreTrainedModel, dtype: torch.dtype | None) -> Iterator[None
     """Inside the context the weights have this type, and on a CPU matrices are stored transposed.
 
     With an unchanged type the numbers are the same. A product of few rows with a matrix in fp32 is up to twice as fast
-    that way (MKL), and a CPU without matrix units for bf16 computes faster in fp32. Pointers are swapped, nothing is
-    written; the copies cost less than a decode step. No copy is made without a gain, nor of weights that are sharded
-    over ranks and gathered block by block.
+    that way (MKL), and a CPU without matrix units for bf16 computes faster in fp32. Under autocast matrices have its
+    type, else a frozen one would be cast again in every step. The copy of a matrix takes in its adapter, so a step
+    costs what it costs without adapters. Pointers are swapped, nothing is written, so the end restores every bit; the
+    copies cost less than a decode step. No copy is made without a gain, nor of weights that are sharded over ranks and
+    gathered block by block.
     """
     matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
+    adapted = adapted_matrices(model)
     before: list[tuple[Tensor, Tensor]] = []
+    merged: list[Any] = []
     try:
         for weight in model.parameters():
             if isinstance(weight, DTensor):
                 continue
-            data = weight.data
-            cast = data if dtype is None or not data.is_floating_point() else data.to(dtype)
-            if id(weight) in matrices and cast.device.type == "cpu" and cast.dtype == torch.float32:
+            data, matrix = weight.data, id(weight) in matrices
+            to = dtype or (autocast_dtype(data) if matrix else None)
+            cast = data if to is None or not data.is_floating_point() else data.to(to)
+            transposed = matrix and cast.device.type == "cpu" and cast.dtype == torch.float32
+            if (transposed or cast is not data) and id(weight) in adapted:
+                layer = adapted[id(weight)]
+                cast = merged_matrix(layer, cast.dtype)
+                layer.merged_adapters.append(ACTIVE)
+                merged.append(layer)
+            if transposed:
                 cast = cast.t().contiguous().t()
             if cast is not data:
                 before.append((weight, data))
                 weight.data = cast
         yield
     finally:
+        for layer in merged:
+            layer.merged_adapters.remove(ACTIVE)
         for weight, data in before:
             weight.data = data
+
+
+def autocast_dtype(data: Tensor) -> torch.dtype | None:
+    """The type in which autocast multiplies these weights; None outside of it, and for weights that it leaves alone."""
+    device = data.device.type
+    return torch.get_autocast_dtype(device) if data.is_floating_point() and torch.is_autocast_enabled(device) else None
 
 
 class Rows:
