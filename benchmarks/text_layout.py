@@ -82,7 +82,7 @@ def read(target: Target, source: TextSource, split: str, count: int) -> dict[str
     prepared, _ = prepare(documents[: math.ceil(count / 6)], target.tokenizer, ReadingPlan(6, 3, 256, 0))
     activation = []
     for first in range(0, len(prepared), 32):
-        batch = collate([(item, 0) for item in prepared[first : first + 32]], None, False, 0, pad_id(target.tokenizer))
+        batch = collate([(item, 0) for item in prepared[first : first + 32]], pad_id(target.tokenizer))
         activation.append(target(batch.tokens, batch.mask, batch.row, batch.position, layers=LAYERS).float())
     contexts = [item.document.text[:end] for item in prepared for end in item.ends]
     teacher = TargetTeacher("smollm2", about=4, quoted=6, expected=3, continued=8, dtype="bfloat16")

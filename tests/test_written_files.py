@@ -7,6 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent / "nla"
 WRITERS = {"write_text", "write_bytes", "savefig", "to_csv", "write_table", "save_file", "ParquetWriter"}
 WRITERS |= {"json.dump", "yaml.dump", "torch.save"}
+LAST_NAMES = {name.rpartition(".")[2] for name in WRITERS}
 SAFE = {"files.write_text", "format.write_table", "writer.write_table"}  # ours; the last fills a scratch file
 ALLOWED = {
     "files.py": "the home of atomic writes",
@@ -27,8 +28,8 @@ def raw_writes(source: str) -> Iterator[int]:
     """The lines on which a file is written without `nla.files`."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call):
-            name = ast.unparse(node.func)
-            last = name.rpartition(".")[2]
+            last = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            name = ast.unparse(node.func) if last in LAST_NAMES else last
             if (last == "open" and _writes(node)) or (WRITERS & {name, last} and name not in SAFE):
                 yield node.lineno
 

@@ -134,9 +134,8 @@ def prepare(settings: PrepareSettings) -> Path:
         fabric = start(settings.hardware)
         model = settings.model
         target = Target.from_pretrained(model.id, block, model.dtype, model.revision).to(fabric.device)
-        same = (model.id, model.dtype, model.revision)
-        if isinstance(teacher, TargetTeacher) and (teacher.model, teacher.dtype, teacher.revision) == same:
-            teacher.use(target.model, target.tokenizer)
+        if isinstance(teacher, TargetTeacher):
+            teacher.share(target)
         folder = Folder(path, fingerprint(origin), layers)
         facts = Facts(
             base_model=model.id if not Path(model.id).is_dir() else Path(model.id).name,

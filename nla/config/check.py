@@ -26,6 +26,8 @@ from nla.models.pretrained.metadata import METADATA
 STAGE_INJECTED, LOGGER_INJECTED = ("nla", "target"), ("save_dir",)  # what code passes beside the config
 S = TypeVar("S", bound=Settings)
 
+WHILE_TRAINING = "nla.data.teachers.TargetTeacher"  # the teacher that may write texts when their row is due
+
 
 def check_train(cfg: DictConfig) -> TrainSettings:
     """Everything about a training config that can be known without loading weights. Raises ConfigError, ModelError."""
@@ -143,6 +145,19 @@ def check_data(data: DataSettings, trusted: bool = True) -> None:
     if "_target_" not in data.source:
         raise ConfigError("data.source._target_ is not set: name the class of a source, e.g. nla.data.text.TextSource")
     check_components(data.source, "data.source", trusted=trusted)
+    if data.teacher is None:
+        return
+    check_components(data.teacher, "data.teacher", trusted=trusted)
+    if data.teacher.get("_target_") != WHILE_TRAINING:
+        raise ConfigError(
+            f"data.teacher._target_={data.teacher.get('_target_')}: only the target itself (teacher=self) writes texts "
+            "while training; let nla prepare ask another teacher, and train with data=shards"
+        )
+    if data.num_workers:
+        raise ConfigError(
+            f"data.num_workers={data.num_workers}: texts by data.teacher are written in the main process, beside the "
+            "target; set data.num_workers=0"
+        )
 
 
 def parse(schema: type[S], plain: dict[str, Any]) -> S:

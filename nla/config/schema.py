@@ -95,6 +95,7 @@ class DataSettings(Settings):
     max_tokens: PositiveInt
     validation_documents: PositiveInt | None
     num_workers: int = Field(ge=0)
+    teacher: dict[str, Any] | None = None  # asked while training; none: the source's own texts
 
 
 class StageData(Settings):

@@ -13,18 +13,26 @@ from nla.data.documents import ReadingPlan
 from nla.data.shards.reader import ShardReader, agreement
 from nla.data.shards.source import ShardSource
 from nla.data.source import Source
-from nla.errors import NLAError
+from nla.data.warm_start import SourceTexts, TaughtTexts, WarmStartTexts
+from nla.errors import ConfigError, NLAError
 from nla.models.target import Target
 
 
 def build_data(data: DataSettings, stage: StageData, target: Target, seed: int) -> NLADataModule:
-    """The loader of a stage. Raises DataError where stored activations are not the target's."""
+    """The loader of a stage.
+
+    Raises DataError where stored activations are not the target's, and ConfigError for a teacher beside them.
+    """
     source = build_source(data.source)
+    if isinstance(source, ShardSource) and data.teacher is not None:
+        raise ConfigError(
+            "data.teacher: data=shards has its texts already; leave the teacher out, or use data=text_self"
+        )
     plan = ReadingPlan(stage.positions_per_document, stage.min_context, data.max_tokens, seed)
     if isinstance(source, ShardSource):
         reader = ShardReader(source, target.layer, target.d_model)
     else:
-        reader = DocumentReader(source, target.tokenizer, plan)
+        reader = DocumentReader(source, target.tokenizer, plan, warm_start_texts(data, source, target))
     module = NLADataModule(
         reader,
         split=stage.split,
@@ -37,6 +45,15 @@ def build_data(data: DataSettings, stage: StageData, target: Target, seed: int) 
     if isinstance(source, ShardSource):
         agreement(module.rows(stage.split), target, source.path)
     return module
+
+
+def warm_start_texts(data: DataSettings, source: Source, target: Target) -> WarmStartTexts:
+    """The source's own, or those of `data.teacher`, which reads with the stage's target if that is its model."""
+    if data.teacher is None:
+        return SourceTexts(source)
+    teacher = instantiate(data.teacher, _convert_="all")
+    teacher.share(target)
+    return TaughtTexts(teacher)
 
 
 def build_source(node: Mapping[str, Any]) -> Source:

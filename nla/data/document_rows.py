@@ -12,23 +12,25 @@ from nla.data.documents import Prepared, ReadingPlan, collate, prepare
 from nla.data.positions import keyed_seed
 from nla.data.rows import Selection
 from nla.data.source import Document, Source
+from nla.data.warm_start import WarmStartTexts
 from nla.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)
 class DocumentReader:
-    """The documents of a source, tokenized by the target's tokenizer, read at the positions of the plan."""
+    """The documents of a source, tokenized by the target's tokenizer and read at the positions of the plan."""
 
     source: Source
     tokenizer: PreTrainedTokenizerBase
     plan: ReadingPlan
+    warm_start: WarmStartTexts
 
     def __call__(self, selection: Selection) -> "DocumentRows":
         documents = self.source.documents(selection.split)
         if selection.documents is not None:
             documents = _keyed_choice(documents, selection.documents)
-        explain = self.source.explanation if selection.explanations else None
-        prepared, skipped = prepare(documents, self.tokenizer, self.plan, explain)
+        warm_start = self.warm_start if selection.explanations else None
+        prepared, skipped = prepare(documents, self.tokenizer, self.plan, warm_start)
         if not prepared:
             raise DataError(self._nothing(selection.split, skipped))
         return DocumentRows(self, selection, prepared, skipped)
@@ -70,10 +72,9 @@ class DocumentRows:
         pad_id = self.reader.tokenizer.pad_token_id
         return collate(
             [(self.prepared[index], epoch) for epoch, index in chosen],
-            self.reader.source,
-            self.selection.explanations,
-            self.selection.seed,
             pad_id if isinstance(pad_id, int) else 0,
+            self.reader.warm_start if self.selection.explanations else None,
+            self.selection.seed,
         )
 
     def fingerprint(self) -> int:

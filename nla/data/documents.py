@@ -1,7 +1,7 @@
 """Prepared documents: tokenized once, with the positions to read, and collated into batches."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerBase
 from nla.core.padding import padded
 from nla.core.records import TokenBatch
 from nla.data.positions import draw_positions, eligible_positions, keyed_seed
-from nla.data.source import Document, Source
+from nla.data.source import Document
+from nla.data.warm_start import Context, WarmStartTexts
 from nla.errors import DataError, ModelError
 
 TOKENIZE_AT_ONCE = 512  # documents; bounds the offsets in memory
@@ -48,12 +49,12 @@ def prepare(
     documents: Sequence[Document],
     tokenizer: PreTrainedTokenizerBase,
     plan: ReadingPlan,
-    explain: Callable[[Document, int, int], str | None] | None = None,
+    warm_start: WarmStartTexts | None = None,
 ) -> tuple[list[Prepared], Counter[str]]:
     """The readable documents, and the number of others by reason.
 
-    With `explain`, documents that the corpus explains as a whole are read only at their last token, and those without
-    explanation are left out. All documents kept have the same number of positions.
+    With `warm_start`, documents that the corpus explains as a whole are read only at their last token, and those
+    without explanation are left out. All documents kept have the same number of positions.
 
     Raises ModelError for a tokenizer without character offsets.
     """
@@ -77,7 +78,7 @@ def prepare(
         fields = ("input_ids", "offset_mapping", "special_tokens_mask")
         for document, tokens, offsets, added in zip(chunk, *(encoded[field] for field in fields), strict=True):
             special = [bool(flag) or token in specials for flag, token in zip(added, tokens)]
-            positions = _choose(document, offsets, special, plan, explain)
+            positions = _choose(document, offsets, special, plan, warm_start)
             if isinstance(positions, str):
                 skipped[positions] += 1
             else:
@@ -97,57 +98,48 @@ def _choose(
     offsets: Sequence[tuple[int, int]],
     special: list[bool],
     plan: ReadingPlan,
-    explain: Callable[[Document, int, int], str | None] | None,
+    warm_start: WarmStartTexts | None,
 ) -> list[int] | str:
     """The positions, or the reason for having none."""
     eligible = eligible_positions(offsets, special, plan.min_context)
-    if explain is not None and document.explanation is not None:
+    if warm_start is not None and document.explanation is not None:
         last = [position for position in eligible[-1:] if offsets[position][1] == len(document.text)]
         return last or "too short or too long for its explanation"
     if len(eligible) < plan.positions_per_document:
         return "too few tokens"
-    if explain is not None and explain(document, offsets[eligible[-1]][1], 0) is None:
+    if warm_start is not None and warm_start.lacks(document, offsets[eligible[-1]][1]):
         return "no explanation"
     return draw_positions(eligible, plan.positions_per_document, plan.seed, document.id)
 
 
 def collate(
-    rows: Sequence[tuple[Prepared, int]],
-    source: Source | None,
-    explanations: bool,
-    seed: int,
-    pad_id: int,
+    rows: Sequence[tuple[Prepared, int]], pad_id: int, warm_start: WarmStartTexts | None = None, seed: int = 0
 ) -> TokenBatch:
-    """One batch of (document, epoch) rows, right padded.
+    """One batch of (document, epoch) rows, right padded; with `warm_start`, each position with its text.
 
-    The choice of the warm-start text depends on the epoch, so that a source with several can vary it. Positions that
-    the source does not explain are left out; without explanations no source is needed.
-    Raises DataError if no position is left.
+    The choice of the text depends on seed and epoch, so that a source with several can vary it. Positions without a
+    text are left out. Raises DataError if no position is left.
     """
     tokens, mask = padded([item.tokens for item, _ in rows], pad_id)
-    row, position, document, text, warm_start = [], [], [], [], []
+    places: list[tuple[int, int, Context]] = []
     for index, (item, epoch) in enumerate(rows):
-        for token, end in zip(item.positions, item.ends, strict=True):
-            explanation = None
-            if explanations and source is not None:
-                key = keyed_seed("explanation", seed, epoch, item.document.id, token)
-                explanation = source.explanation(item.document, end, key)
-                if explanation is None:
-                    continue
-            row.append(index)
-            position.append(token)
-            document.append(item.document.root)
-            text.append(item.document.text[:end])
-            warm_start.append(explanation)
-    if not row:
+        for position, end in zip(item.positions, item.ends, strict=True):
+            key = keyed_seed("explanation", seed, epoch, item.document.id, position)
+            places.append((index, position, Context(item.document, end, key)))
+    texts: list[str | None] | None = None
+    if warm_start is not None:
+        texts = warm_start.texts([context for _, _, context in places])
+        places = [place for place, text in zip(places, texts, strict=True) if text is not None]
+        texts = [text for text in texts if text is not None]
+    if not places:
         ids = ", ".join(item.document.id for item, _ in rows)
         raise DataError(f"no position of {ids} has an explanation: raise data.min_context, or leave them out")
     return TokenBatch(
         tokens=tokens,
         mask=mask,
-        row=torch.tensor(row),
-        position=torch.tensor(position),
-        document=document,
-        text=text,
-        explanation=warm_start if explanations else None,
+        row=torch.tensor([index for index, _, _ in places]),
+        position=torch.tensor([position for _, position, _ in places]),
+        document=[context.document.root for _, _, context in places],
+        text=[context.document.text[: context.end] for _, _, context in places],
+        explanation=texts,
     )

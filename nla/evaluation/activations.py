@@ -66,7 +66,7 @@ def read_rows(
         first.append(total)
         total += len(item.positions)
     buckets = length_buckets([len(item.tokens) for item in prepared], TOKENS_AT_ONCE)
-    readings = shared(buckets, lambda bucket: _read(target, data.source, [prepared[index] for index in bucket]))
+    readings = shared(buckets, lambda bucket: _read(target, [prepared[index] for index in bucket]))
     for bucket, reading in zip(buckets, readings, strict=True):
         activation[torch.tensor([first[i] + k for i in bucket for k in range(len(prepared[i].positions))])] = reading
     rows = [(item, token, end) for item in prepared for token, end in zip(item.positions, item.ends, strict=True)]
@@ -88,7 +88,7 @@ def with_positions(data: EvaluationData, positions_per_document: int | None) -> 
     return EvaluationData(data.source, dataclasses.replace(data.plan, positions_per_document=positions_per_document))
 
 
-def _read(target: Target, source: Source, chosen: list[Prepared]) -> Float[Tensor, "batch d_model"]:
+def _read(target: Target, chosen: list[Prepared]) -> Float[Tensor, "batch d_model"]:
     device = target.device
-    batch = collate([(item, 0) for item in chosen], source, False, 0, pad_id(target.tokenizer)).to(device)
+    batch = collate([(item, 0) for item in chosen], pad_id(target.tokenizer)).to(device)
     return target(batch.tokens, batch.mask, batch.row, batch.position).cpu()

@@ -143,9 +143,7 @@ def _read(
 ) -> _Part:
     values = []
     for first in range(0, len(prepared), AT_ONCE):
-        batch = collate(
-            [(item, 0) for item in prepared[first : first + AT_ONCE]], None, False, 0, pad_id(target.tokenizer)
-        )
+        batch = collate([(item, 0) for item in prepared[first : first + AT_ONCE]], pad_id(target.tokenizer))
         batch = batch.to(target.device)
         values.append(target(batch.tokens, batch.mask, batch.row, batch.position, layers=layers).cpu())
         progress("reading", min(first + AT_ONCE, len(prepared)), len(prepared))

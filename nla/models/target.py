@@ -32,13 +32,16 @@ class Target(nn.Module):
         self.model = model.requires_grad_(False).eval()
         self.tokenizer = tokenizer
         self.layer = layer
+        self.loaded_as: tuple[str, str, str | None] | None = None  # id, dtype and revision, if by `from_pretrained`
 
     @classmethod
     def from_pretrained(
         cls, model_id: str, layer: int, dtype: str = "float32", revision: str | None = None
     ) -> "Target":
         """From a packaged id, a folder or a hub id. Raises ModelError; ConfigError for a layer it does not have."""
-        return cls(load_model(model_id, dtype, revision), load_tokenizer(model_id, revision), layer)
+        target = cls(load_model(model_id, dtype, revision), load_tokenizer(model_id, revision), layer)
+        target.loaded_as = model_id, dtype, revision
+        return target
 
     @classmethod
     def of_pair(cls, pair: str | Path, dtype: str = "float32") -> "Target":

@@ -1,17 +1,26 @@
 """Positions, batches and the loader: exact contexts, an order that restarts repeat, shards, exact resume."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from support.loaders import Corpus, loader, record, take
-from support.models import make_tokenizer
+from support.models import CORPUS, make_tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from nla.config.check import check_train
+from nla.config.compose import compose
 from nla.data import Document
+from nla.data.build import build_data
 from nla.data.datamodule import NLADataModule
+from nla.data.document_rows import DocumentReader
+from nla.data.documents import ReadingPlan
 from nla.data.positions import draw_positions, eligible_positions, keyed_fraction, keyed_seed
+from nla.data.teachers import Passage, TargetTeacher
+from nla.data.warm_start import Context
 from nla.errors import ConfigError, DataError
 from nla.models.target import Target
 
@@ -55,6 +64,51 @@ def test_a_batch_holds_exact_contexts(bos: bool):
     padded = ~batch.mask
     assert (batch.tokens[padded] == tokenizer.pad_token_id).all()
     assert (batch.mask.int().diff(dim=1) <= 0).all()  # padding on the right only
+
+
+class Taught:
+    """Texts that are written when they are due; nothing to say where a context's end is odd."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[Context]] = []
+
+    def texts(self, contexts: Sequence[Context]) -> list[str | None]:
+        self.asked.append(list(contexts))
+        return [None if c.end % 2 else f"{c.document.id} to {c.end}" for c in contexts]
+
+    def lacks(self, document: Document, end: int) -> bool:
+        return False
+
+
+def test_texts_by_a_teacher_are_written_a_batch_at_a_time_when_it_is_due(tokenizer: PreTrainedTokenizerBase):
+    taught = Taught()
+    data = NLADataModule(
+        DocumentReader(Corpus(10), tokenizer, ReadingPlan(4, 5, 200, 0), taught),
+        split="warm_start", explanations=True, batch_size=8, validation_documents=None, seed=0, num_workers=0,
+    )  # fmt: skip
+    data.setup("fit")
+    assert not taught.asked
+    (batch,) = take(data, 1)
+    (contexts,) = taught.asked
+    kept = [context for context in contexts if context.end % 2 == 0]
+    assert len(contexts) == 8 and 0 < len(kept) < 8
+    assert batch.explanation == [f"{context.document.id} to {context.end}" for context in kept]
+    assert batch.text == [context.document.text[: context.end] for context in kept]
+    assert len(batch.row) == len(batch.position) == len(batch.document) == len(kept)
+
+
+def test_a_persons_text_is_explained_by_the_target_itself(tiny_folder: str, tmp_path: Path):
+    for number in range(40):
+        (tmp_path / f"{number}.txt").write_text(f"{number} " + " ".join(CORPUS[number % 3 :] + CORPUS[:2]))
+    settings = check_train(compose("train", ["experiment=text", f"model.path={tiny_folder}", "data=text_self",
+                                             f"data.path={tmp_path}"]))  # fmt: skip
+    model, stage = settings.model, settings.stage["verbalizer"].data
+    target = Target.from_pretrained(model.id, 1, model.dtype, model.revision)
+    data = build_data(settings.data, stage, target, 0)
+    (batch,) = take(data, 1)
+    teacher = TargetTeacher(model.id, about=0, quoted=2, expected=3, continued=0)
+    assert batch.explanation == [text.text for text in teacher.explain([Passage("", text) for text in batch.text])]
+    assert all('It just said "' in text for text in batch.explanation)
 
 
 def test_the_target_reads_a_batch(tokenizer: PreTrainedTokenizerBase, target: Target):

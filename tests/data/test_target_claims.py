@@ -30,6 +30,7 @@ def test_each_sentence_of_the_teacher_is_parsed_and_the_continuation_is_no_claim
         ("read", "the"), ("read", "harbour"),
     ]  # fmt: skip
     assert parse_description('After "at" comes as in "on the road".') == [("last", "at")]
+    assert parse_description('Next comes as in "on the road".') == []
     assert parse_description("A poem.\n\nIt is about sea.") == [("unparsed", "A poem."), ("topic", "sea")]
 
 

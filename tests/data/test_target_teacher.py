@@ -9,6 +9,7 @@ from support.models import CORPUS, make_model, make_tokenizer
 from nla.data.teachers import Passage, TargetTeacher, Teacher
 from nla.data.teachers.target import Expectation, distinctive, expectations
 from nla.errors import ConfigError
+from nla.models.target import Target
 
 TEXT = CORPUS[0] + " " + CORPUS[2]
 LINES = {"about": 2, "quoted": 3, "expected": 2, "continued": 4}
@@ -77,17 +78,17 @@ def test_three_lines_each_of_which_can_be_switched_off():
         'It just said "the harbour at".',
     ]
     assert teacher(about=0, quoted=0, continued=0).describe(text, expectation(*words)) == (
-        'After "at" comes surely "sea" or "road".'
+        'Next comes surely "sea" or "road".'
     )
     assert teacher(about=0, quoted=0, expected=0).describe(text, expectation(*words)) == (
-        'After "at" comes as in "on the road".'
+        'Next comes as in "on the road".'
     )
-    assert teacher(about=0, expected=3, quoted=0, continued=0).describe(text, expectation(*words)) == (
-        'After "at" comes surely "sea", "road" or "hill".'
+    assert teacher(about=0, expected=3, quoted=1, continued=0).describe(text, expectation(*words)) == (
+        'After "at" comes surely "sea", "road" or "hill".\nIt just said "at".'
     )
-    assert teacher(about=0).describe('"', expectation(*words)) == ""
+    assert teacher(about=0, continued=0).describe('"', expectation(*words)) == 'Next comes surely "sea" or "road".'
     likely = [teacher(about=0, quoted=0, continued=0).describe("a", expectation(("sea", p))) for p in (0.3, 0.1)]
-    assert likely == ['After "a" comes probably "sea".', 'After "a" comes perhaps "sea".']
+    assert likely == ['Next comes probably "sea".', 'Next comes perhaps "sea".']
 
 
 def test_distinctive_words_count_all_occurrences_and_keep_the_order():
@@ -119,6 +120,25 @@ def test_it_is_a_teacher_and_its_texts_depend_on_its_lines_alone(tmp_path: Path)
 def test_a_loaded_target_is_used_instead_of_a_copy(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("nla.data.teachers.target.load_model", lambda *_: pytest.fail("loaded again"))
     one = teacher()
-    one.use(make_model("qwen3"), make_tokenizer())
+    target = Target(make_model("qwen3"), make_tokenizer(), 1)
+    target.loaded_as = ("world", "float32", None)
+    one.share(target)
     (explanation,) = one.explain([Passage("d", "Tom walks to the harbour")])
     assert explanation.status == "ok" and 'It just said "to the harbour".' in str(explanation.text)
+
+
+def test_a_target_of_another_type_is_no_substitute(monkeypatch: pytest.MonkeyPatch):
+    loads = []
+
+    def load(*given: object) -> object:
+        loads.append(given)
+        return make_model("qwen3")
+
+    monkeypatch.setattr("nla.data.teachers.target.load_model", load)
+    monkeypatch.setattr("nla.data.teachers.target.load_tokenizer", lambda *_: make_tokenizer())
+    one = TargetTeacher("world", dtype="bfloat16", **LINES)
+    target = Target(make_model("qwen3"), make_tokenizer(), 1)
+    target.loaded_as = ("world", "float32", None)
+    one.share(target)
+    one.explain([Passage("d", "Tom walks to the harbour")])
+    assert loads == [("world", "bfloat16", None)]

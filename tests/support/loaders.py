@@ -20,6 +20,7 @@ from nla.data.documents import ReadingPlan
 from nla.data.shards.reader import ShardReader
 from nla.data.shards.source import ShardSource
 from nla.data.source import Source
+from nla.data.warm_start import SourceTexts
 from nla.models.target import Target
 
 PLAN = ("positions_per_document", "min_context", "max_tokens")
@@ -56,7 +57,7 @@ def loader(tokenizer: PreTrainedTokenizerBase, corpus: Any = None, **changes: An
 
 def document_loader(source: Source, tokenizer: PreTrainedTokenizerBase, **options: Any) -> NLADataModule:
     plan = ReadingPlan(*(options.pop(key) for key in PLAN), seed=options["seed"])
-    return NLADataModule(DocumentReader(source, tokenizer, plan), **options)
+    return NLADataModule(DocumentReader(source, tokenizer, plan, SourceTexts(source)), **options)
 
 
 def shard_loader(source: ShardSource, target: Target, **changes: Any) -> NLADataModule:

@@ -1,5 +1,6 @@
 """What a rank of the multi-process tests does; runs in processes forked from a server that has the libraries loaded."""
 
+import contextlib
 import functools
 import json
 import logging
@@ -126,6 +127,27 @@ def every_stage(rank: int, ranks: int, strategy: str, work: Path, out: Path) -> 
             (out / f"{name}.metrics.json").write_text(json.dumps(metrics))
         if torch.distributed.is_initialized():
             torch.distributed.barrier()
+
+
+def ridge_and_gate(rank: int, ranks: int, strategy: str, work: Path, out: Path) -> None:
+    """The ridge head with the steps after it; and what the gate finds, open or closed."""
+    pair = NLA.from_pretrained(work / "pair")
+    target = Target.from_pretrained(pair.base_model, pair.layer)
+    stage = stage_of("reconstructor", pair, target, head_start="ridge")
+    trainer_of(ranks, strategy, out).fit(stage, data_of(target, "warm_start"))
+    if rank == 0:
+        pair.save_pretrained(out / "reconstructor")
+    figures: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: figures.append(record.getMessage())
+    logging.disable(logging.NOTSET)
+    logger = logging.getLogger("nla.training.stages.joint")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    gated = stage_of("joint", pair, target, gate_rows=16)
+    with contextlib.suppress(TrainingError):
+        trainer_of(ranks, strategy, out, max_steps=1).fit(gated, data_of(target, "joint"))
+    (out / f"gate-{rank}.json").write_text(json.dumps([line for line in figures if line.startswith("gate:")]))
 
 
 def sampled(folder: Path, ranks: int) -> list[list[list[int]]]:
@@ -289,5 +311,15 @@ def under_slurm(rank: int, ranks: int, strategy: str, work: Path, out: Path) -> 
 
 TASKS = {
     task.__name__: task
-    for task in (every_stage, short_of_memory, two_steps, four_steps, under_slurm, adapters, evaluation, muon)
+    for task in (
+        every_stage,
+        ridge_and_gate,
+        short_of_memory,
+        two_steps,
+        four_steps,
+        under_slurm,
+        adapters,
+        evaluation,
+        muon,
+    )
 }

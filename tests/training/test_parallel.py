@@ -149,6 +149,17 @@ def test_adapters_on_shared_weights_train_the_same_under_ddp(work: Path, tmp_pat
     compare(tmp_path / "one/joint", tmp_path / "two/joint")
 
 
+def test_the_ridge_head_and_the_gate_are_those_of_one_process(work: Path, tmp_path: Path) -> None:
+    found = {}
+    for strategy, ranks in (("one", 1), ("ddp", 2)):
+        out = tmp_path / strategy
+        start(ranks, strategy, work, "ridge_and_gate", out)
+        found[strategy] = [json.loads((out / f"gate-{rank}.json").read_text()) for rank in range(ranks)]
+    compare(tmp_path / "one/reconstructor", tmp_path / "ddp/reconstructor")
+    assert len(found["one"][0]) == 1 and "own" in found["one"][0][0]
+    assert found["ddp"][0] == found["one"][0] and found["ddp"][1] in (found["one"][0], [])
+
+
 def test_ranks_and_addresses_come_from_slurm(work: Path, straight: Path, tmp_path: Path) -> None:
     start(2, "ddp", work, "under_slurm", tmp_path)
     compare(straight, tmp_path / "joint")

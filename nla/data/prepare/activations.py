@@ -120,7 +120,7 @@ def _read(target: Target, found: list[Prepared], layers: list[int]) -> Float[np.
     values = np.zeros((sum(len(item.positions) for item in found), len(layers), target.d_model), np.float32)
     done = 0
     for batch in _chunks(found, DOCUMENTS_AT_ONCE):
-        rows = collate([(item, 0) for item in batch], None, False, 0, pad_id(target.tokenizer)).to(device)
+        rows = collate([(item, 0) for item in batch], pad_id(target.tokenizer)).to(device)
         read = target(rows.tokens, rows.mask, rows.row, rows.position, layers=layers)
         values[done : done + len(read)] = read.to(torch.float32).cpu().numpy()
         done += len(read)

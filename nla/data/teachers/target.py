@@ -24,6 +24,7 @@ from nla.data.teachers.protocol import Estimate, Explanation, Passage
 from nla.errors import ConfigError
 from nla.models.backbone import body, head_logits, load_model, load_tokenizer
 from nla.models.prompts import pad_id
+from nla.models.target import Target
 
 WORD = re.compile(r"[^\W\d_]{4,}")
 QUOTES = re.compile(r'["<>“”]')
@@ -84,9 +85,10 @@ class TargetTeacher:
     def open(self, folder: Path, forbidden: Sequence[str] = (), rank: int = 0) -> None:
         self.forbidden = tuple(forbidden)
 
-    def use(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Read with a target that is loaded already, instead of a copy."""
-        self._loaded = model, tokenizer
+    def share(self, target: Target) -> None:
+        """Read with this target instead of a copy, if it is the same model in the same type."""
+        if target.loaded_as == (self.model, self.dtype, self.revision):
+            self._loaded = target.model, target.tokenizer
 
     def fingerprint(self) -> str:
         numbers = [self.about, self.quoted, self.expected, self.continued]
@@ -120,16 +122,17 @@ class TargetTeacher:
             lines.append(f"It is about {', '.join(topic)}.")
         expects = []
         if self.expected and expectation.next_words:
-            words = expectation.next_words[: self.expected]
-            likely = next(word for least, word in LIKELY if words[0][1] >= least)
-            expects.append(f"{likely} {_listed([word for word, _ in words])}")
+            following = expectation.next_words[: self.expected]
+            likely = next(word for least, word in LIKELY if following[0][1] >= least)
+            expects.append(f"{likely} {_listed([word for word, _ in following])}")
         if self.continued and (continuation := bare(expectation.continuation)):
             expects.append(f'as in "{continuation}"')
-        last = last_words(text, 1)
-        if expects and last:
-            lines.append(f'After "{last[-1]}" comes {", ".join(expects)}.')
-        if self.quoted and last:
-            lines.append(f'It just said "{" ".join(last_words(text, self.quoted))}".')
+        words = last_words(text, self.quoted) if self.quoted else []
+        if expects:
+            after = f'After "{words[-1]}"' if words else "Next"
+            lines.append(f"{after} comes {', '.join(expects)}.")
+        if words:
+            lines.append(f'It just said "{" ".join(words)}".')
         return "\n".join(lines)
 
     def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

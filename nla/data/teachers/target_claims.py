@@ -13,7 +13,7 @@ from nla.data.source import Claim
 from nla.data.teachers.target import distinctive, expectations, last_words
 
 ABOUT = re.compile(r"It is about (.+)\.")
-NEXT = re.compile(r'After "([^"]+)" comes (.+)\.')
+NEXT = re.compile(r'(?:After "([^"]+)"|Next) comes (.+)\.')
 SAID = re.compile(r'It just said "([^"]*[^" ][^"]*)"\.')
 EXAMPLE = re.compile(r',? ?as in ".*$')  # the continuation is no claim of one word
 QUOTED = re.compile(r'"([^"]+)"')
@@ -29,7 +29,7 @@ def parse_description(explanation: str) -> list[tuple[str, str]]:
         if about := ABOUT.fullmatch(line):
             claims += [(TOPIC, word) for word in about[1].split(", ")]
         elif following := NEXT.fullmatch(line):
-            claims.append((LAST, following[1]))
+            claims += [(LAST, following[1])] if following[1] else []
             claims += [(EXPECTED, word) for word in QUOTED.findall(EXAMPLE.sub("", following[2]))]
         elif said := SAID.fullmatch(line):
             *earlier, last = said[1].split()

@@ -22,7 +22,7 @@ from nla.core.fve import FractionOfVarianceExplained
 from nla.core.objectives import ErrorKind, cosine, reconstruction_error, whitening
 from nla.core.records import ActivationBatch, Completions, TokenBatch
 from nla.core.schedule import learning_rate_share
-from nla.data.datamodule import NLADataModule
+from nla.data.datamodule import VALIDATION_POSITIONS, NLADataModule
 from nla.errors import TrainingError
 from nla.models.pair import NLA
 from nla.models.parameters import trainable
@@ -195,10 +195,12 @@ class Stage(LightningModule):
         return self._batches(data, data.split, -(-rows // data.batch_size))
 
     def held_out_rows(self, rows: int | None = None) -> Iterator[ActivationBatch]:
-        """Likewise of the validation split; None: of all its rows."""
+        """Likewise of the validation split, at least `rows` over all ranks if it has so many; None: of all its rows."""
         data: NLADataModule = cast(Any, self.trainer).datamodule
         count = data.validation_batches
-        return self._batches(data, "validation", count if rows is None else min(count, -(-rows // data.batch_size)))
+        if rows is not None:
+            count = min(count, -(-rows // (VALIDATION_POSITIONS * self.trainer.world_size)))
+        return self._batches(data, "validation", count)
 
     def _batches(self, data: NLADataModule, split: str, count: int) -> Iterator[ActivationBatch]:
         for number in range(count):
