@@ -60,9 +60,9 @@ def remarks(m: dict[str, Any], run: Path) -> str:
         f"{read['reconstructor/validation/fve']:.3f}, on another row's texts "
         f"{read['reconstructor/validation/fve_shuffled']:.3f}. With each dimension over its own variance the FVE is "
         f"{interval(m['fve_whitened'], m['fve_whitened_ci95'])}; the two largest dimensions hold "
-        f"{top['variance_share']:.1%} of the variance. A topic word is true if it occurs in the document, a quoted "
-        "word if it is among the last 12 read, an expected word if it is among the model's own 20 most probable; by "
-        "chance: the same claims against another document.",
+        f"{top['variance_share']:.1%} of the variance. The last word is true if it is just that, a word read before it "
+        "if it is among the last 12, an expected word if it is among the model's own 20 most probable; by chance: the "
+        "same claims against another document.",
         118,
     )
 

@@ -20,7 +20,8 @@ from nla.core.ridge import NormalEquations
 from nla.data.documents import Prepared, ReadingPlan, collate, prepare
 from nla.data.positions import keyed_seed
 from nla.data.source import Source
-from nla.data.teachers.target import Expectation, TargetTeacher, expectations
+from nla.data.teachers.expectations import Expectation, expectations
+from nla.data.teachers.target import TargetTeacher
 from nla.errors import DataError
 from nla.evaluation.bootstrap import Resamples, Variance
 from nla.models.backbone import depth

@@ -5,7 +5,7 @@ bootstrap over documents. Plain torch: no Lightning, no config.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +22,7 @@ from nla.evaluation import controls, truth
 from nla.evaluation.activations import EvaluatedRows, EvaluationData, read_rows, with_positions
 from nla.evaluation.bootstrap import Resamples, Variance
 from nla.evaluation.explanations import Scores, Texts, explain, reconstruct, score
+from nla.evaluation.match import position_match
 from nla.models.pair import NLA
 from nla.models.target import Target
 
@@ -135,6 +136,8 @@ def evaluate(
     with clock("bootstrap"):
         variance = Variance(rows.activation, resamples)
         metrics = _headline(variants, variance, warm_start) | _by_dimension(variants["greedy"], rows, variance)
+    with clock("position_match"):
+        metrics["position_match"] = _position_match(nla, rows, variants, resamples, settings.batch_size, seed)
     with clock("controls"):
         metrics["controls"] = _controls(nla, target, data, rows, variants["greedy"], variance, settings, seed)
         texts, size = variants["greedy"].texts, settings.batch_size
@@ -221,6 +224,25 @@ def _by_dimension(greedy: Variant, rows: EvaluatedRows, variance: Variance) -> d
         "fve_whitened_ci95": whitened["ci95"],
         "top_dimensions": variance.top_dimensions(error[formed.cpu()], TOP_DIMENSIONS),
     }
+
+
+def _position_match(
+    nla: NLA, rows: EvaluatedRows, variants: dict[str, Variant], resamples: Resamples, batch_size: int, seed: int
+) -> dict[str, Any]:
+    """Of this pair, of the warm start, and of two texts that are not about the activation's position alone."""
+
+    def match(prediction: Tensor, texts: Sequence[str | None]) -> dict[str, Any]:
+        formed = well_formed(texts, prediction.device)
+        return position_match(prediction, rows.activation, rows.document_id, formed, resamples)
+
+    explained = {name: variants[name] for name in ("greedy", "warm_start") if name in variants}
+    found = {name: match(variant.prediction, variant.texts.explanation) for name, variant in explained.items()}
+    found["source_text"] = match(reconstruct(nla, rows.tail, batch_size), rows.tail)
+    partner = controls.other_document(rows.document, seed)
+    if partner is not None:
+        greedy = explained["greedy"]
+        found["shuffled"] = match(greedy.prediction[partner], [greedy.texts.explanation[i] for i in partner])
+    return found
 
 
 def _controls(

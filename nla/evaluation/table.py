@@ -11,13 +11,19 @@ from rich.text import Text
 from nla.evaluation.controls import CONTROLS
 from nla.evaluation.suite import Evaluation
 
+MATCHED = {
+    "greedy": "this pair, greedy",
+    "warm_start": "warm start, greedy",
+    "source_text": "the context's last tokens",
+    "shuffled": "explanation of another document",
+}
 CONTEXT_CHARACTERS = 160  # of a sample's context, counted from its end
 
 
 def show(evaluation: Evaluation, console: Console, examples: int = 5) -> None:
     """Print it. Texts are shown literally, markup included."""
     metrics = evaluation.metrics
-    blocks: list[Any] = [_numbers(metrics), _facts(metrics)]
+    blocks: list[Any] = [_numbers(metrics), _facts(metrics), _matches(metrics["position_match"])]
     if metrics["claims"] is not None:
         blocks.append(_claims(metrics["claims"]))
     blocks += list(_examples(evaluation, examples))
@@ -64,6 +70,21 @@ def _facts(metrics: dict[str, Any]) -> Text:
         f"seconds {metrics['seconds']['total']:.1f}\n"
         f"largest {len(top['dimensions'])} dimensions: {top['variance_share']:.1%} of the variance\n"
     )
+
+
+def _matches(matches: dict[str, Any]) -> Table:
+    """How often an explanation is nearest to its own position."""
+    table = Table(title="Position match: nearest to its own activation, of several", title_justify="left")
+    table.add_column("explanation")
+    for title in ("same document", "95% interval", "by chance", "other documents", "by chance"):
+        table.add_column(title, justify="right")
+    for name, label in MATCHED.items():
+        if name in matches:
+            same, others = matches[name]["same_document"], matches[name]["other_documents"]
+            figures = [*_cells(same["rank1"], same["ci95"], "{:.2f}"), _cells(same["chance"], None, "{:.2f}")[0]]
+            figures += [_cells(others[key], None, "{:.3f}")[0] for key in ("rank1", "chance")]
+            table.add_row(label, *figures)
+    return table
 
 
 def _claims(claims: dict[str, Any]) -> Table:

@@ -4,7 +4,7 @@ import pytest
 from support.models import make_model, make_tokenizer
 
 from nla.data.source import GroundTruth
-from nla.data.teachers.target import expectations
+from nla.data.teachers.expectations import expectations
 from nla.data.teachers.target_claims import TargetGroundTruth, are_descriptions, last_words, parse_description
 
 TEXT = "Tom walks to the harbour and the"

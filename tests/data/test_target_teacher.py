@@ -7,7 +7,8 @@ import torch
 from support.models import CORPUS, make_model, make_tokenizer
 
 from nla.data.teachers import Passage, TargetTeacher, Teacher
-from nla.data.teachers.target import Expectation, distinctive, expectations
+from nla.data.teachers.expectations import Expectation, expectations
+from nla.data.teachers.target import distinctive
 from nla.errors import ConfigError
 from nla.models.target import Target
 

@@ -103,6 +103,14 @@ def test_a_perfect_pair_and_its_controls(nla: NLA, target: Target, rows: Evaluat
     assert controls["shuffled"]["fve"] < controls["constant_direction"]["fve"]
     assert controls["shuffled"]["fve"] < controls["nearest_neighbour"]["fve"] < 1
     assert controls["nearest_neighbour"]["activations"] == 10
+    match = metrics["position_match"]
+    assert match["greedy"] == match["warm_start"]
+    assert match["greedy"]["same_document"]["rank1"] == match["greedy"]["other_documents"]["rank1"] == 1
+    assert match["greedy"]["same_document"]["chance"] < 1
+    # one vector for all positions of a document is nearest to one of them
+    chance = match["source_text"]["same_document"]["chance"]
+    assert match["source_text"]["same_document"]["rank1"] == pytest.approx(chance)
+    assert match["shuffled"]["other_documents"]["rank1"] == 0
 
 
 def test_malformed_count_as_orthogonal(nla: NLA, target: Target, rows: EvaluatedRows) -> None:

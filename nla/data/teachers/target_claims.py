@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nla.data.source import Claim
-from nla.data.teachers.target import distinctive, expectations, last_words
+from nla.data.teachers.expectations import expectations
+from nla.data.teachers.target import distinctive, last_words
 
 ABOUT = re.compile(r"It is about (.+)\.")
 NEXT = re.compile(r'(?:After "([^"]+)"|Next) comes (.+)\.')

@@ -1,0 +1,66 @@
+"""Position match: which of several activations does an explanation's reconstruction lie nearest to?
+
+No judge and no variance: a pair that says only what all positions of a document share scores no better than chance
+within the document, however high its FVE. Beside it the same question among activations of other documents, which is
+much easier.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from nla.core.objectives import normalize
+from nla.evaluation.bootstrap import Resamples
+
+
+def position_match(
+    prediction: Float[Tensor, "batch d_model"],
+    activation: Float[Tensor, "batch d_model"],
+    document: Sequence[str],
+    well_formed: Bool[Tensor, " batch"],
+    resamples: Resamples,
+) -> dict[str, Any]:
+    """`same_document` and `other_documents`, each `{rank1, ci95, chance, candidates, n}`.
+
+    `rank1` is the share of rows whose own activation has the highest cosine with their reconstruction: among the rows
+    of the same document, and among all rows of other documents. `chance` is the mean of one over the number of
+    candidates; a malformed explanation has no match. Documents of one row take no part in the first question.
+    """
+    similarity = normalize(prediction.float(), 1.0) @ normalize(activation.float(), 1.0).T
+    rows_of: dict[str, list[int]] = defaultdict(list)
+    for row, name in enumerate(document):
+        rows_of[name].append(row)
+    same = torch.zeros(len(document), len(document), dtype=torch.bool)
+    for rows in rows_of.values():
+        same[torch.tensor(rows).unsqueeze(1), torch.tensor(rows)] = True
+    own = torch.eye(len(document), dtype=torch.bool)
+    asked = {"same_document": same, "other_documents": ~same | own}
+    similarity, formed = similarity.cpu(), well_formed.cpu()
+    return {name: _rank1(similarity, candidates, formed, resamples) for name, candidates in asked.items()}
+
+
+def _rank1(
+    similarity: Float[Tensor, "batch batch"],
+    candidates: Bool[Tensor, "batch batch"],
+    well_formed: Bool[Tensor, " batch"],
+    resamples: Resamples,
+) -> dict[str, Any]:
+    count = candidates.sum(1)
+    takes_part = count > 1
+    n = int(takes_part.sum())
+    if n == 0:
+        return {"rank1": None, "ci95": None, "chance": None, "candidates": None, "n": 0}
+    best = similarity.masked_fill(~candidates, -torch.inf).argmax(1)
+    hit = (best == torch.arange(len(best))) & well_formed & takes_part
+    total, resampled = resamples.sums(torch.stack([hit, takes_part], 1).double())
+    return {
+        "rank1": float(total[0] / total[1]),
+        "ci95": resamples.interval(resampled[:, 0] / resampled[:, 1]),
+        "chance": float((1 / count[takes_part].double()).mean()),
+        "candidates": float(count[takes_part].double().mean()),
+        "n": n,
+    }
