@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nla.core.fve import normalized_activations
 from nla.core.objectives import normalize
 from nla.errors import DataError
 from nla.evaluation.activations import EvaluatedRows, EvaluationData, read_rows
@@ -30,6 +31,7 @@ CONTROLS = {
     "mean": "mean of the activations",
     "constant_direction": "best constant direction",
     "empty_text": "empty text",
+    "mean_activation": "explanation of the mean activation",
     "shuffled": "explanation of another document",
     "source_text": "the context's last tokens",
     "nearest_neighbour": "nearest training activation's explanation",
@@ -50,6 +52,20 @@ def fixed_texts(nla: NLA, rows: EvaluatedRows, variance: Variance, batch_size: i
         "empty_text": variance.fve(score(empty, rows.activation).error),
         "source_text": variance.fve(score(source, rows.activation).error),
     }
+
+
+def mean_activation(
+    nla: NLA, rows: EvaluatedRows, variance: Variance, *, max_new_tokens: int, batch_size: int
+) -> dict[str, Any]:
+    """Each activation with what the same verbalizer writes of their mean: what it says having read nothing in particular.
+
+    `text` is that explanation.
+    """
+    mean = normalized_activations(rows.activation).mean(0, keepdim=True).to(rows.activation)
+    texts = explain(nla, mean, max_new_tokens=max_new_tokens, batch_size=1)
+    prediction = reconstruct(nla, texts.explanation, batch_size).expand(len(rows), -1)
+    error = score(prediction, rows.activation, texts.explanation * len(rows)).error
+    return {**variance.fve(error), "text": texts.explanation[0]}
 
 
 def shuffled(

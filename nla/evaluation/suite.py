@@ -259,6 +259,9 @@ def _controls(
         "mean": variance.mean(),
         "constant_direction": variance.constant_direction(),
         **controls.fixed_texts(nla, rows, variance, settings.batch_size),
+        "mean_activation": controls.mean_activation(
+            nla, rows, variance, max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size
+        ),
         "shuffled": controls.shuffled(rows, greedy.texts, greedy.prediction, variance, seed),
         "nearest_neighbour": controls.nearest_neighbour(
             nla,

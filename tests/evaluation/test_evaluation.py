@@ -100,6 +100,9 @@ def test_a_perfect_pair_and_its_controls(nla: NLA, target: Target, rows: Evaluat
     # the pair gives the mean direction for any text it does not know
     assert controls["empty_text"]["fve"] == pytest.approx(controls["constant_direction"]["fve"], abs=1e-6)
     assert controls["source_text"]["fve"] == pytest.approx(controls["constant_direction"]["fve"], abs=1e-6)
+    # one text for all rows cannot beat the best constant
+    assert controls["mean_activation"]["fve"] <= controls["constant_direction"]["fve"] + 1e-6
+    assert isinstance(controls["mean_activation"]["text"], str)
     assert controls["shuffled"]["fve"] < controls["constant_direction"]["fve"]
     assert controls["shuffled"]["fve"] < controls["nearest_neighbour"]["fve"] < 1
     assert controls["nearest_neighbour"]["activations"] == 10
