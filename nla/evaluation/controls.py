@@ -57,7 +57,7 @@ def fixed_texts(nla: NLA, rows: EvaluatedRows, variance: Variance, batch_size: i
 def mean_activation(
     nla: NLA, rows: EvaluatedRows, variance: Variance, *, max_new_tokens: int, batch_size: int
 ) -> dict[str, Any]:
-    """Each activation with what the same verbalizer writes of their mean: what it says having read nothing in particular.
+    """Each activation with what the same verbalizer writes of their mean: what it says without anything to read.
 
     `text` is that explanation.
     """
