@@ -42,6 +42,8 @@ def claims(m: dict[str, Any]) -> str:
     rows = []
     for kind in ("all", *sorted(after["by_kind"])):
         shares = [v if kind == "all" else v["by_kind"].get(kind) for v in (before, after, chance)]
+        if not shares[1]["n"]:
+            continue
         start, end, random = (
             "-" if v is None or v["true_share"] is None else interval(v["true_share"], v["true_share_ci95"])
             for v in shares
@@ -54,6 +56,8 @@ def remarks(m: dict[str, Any], run: Path) -> str:
     said = m["explanation"]
     read = last_validation(run / "stages/reconstructor/metrics.csv")
     top = m["top_dimensions"]
+    match = m["position_match"]["greedy"]
+    same, others = match["same_document"], match["other_documents"]
     return textwrap.fill(
         f"{m['n']} activations of {m['documents']} held-out speeches. Well-formed {said['well_formed']:.1%}, "
         f"{said['tokens_mean']:.0f} tokens. The reconstructor's warm start on the given texts of validation: FVE "
@@ -62,7 +66,10 @@ def remarks(m: dict[str, Any], run: Path) -> str:
         f"{interval(m['fve_whitened'], m['fve_whitened_ci95'])}; the two largest dimensions hold "
         f"{top['variance_share']:.1%} of the variance. The last word is true if it is just that, a word read before it "
         "if it is among the last 12, an expected word if it is among the model's own 20 most probable; by chance: the "
-        "same claims against another document.",
+        "same claims against another document. The reconstruction is nearer to its own activation than to those at "
+        f"other positions of the same piece of text in {same['rank1']:.2f} of rows (by chance {same['chance']:.2f}), "
+        f"and than to all {others['candidates'] - 1:.0f} of other speeches in {others['rank1']:.2f} (by chance "
+        f"{others['chance']:.3f}).",
         118,
     )
 
