@@ -126,11 +126,11 @@ def collate(
         for position, end in zip(item.positions, item.ends, strict=True):
             key = keyed_seed("explanation", seed, epoch, item.document.id, position)
             places.append((index, position, Context(item.document, end, key)))
-    texts: list[str | None] | None = None
+    explanation: list[str] | None = None
     if warm_start is not None:
         texts = warm_start.texts([context for _, _, context in places])
-        places = [place for place, text in zip(places, texts, strict=True) if text is not None]
-        texts = [text for text in texts if text is not None]
+        explained = [(place, text) for place, text in zip(places, texts, strict=True) if text is not None]
+        places, explanation = [place for place, _ in explained], [text for _, text in explained]
     if not places:
         ids = ", ".join(item.document.id for item, _ in rows)
         raise DataError(f"no position of {ids} has an explanation: raise data.min_context, or leave them out")
@@ -141,5 +141,5 @@ def collate(
         position=torch.tensor([position for _, position, _ in places]),
         document=[context.document.root for _, _, context in places],
         text=[context.document.text[: context.end] for _, _, context in places],
-        explanation=texts,
+        explanation=explanation,
     )

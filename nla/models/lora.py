@@ -80,11 +80,9 @@ def load_adapter(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 def adapted_matrices(model: nn.Module) -> dict[int, Any]:
     """The adapter by the id of the weight it changes, where that is an ordinary matrix: not in 4 bits, no expert."""
-    return {
-        id(layer.base_layer.weight): layer
-        for layer in model.modules()
-        if hasattr(layer, "lora_A") and type(getattr(layer, "base_layer", None)) is nn.Linear and not layer.merged
-    }
+    layers: list[Any] = [module for module in model.modules() if hasattr(module, "lora_A")]
+    plain = [layer for layer in layers if type(getattr(layer, "base_layer", None)) is nn.Linear and not layer.merged]
+    return {id(layer.base_layer.weight): layer for layer in plain}
 
 
 @torch.no_grad()
