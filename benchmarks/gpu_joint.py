@@ -6,7 +6,7 @@
 
 The released stack needs 47 s for this step on sixteen H100s. Random weights never stop, so a part of the vocabulary is
 declared to stop them (`tasks.stopping`); the reconstructor reads random tokens of the same lengths. Beside the seconds
-of rollout, scoring and update stand what the hardware allows: bytes of weights and cache over the memory's rate in
+of rollout, scoring and update it prints what the hardware allows: bytes of weights and cache over the memory's rate in
 decoding, operations over the matrix units' rate elsewhere, both rates measured in the same run.
 """
 

@@ -2,7 +2,7 @@
 
     python benchmarks/rewards.py --pair runs/world/stages/reconstructor/nla
 
-Each variant is a run `runs/<prefix>_<variant>` through `train.py` and `evaluate.py`, on one thread; one that stands is
+Each variant is a run `runs/<prefix>_<variant>` through `train.py` and `evaluate.py`, on one thread; a finished one is
 not run again, so the same command continues. Writes `rewards.json`, a table in Markdown and a plot of FVE by prefix
 length. About three minutes for each variant at the default length.
 """

@@ -2,7 +2,7 @@
 
     python benchmarks/world_table.py runs/world runs/s1 runs/s2 --seconds 345 --peak 1.9
 
-The first run is the demo's; `--seconds` and `--peak` (GiB) are what `make demo` took. What stands between
+The first run is the demo's; `--seconds` and `--peak` (GiB) are what `make demo` took. The text between
 `<!-- world -->` and `<!-- /world -->` is written anew, the rest of both pages is not touched.
 """
 

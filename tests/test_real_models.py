@@ -51,7 +51,7 @@ def test_memory_of_an_evaluation_is_that_of_sampling(dtype: str, tmp_path: Path,
 
 
 def test_its_commands_compose(tmp_path: Path):
-    """Overrides of train.py and evaluate.py as they stand, with something in the place of what a person fills in."""
+    """Overrides of train.py and evaluate.py as written, with values for what a person fills in."""
     (tmp_path / "a.jsonl").touch()
     found = re.findall(r"^python (train|evaluate)\.py ([^#\n]+)", PAGE.replace("\\\n", ""), re.MULTILINE)
     assert len(found) >= 6

@@ -89,7 +89,7 @@ def test_sixteen_bits_give_nearly_the_same_numbers(adapted: NLA, tmp_path: Path)
 
 @pytest.mark.parametrize("how", ["lora", "full"])
 def test_evaluation_in_sixteen_bits(how: str, tiny_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """With adapters the target, both halves and the warm start's halves stand on one copy of the weights."""
+    """With adapters the target, both halves and the warm start's halves share one copy of the weights."""
     monkeypatch.chdir(tmp_path)
     write_corpus(tmp_path / "texts.jsonl", 60)
     base = Target.from_pretrained(tiny_folder, 1).model if how == "lora" else None

@@ -140,7 +140,7 @@ def full_disk(size: int) -> Iterator[None]:
 
 
 def test_a_full_disk_stops_with_a_message_and_the_last_checkpoint_is_untouched(tiny_folder: str) -> None:
-    """Case 8: the write breaks off after 20 kB; later, with room again, the same command goes on."""
+    """Case 8: the write breaks off after 20 kB; later, with room again, the same command continues."""
     arguments = overrides(tiny_folder, "parts", "reconstructor", 6, callbacks__checkpoint__every=2)
     with pytest.raises(Interrupted):
         train(*arguments, stop(3))
@@ -268,7 +268,7 @@ def test_a_second_process_on_a_run_folder_names_the_holder_and_a_dead_one_is_tak
 def test_the_exported_pair_survives_a_kill(
     cut: str, nla: NLA, saved_nla: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Case 6 for the pair: at any moment of an export over a pair that stands, the old or the new one is there."""
+    """Case 6 for the pair: at any moment of an export over an existing pair, the old or the new one is there."""
     from nla.config.run_folder import finished, is_pair
 
     before = files.digest(saved_nla)

@@ -1,4 +1,4 @@
-"""Faults of models, the hub and released pairs. Others of these cases stand with what they test:
+"""Faults of models, the hub and released pairs. Others of these cases are beside what they test:
 
 21, 22, 26, 28, 29: test_architectures.py; 23, 24: test_prompts.py; 25, 27: test_verbalizer.py; 16, 17, 28, 43:
 test_release.py and test_released.py; 47 offline and partly cached: test_released.py, over HTTP: test_hub.py; 42 in

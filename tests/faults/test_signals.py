@@ -55,7 +55,7 @@ def test_statuses_and_a_second_signal(tiny_folder: str) -> None:
 
 @pytest.mark.slow
 def test_a_signal_to_rank_1_alone_saves_the_same_step_on_both(tiny_folder: str) -> None:
-    """Case 5: both ranks end with 143 at the same step, without a hang, and one process goes on from there."""
+    """Case 5: both ranks end with 143 at the same step, without a hang, and one process continues from there."""
     more = {"stage__reconstructor__data__batch_size": 16, "size": 8}
     arguments = overrides(tiny_folder, "parts", "reconstructor", 6, **more)
     alone = stop(3).replace("step: 3", "step: 3, rank: 1")

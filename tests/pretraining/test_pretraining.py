@@ -227,7 +227,7 @@ def test_pretraining_records_its_curve(trained: SimpleNamespace):
 
 
 def test_pretraining_resumes_to_the_same_weights(trained: SimpleNamespace, lessons: Lessons, tmp_path: Path):
-    """Stopped at step 4 before its checkpoint is written: goes on from step 2, to the same weights bit by bit."""
+    """Stopped at step 4 before its checkpoint is written: continues from step 2, to the same weights bit by bit."""
 
     def stop(line: str) -> None:
         if line.startswith("step 4"):

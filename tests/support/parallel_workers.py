@@ -204,7 +204,7 @@ def short_of_memory(rank: int, ranks: int, strategy: str, work: Path, out: Path)
 
 
 def joint(rank: int, ranks: int, strategy: str, work: Path, out: Path, last: int) -> None:
-    """The joint stage with checkpoints, up to step `last` of four; goes on from the newest one in `out`."""
+    """The joint stage with checkpoints, up to step `last` of four; continues from the newest one in `out`."""
     pair = NLA.from_pretrained(work / "pair")
     target = Target.from_pretrained(pair.base_model, 1)
     stage = stage_of("joint", pair, target, steps=4, gather="once")
@@ -237,7 +237,7 @@ def adapters(rank: int, ranks: int, strategy: str, work: Path, out: Path) -> Non
 
 
 def evaluation(rank: int, ranks: int, strategy: str, work: Path, out: Path) -> None:
-    """What evaluate.py does once the pair stands; notes how many activations this rank has read."""
+    """What evaluate.py does with a finished pair; notes how many activations this rank has read."""
     evaluation_device({"accelerator": "cpu", "devices": ranks, "num_nodes": 1})
     pair = NLA.from_pretrained(work / "pair")
     target = Target.from_pretrained(pair.base_model, pair.layer)
