@@ -2,7 +2,7 @@
 
     python benchmarks/table.py
 
-They are written between pairs of comments: `<!-- table -->` and `<!-- /table -->`, and with `gpu` the joint step on one GPU;
+Each is written between two comments, `<!-- table -->` and `<!-- /table -->`, and with `gpu` the joint step on one GPU;
 the rest of the page is not touched.
 """
 
