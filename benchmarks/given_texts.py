@@ -1,4 +1,4 @@
-"""How well do reconstructors read the given texts of validation? FVE, and FVE with each dimension over its own variance.
+"""How well do reconstructors read the given texts of validation? FVE, plain and by each dimension's own variance.
 
     python benchmarks/given_texts.py prepared/smollm2 runs/<one>/stages/reconstructor/nla runs/<other>/...
 
