@@ -147,6 +147,11 @@ def check_data(data: DataSettings, trusted: bool = True) -> None:
             f"data.teacher._target_={data.teacher.get('_target_')}: only the target itself (teacher=self) writes texts "
             "while training; let nla prepare ask another teacher, and train with data=shards"
         )
+    if data.source.get("explanation_column") is not None:
+        raise ConfigError(
+            f"data.source.explanation_column={data.source['explanation_column']}: the texts have explanations of their "
+            "own, and data.teacher would write others; leave one of the two out"
+        )
     if data.num_workers:
         raise ConfigError(
             f"data.num_workers={data.num_workers}: texts by data.teacher are written in the main process, beside the "

@@ -44,13 +44,14 @@ def missing(reason: str) -> dict[str, Any]:
     return {"fve": None, "ci95": None, "reason": reason}
 
 
-def fixed_texts(nla: NLA, rows: EvaluatedRows, variance: Variance, batch_size: int) -> dict[str, Any]:
+def fixed_texts(
+    nla: NLA, rows: EvaluatedRows, source_text: Float[Tensor, "batch d_model"], variance: Variance, batch_size: int
+) -> dict[str, Any]:
     """`empty_text`: no explanation at all. `source_text`: the context's last tokens in place of an explanation."""
     empty = reconstruct(nla, [""], batch_size).expand(len(rows), -1)
-    source = reconstruct(nla, rows.tail, batch_size)
     return {
         "empty_text": variance.fve(score(empty, rows.activation).error),
-        "source_text": variance.fve(score(source, rows.activation).error),
+        "source_text": variance.fve(score(source_text, rows.activation).error),
     }
 
 

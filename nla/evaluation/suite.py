@@ -136,10 +136,12 @@ def evaluate(
     with clock("bootstrap"):
         variance = Variance(rows.activation, resamples)
         metrics = _headline(variants, variance, warm_start) | _by_dimension(variants["greedy"], rows, variance)
-    with clock("position_match"):
-        metrics["position_match"] = _position_match(nla, rows, variants, resamples, settings.batch_size, seed)
     with clock("controls"):
-        metrics["controls"] = _controls(nla, target, data, rows, variants["greedy"], variance, settings, seed)
+        source_text = reconstruct(nla, rows.tail, settings.batch_size)
+        metrics["position_match"] = _position_match(rows, variants, source_text, resamples, seed)
+        metrics["controls"] = _controls(
+            nla, target, data, rows, variants["greedy"], source_text, variance, settings, seed
+        )
         texts, size = variants["greedy"].texts, settings.batch_size
         metrics["frozen_reconstructor"] = controls.frozen_reconstructor(warm_start, rows, texts, variance, size)
         metrics["prefixes"] = controls.by_prefix(nla, rows, texts, variance, settings.prefix_tokens, size)
@@ -227,7 +229,11 @@ def _by_dimension(greedy: Variant, rows: EvaluatedRows, variance: Variance) -> d
 
 
 def _position_match(
-    nla: NLA, rows: EvaluatedRows, variants: dict[str, Variant], resamples: Resamples, batch_size: int, seed: int
+    rows: EvaluatedRows,
+    variants: dict[str, Variant],
+    source_text: Float[Tensor, "batch d_model"],
+    resamples: Resamples,
+    seed: int,
 ) -> dict[str, Any]:
     """Of this pair, of the warm start, and of two texts that are not about the activation's position alone."""
 
@@ -237,7 +243,7 @@ def _position_match(
 
     explained = {name: variants[name] for name in ("greedy", "warm_start") if name in variants}
     found = {name: match(variant.prediction, variant.texts.explanation) for name, variant in explained.items()}
-    found["source_text"] = match(reconstruct(nla, rows.tail, batch_size), rows.tail)
+    found["source_text"] = match(source_text, rows.tail)
     partner = controls.other_document(rows.document, seed)
     if partner is not None:
         greedy = explained["greedy"]
@@ -251,6 +257,7 @@ def _controls(
     data: EvaluationData,
     rows: EvaluatedRows,
     greedy: Variant,
+    source_text: Float[Tensor, "batch d_model"],
     variance: Variance,
     settings: EvaluationSettings,
     seed: int,
@@ -258,7 +265,7 @@ def _controls(
     return {
         "mean": variance.mean(),
         "constant_direction": variance.constant_direction(),
-        **controls.fixed_texts(nla, rows, variance, settings.batch_size),
+        **controls.fixed_texts(nla, rows, source_text, variance, settings.batch_size),
         "mean_activation": controls.mean_activation(
             nla, rows, variance, max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size
         ),

@@ -106,6 +106,7 @@ def test_composition_errors_suggest(override: str, message: str):
         ("+data.source.colour=red", "TextSource takes no such key"),
         ("data=text_self data.num_workers=2", "data.num_workers=2: .*written in the main process.*data.num_workers=0"),
         ("+teacher@data.teacher=truth", "data.teacher._target_=.*only the target itself .teacher=self.*nla prepare"),
+        ("data=text_self data.source.explanation_column=why", "explanation_column=why: .*leave one of the two out"),
         ("data=text_self data.teacher.quoted=two", "data.teacher.quoted"),
         ("data.positions_per_document=0", "data.positions_per_document=0: .*greater than 0"),
         ("model.path=???", "model.path is not set: add model.path=<value>"),

@@ -195,7 +195,7 @@ class Stage(LightningModule):
         return self._batches(data, data.split, -(-rows // data.batch_size))
 
     def held_out_rows(self, rows: int | None = None) -> Iterator[ActivationBatch]:
-        """Likewise of the validation split, at least `rows` over all ranks if it has so many; None: of all its rows."""
+        """Likewise of the validation split: the first `rows`, rounded up to whole batches on every rank; None: all."""
         data: NLADataModule = cast(Any, self.trainer).datamodule
         count = data.validation_batches
         if rows is not None:
