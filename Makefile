@@ -27,13 +27,13 @@ demo: $(RUN_STAMP)
 	$(BIN)/python evaluate.py nla=runs/world/nla
 	@echo "The pair: runs/world/nla   Figures and samples: runs/world/evaluation   Try: $(BIN)/nla explain runs/world/nla \"your own sentence\""
 
-# A real language model: SmolLM2-135M, in about an hour on two cores. bf16 arithmetic where the CPU has units for it (AMX).
-AMX := $(shell grep -o -m1 amx_bf16 /proc/cpuinfo 2>/dev/null)
-PRECISION := $(if $(AMX),hardware.trainer.precision=bf16-mixed)
+# A real language model: SmolLM2-135M, in about an hour on two cores. bf16 arithmetic where the CPU has units for it.
+BF16 := $(shell grep -o -m1 -E 'amx_bf16|avx512_bf16' /proc/cpuinfo 2>/dev/null)
+PRECISION := $(if $(BF16),hardware.trainer.precision=bf16-mixed)
 
 smollm2: $(REAL_STAMP)
 	$(BIN)/nla prepare experiment=smollm2 data=sotu corpus=data teacher=self_short prepare.positions_per_document=6 \
-		prepare.min_context=3 prepare.documents_per_shard=256 $(if $(AMX),teacher.dtype=bfloat16)
+		prepare.min_context=3 prepare.documents_per_shard=256 $(if $(BF16),teacher.dtype=bfloat16)
 	$(BIN)/python train.py experiment=smollm2 $(PRECISION)
 	$(BIN)/python evaluate.py nla=runs/smollm2/nla data=sotu evaluation.documents=64 evaluation.max_new_tokens=64 $(PRECISION)
 	@echo "The pair: runs/smollm2/nla   Figures and samples: runs/smollm2/evaluation   Try: make explain TEXT=\"your own sentence\""

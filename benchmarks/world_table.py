@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from timing import ROOT
 
 from nla.data.world import WorldSource
-from nla.evaluation.controls import CONTROLS
+from nla.evaluation.suites.controls import CONTROLS
 
 
 def main() -> int:

@@ -31,6 +31,7 @@ PUBLIC = {
     ],
     "nla.data.world": ["WorldSource"],
     "nla.evaluation": ["Evaluation", "EvaluationData", "EvaluationSettings", "evaluate", "read_samples", "run"],
+    "nla.evaluation.suites": ["SUITES", "Suite", "chosen"],
     "nla.models": [],
     "nla.models.pretrained": [],
     "nla.models.reading": [],

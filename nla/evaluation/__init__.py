@@ -4,8 +4,9 @@ May import `nla.data` and below, but neither training nor pretraining. Public: t
 """
 
 from nla.evaluation.activations import EvaluationData
+from nla.evaluation.evaluation import Evaluation, evaluate
 from nla.evaluation.files import read_samples
 from nla.evaluation.run import run
-from nla.evaluation.suite import Evaluation, EvaluationSettings, evaluate
+from nla.evaluation.settings import EvaluationSettings
 
 __all__ = ["Evaluation", "EvaluationData", "EvaluationSettings", "evaluate", "read_samples", "run"]

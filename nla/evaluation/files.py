@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 
 from nla import files
 from nla.errors import DataError
-from nla.evaluation.suite import Evaluation, Variant
+from nla.evaluation.evaluation import Evaluation
+from nla.evaluation.subject import Variant
 
 METRICS, SAMPLES = "metrics.json", "samples.parquet"
 

@@ -10,9 +10,10 @@ import rich
 from rich.console import Console
 
 from nla.evaluation.activations import EvaluationData
+from nla.evaluation.evaluation import Evaluation, evaluate
 from nla.evaluation.files import write_metrics, write_samples
 from nla.evaluation.ranks import is_first
-from nla.evaluation.suite import Evaluation, EvaluationSettings, evaluate
+from nla.evaluation.settings import EvaluationSettings
 from nla.evaluation.table import show
 from nla.models.pair import HALVES, NLA
 from nla.models.target import Target

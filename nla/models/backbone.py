@@ -266,8 +266,10 @@ def head_logits(model: PreTrainedModel, hidden: Float[Tensor, "*rows d_model"]) 
     config = model.config.get_text_config(decoder=True)
     head: Any = model.get_output_embeddings()
     logits = head(hidden).float()
-    logits = logits * (getattr(config, "logit_scale", None) or 1.0)  # Cohere
-    logits = logits / (getattr(config, "logits_scaling", None) or 1.0)  # Granite
+    # Cohere multiplies, Granite divides; a factor of 1 would copy the largest tensor of a step twice
+    factor = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+    if factor != 1.0:
+        logits = logits * factor
     cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
     return logits if cap is None else cap * torch.tanh(logits / cap)
 

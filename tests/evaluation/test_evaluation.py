@@ -18,8 +18,8 @@ from nla.core.objectives import normalize
 from nla.errors import ConfigError, DataError, ModelError
 from nla.evaluation import Evaluation, EvaluationData, evaluate, read_samples, run
 from nla.evaluation.activations import EvaluatedRows, read_rows
-from nla.evaluation.controls import CONTROLS, other_document
 from nla.evaluation.explanations import repeated_share
+from nla.evaluation.suites.controls import CONTROLS, other_document
 from nla.evaluation.table import show
 from nla.models.pair import NLA
 from nla.models.target import Target

@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from nla.evaluation.bootstrap import Resamples
-from nla.evaluation.match import position_match
+from nla.evaluation.suites.match import matched
 
 DOCUMENT = ["a", "a", "a", "b", "b", "c"]
 FORMED = torch.ones(6, dtype=torch.bool)
 
 
 def match(prediction: torch.Tensor, activation: torch.Tensor, formed: torch.Tensor = FORMED) -> dict:
-    return position_match(prediction, activation, DOCUMENT, formed, Resamples(DOCUMENT, 50, 0))
+    return matched(prediction, activation, DOCUMENT, formed, Resamples(DOCUMENT, 50, 0))
 
 
 def test_a_perfect_reconstruction_matches_every_position() -> None:
@@ -42,5 +42,5 @@ def test_a_malformed_explanation_matches_nothing() -> None:
 
 
 def test_documents_of_one_row_are_not_asked_about() -> None:
-    found = position_match(torch.eye(2), torch.eye(2), ["a", "b"], FORMED[:2], Resamples(["a", "b"], 5, 0))
+    found = matched(torch.eye(2), torch.eye(2), ["a", "b"], FORMED[:2], Resamples(["a", "b"], 5, 0))
     assert found["same_document"] == {"rank1": None, "ci95": None, "chance": None, "candidates": None, "n": 0}

@@ -11,7 +11,7 @@ from support.fve import fraction_of_variance_explained
 from nla.evaluation.activations import EvaluatedRows
 from nla.evaluation.bootstrap import Resamples, Variance
 from nla.evaluation.explanations import score
-from nla.evaluation.truth import FullDescription, change, judge, summarize
+from nla.evaluation.suites.claims import FullDescription, change, judge, summarize
 
 
 def clustered(rng: np.random.Generator, documents: int, each: int = 3, d_model: int = 12) -> tuple[torch.Tensor, ...]:

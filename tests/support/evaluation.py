@@ -88,6 +88,7 @@ def remembering(nla: NLA, activation: Tensor, every_malformed: int = 0, mean: Te
 
 
 SETTINGS = EvaluationSettings(
+    suites=["position_match", "claims"],
     documents=None,
     positions_per_document=None,
     batch_size=7,

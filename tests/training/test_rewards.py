@@ -29,8 +29,8 @@ from nla.errors import ConfigError
 from nla.evaluation import evaluate
 from nla.evaluation.activations import read_rows
 from nla.evaluation.bootstrap import Resamples, Variance
-from nla.evaluation.controls import by_prefix, unquoted
 from nla.evaluation.explanations import Texts
+from nla.evaluation.suites.controls import by_prefix, unquoted
 from nla.models.explanations import prefixes, without_quotes
 from nla.models.pair import NLA
 from nla.models.reconstructor import frozen_copy

@@ -11,11 +11,18 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
+from rich import box
+from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from nla.data.source import GroundTruth
+from nla.data.teachers.target_claims import TargetGroundTruth, are_descriptions
 from nla.evaluation.activations import EvaluatedRows
 from nla.evaluation.bootstrap import Resamples
+from nla.evaluation.cells import cells
+from nla.evaluation.subject import Subject
+from nla.evaluation.suites.controls import other_document
 
 CLAIMS, TRUE, FACTS, RECALLED, UNREVEALED = range(5)  # columns of a count
 Ratio = tuple[Float[Tensor, ""], Float[Tensor, " resample"]]
@@ -41,6 +48,38 @@ class Counts:
     total: Float[Tensor, "batch 5"]
     by_kind: dict[str, Float[Tensor, "batch 5"]]
     fact_kinds: frozenset[str]  # kinds that the source has facts of; other claims are inventions or unparsed
+
+
+def claims(subject: Subject) -> dict[str, Any] | None:
+    """Claims of this pair and of the warm start; `chance`: this pair's, each judged against another document.
+
+    None for data without ground truth.
+    """
+    source = _ground_truth(subject)
+    if source is None:
+        return None
+    rows, resamples, variants = subject.rows, subject.resamples, subject.variants
+    explanations = subject.greedy.texts.explanation
+    after = judge(source, rows, explanations)
+    found = summarize(after, resamples)
+    partner = other_document(rows.document, subject.seed)
+    others = None if partner is None else judge(source, rows, [explanations[index] for index in partner])
+    found["chance"] = None if others is None else summarize(others, resamples)
+    if "warm_start" not in variants:
+        return {**found, "warm_start": None}
+    before = judge(source, rows, variants["warm_start"].texts.explanation)
+    return {**found, "warm_start": summarize(before, resamples), "change": change(after, before, resamples)}
+
+
+def _ground_truth(subject: Subject) -> GroundTruth | None:
+    """The source, if it knows what is true; else the target, for explanations in the words of `teacher=self`."""
+    source, target = subject.data.source, subject.target
+    if isinstance(source, GroundTruth):
+        return source
+    if not are_descriptions(subject.greedy.texts.explanation):
+        return None
+    documents = {document.id: document.text for document in source.documents("test")}
+    return TargetGroundTruth(target.model, target.tokenizer, documents, subject.rows.text)
 
 
 def judge(source: GroundTruth, rows: EvaluatedRows, explanations: Sequence[str | None]) -> Counts:
@@ -109,3 +148,41 @@ def _ratio(count: Float[Tensor, "batch 5"], numerator: int, denominator: int, re
 
 def _number(value: Tensor) -> float | None:
     return float(value) if bool(value.isfinite()) else None
+
+
+def table(claims: dict[str, Any]) -> Table:
+    before = claims["warm_start"]
+    texts = f"{claims['kinds_per_text']:.1f}"
+    if before is not None:
+        texts = f"{before['kinds_per_text']:.1f} before, {texts} after"
+    table = Table(
+        title=f"Claims against ground truth, warm start and this pair (by chance: against another document); distinct "
+        f"kinds per text: {texts}",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("kind", no_wrap=True)
+    for moment in ("before", "after"):
+        for column in ("claims", "true", "95%", "recall"):
+            table.add_column(f"{moment if column == 'claims' else ''}\n{column}", justify="right", no_wrap=True)
+    table.add_column("by chance\ntrue", justify="right", no_wrap=True)
+    chance = claims["chance"]
+    cells = (*_claim_cells(before), *_claim_cells(claims), _true_cell(chance))
+    table.add_row("all", *cells, style="bold", end_section=True)
+    for kind in sorted(set(claims["by_kind"]) | set(before["by_kind"] if before else ())):
+        earlier, random = (variant["by_kind"].get(kind) if variant else None for variant in (before, chance))
+        cells = (*_claim_cells(earlier), *_claim_cells(claims["by_kind"].get(kind)), _true_cell(random))
+        table.add_row(Text(kind), *cells)
+    return table
+
+
+def _true_cell(shares: dict[str, Any] | None) -> str:
+    return "-" if shares is None else cells(shares["true_share"], None, "{:.2f}")[0]
+
+
+def _claim_cells(shares: dict[str, Any] | None) -> list[str]:
+    if shares is None:
+        return ["-"] * 4
+    true, interval = cells(shares["true_share"], shares["true_share_ci95"], "{:.2f}")
+    return [str(shares["n"]), true, interval.replace(" to ", "–"), cells(shares["recall"], None, "{:.2f}")[0]]

@@ -11,13 +11,43 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
+from rich.table import Table
 from torch import Tensor
 
 from nla.core.objectives import normalize
+from nla.core.records import well_formed
 from nla.evaluation.bootstrap import Resamples
+from nla.evaluation.cells import cells
+from nla.evaluation.subject import Subject
+from nla.evaluation.suites.controls import other_document
+
+MATCHED = {
+    "greedy": "this pair, greedy",
+    "warm_start": "warm start, greedy",
+    "source_text": "the context's last tokens",
+    "shuffled": "explanation of another document",
+}
 
 
-def position_match(
+def position_match(subject: Subject) -> dict[str, Any]:
+    """Of this pair, of the warm start, and of two texts that are not about the activation's position alone."""
+    rows = subject.rows
+
+    def found(prediction: Tensor, texts: Sequence[str | None]) -> dict[str, Any]:
+        formed = well_formed(texts, prediction.device)
+        return matched(prediction, rows.activation, rows.document_id, formed, subject.resamples)
+
+    explained = {name: subject.variants[name] for name in ("greedy", "warm_start") if name in subject.variants}
+    result = {name: found(variant.prediction, variant.texts.explanation) for name, variant in explained.items()}
+    result["source_text"] = found(subject.source_text, rows.tail)
+    partner = other_document(rows.document, subject.seed)
+    if partner is not None:
+        greedy = subject.greedy
+        result["shuffled"] = found(greedy.prediction[partner], [greedy.texts.explanation[i] for i in partner])
+    return result
+
+
+def matched(
     prediction: Float[Tensor, "batch d_model"],
     activation: Float[Tensor, "batch d_model"],
     document: Sequence[str],
@@ -64,3 +94,18 @@ def _rank1(
         "candidates": float(count[takes_part].double().mean()),
         "n": n,
     }
+
+
+def table(matches: dict[str, Any]) -> Table:
+    """How often an explanation is nearest to its own position."""
+    table = Table(title="Position match: nearest to its own activation, of several", title_justify="left")
+    table.add_column("explanation")
+    for title in ("same document", "95% interval", "by chance", "other documents", "by chance"):
+        table.add_column(title, justify="right")
+    for name, label in MATCHED.items():
+        if name in matches:
+            same, others = matches[name]["same_document"], matches[name]["other_documents"]
+            figures = [*cells(same["rank1"], same["ci95"], "{:.2f}"), cells(same["chance"], None, "{:.2f}")[0]]
+            figures += [cells(others[key], None, "{:.3f}")[0] for key in ("rank1", "chance")]
+            table.add_row(label, *figures)
+    return table

@@ -1,0 +1,41 @@
+"""Suites: each a plain function of a `Subject`, with a table for a person beside it.
+
+May import the modules of `nla.evaluation` that read, explain and score; not those that write. Public: the names below.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import RenderableType
+
+from nla.errors import ConfigError
+from nla.evaluation.subject import Subject
+from nla.evaluation.suites import claims, match
+
+__all__ = ["SUITES", "Suite", "chosen"]
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """`run` gives the entry `name` of metrics.json, None where the data has no answer; `table` prints it."""
+
+    name: str
+    run: Callable[[Subject], dict[str, Any] | None]
+    table: Callable[[dict[str, Any]], RenderableType]
+
+
+SUITES = (
+    Suite("position_match", match.position_match, match.table),
+    Suite("claims", claims.claims, claims.table),
+)
+
+
+def chosen(names: Sequence[str]) -> list[Suite]:
+    """The suites of these names, in the order of `SUITES`. Raises ConfigError for an unknown one."""
+    unknown = [name for name in names if name not in {suite.name for suite in SUITES}]
+    if unknown:
+        raise ConfigError(
+            f"evaluation.suites: {unknown[0]!r} is no suite; choose from {', '.join(suite.name for suite in SUITES)}"
+        )
+    return [suite for suite in SUITES if suite.name in names]
