@@ -30,7 +30,9 @@ PUBLIC = {
         "TruthTeacher",
     ],
     "nla.data.world": ["WorldSource"],
-    "nla.evaluation": ["Evaluation", "EvaluationData", "EvaluationSettings", "evaluate", "read_samples", "run"],
+    "nla.evaluation": [
+        "Evaluation", "EvaluationData", "EvaluationSettings", "Subject", "evaluate", "read_samples", "read_subject", "run",
+    ],
     "nla.evaluation.suites": ["SUITES", "Suite", "chosen"],
     "nla.models": [],
     "nla.models.pretrained": [],

@@ -99,3 +99,10 @@ class GroundTruth(Protocol):
     def facts(self, document_id: str, text: str) -> list[tuple[str, str]]:
         """Kind and value of every fact that `text` has revealed."""
         ...
+
+
+@runtime_checkable
+class Kinds(Protocol):
+    def kind(self, document_id: str) -> str:
+        """The kind of document, such as its genre; an evaluation tells them apart."""
+        ...

@@ -8,5 +8,15 @@ from nla.evaluation.evaluation import Evaluation, evaluate
 from nla.evaluation.files import read_samples
 from nla.evaluation.run import run
 from nla.evaluation.settings import EvaluationSettings
+from nla.evaluation.subject import Subject, read_subject
 
-__all__ = ["Evaluation", "EvaluationData", "EvaluationSettings", "evaluate", "read_samples", "run"]
+__all__ = [
+    "Evaluation",
+    "EvaluationData",
+    "EvaluationSettings",
+    "Subject",
+    "evaluate",
+    "read_samples",
+    "read_subject",
+    "run",
+]

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from nla.core.padding import length_buckets
-from nla.data.documents import Prepared, ReadingPlan, collate, prepare
+from nla.data.documents import Prepared, ReadingPlan, collate, prepare, special_ids
 from nla.data.positions import keyed_seed
 from nla.data.source import Source
 from nla.errors import DataError
@@ -35,6 +35,7 @@ class EvaluatedRows:
     document: list[str]  # what intervals are resampled by; chunks of one document share it
     document_id: list[str]  # what the source knows the text by
     position: Int[Tensor, " batch"]
+    read: Int[Tensor, " batch"]  # ordinary tokens up to and including the one at `position`
     text: list[str]  # context up to and including the token
     tail: list[str]  # the context's last tokens
 
@@ -70,12 +71,15 @@ def read_rows(
     for bucket, reading in zip(buckets, readings, strict=True):
         activation[torch.tensor([first[i] + k for i in bucket for k in range(len(prepared[i].positions))])] = reading
     rows = [(item, token, end) for item in prepared for token, end in zip(item.positions, item.ends, strict=True)]
+    special = special_ids(target.tokenizer)
+    read = [sum(other not in special for other in item.tokens[: token + 1]) for item, token, _ in rows]
     tails = [item.tokens[max(0, token + 1 - tail_tokens) : token + 1] for item, token, _ in rows]
     return EvaluatedRows(
         activation=activation,
         document=[item.document.root for item, _, _ in rows],
         document_id=[item.document.id for item, _, _ in rows],
         position=torch.tensor([token for _, token, _ in rows]),
+        read=torch.tensor(read),
         text=[item.document.text[:end] for item, _, end in rows],
         tail=[str(text) for text in target.tokenizer.batch_decode(tails, skip_special_tokens=True)],
     )

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from nla.evaluation.activations import EvaluationData
 from nla.evaluation.evaluation import Evaluation, evaluate
+from nla.evaluation.figures import plot_tokens_read
 from nla.evaluation.files import write_metrics, write_samples
 from nla.evaluation.ranks import is_first
 from nla.evaluation.settings import EvaluationSettings
@@ -51,6 +52,7 @@ def run(
     if not is_first():
         return result
     write_samples(result, output)
+    plot_tokens_read(result.metrics, output)
     write_metrics(result.metrics, output)  # last: its presence says that the evaluation is complete
     console = console or rich.get_console()
     show(result, console, examples)

@@ -340,3 +340,15 @@ def test_a_larger_split_begins_with_the_smaller_one(source: WorldSource):
 def test_unknown_split_is_a_data_error(source: WorldSource):
     with pytest.raises(DataError, match=r"no split 'tests'.*data\.sizes\.tests=N"):
         source.documents("tests")
+
+
+def test_that_nothing_is_known_is_true_until_the_first_fact_is_revealed() -> None:
+    source = WorldSource({"test": 20})
+    for document in source.documents("test"):
+        revealed = next(end for end in range(len(document.text)) if source.facts(document.id, document.text[:end]))
+        before = source.explanation(document, revealed - 1, 0)
+        assert before == "Nothing is known yet." == source.full_description(document.id, document.text[: revealed - 1])
+        for end, true in ((revealed - 1, True), (revealed, False)):
+            (claim,) = source.claims(before, document.id, document.text[:end])
+            assert (claim.kind, claim.true) == ("nothing", true)
+        assert "Nothing" not in (source.explanation(document, revealed, 0) or "")

@@ -191,7 +191,7 @@ def test_run_writes_the_contract(nla: NLA, target: Target, rows: EvaluatedRows, 
     output = tmp_path / "evaluation"
     result = run(nla, target, toy_data(), output, settings=SETTINGS, seed=3, run_folder=tmp_path, console=console)
 
-    assert sorted(path.name for path in output.iterdir()) == ["metrics.json", "samples.parquet"]
+    assert sorted(path.name for path in output.iterdir()) == ["by_tokens_read.png", "metrics.json", "samples.parquet"]
     metrics = json.loads((output / "metrics.json").read_text())
     for key, kind in CONTRACT.items():
         assert isinstance(metrics[key], kind), key

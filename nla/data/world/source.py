@@ -44,13 +44,16 @@ class WorldSource:
         return [self._document(f"{split}-{number:06d}") for number in range(self.sizes[split])]
 
     def explanation(self, document: Document, end: int, seed: int) -> str | None:
-        """A few of the facts known after ``end`` characters, chosen at random by seed, document and end."""
+        """A few of the facts known after ``end`` characters, chosen at random by seed, document and end.
+
+        Where none is known, the text says so: else joint training would meet contexts that no text was given for.
+        """
         rng = random.Random(f"{seed}/{document.id}/{end}")
         known = generate(document.id, self.seed).known(end)
         if self.thorough and rng.random() < self.thorough:
-            return describe(known, len(known), rng, OUTSIDE_IN) or None
+            return describe(known, len(known), rng, OUTSIDE_IN)
         order = None if self.shuffled else tuple(STEMS)
-        return describe(known, self._count(len(known), rng), rng, order) or None
+        return describe(known, self._count(len(known), rng), rng, order)
 
     def _count(self, known: int, rng: random.Random) -> int:
         """Facts to mention, at least one."""
@@ -59,8 +62,11 @@ class WorldSource:
         return rng.randint(*self.statements)
 
     def claims(self, explanation: str, document_id: str, text: str) -> list[Claim]:
-        """Judge each sentence; one that does not parse, or whose fact is not yet revealed, is false."""
-        known = generate(document_id, self.seed).known(len(text))
+        """Judge each sentence; one that does not parse, or whose fact is not yet revealed, is false.
+
+        That nothing is known is true until the first fact is revealed.
+        """
+        known = generate(document_id, self.seed).known(len(text)) or {"nothing": ""}
         return [
             Claim(kind or "unparsed", value, kind is not None and known.get(kind) == value)
             for kind, value in parse_statements(explanation)
@@ -68,6 +74,10 @@ class WorldSource:
 
     def facts(self, document_id: str, text: str) -> list[tuple[str, str]]:
         return list(generate(document_id, self.seed).known(len(text)).items())
+
+    def kind(self, document_id: str) -> str:
+        """The document's genre."""
+        return generate(document_id, self.seed).facts["genre"]
 
     def full_description(self, document_id: str, text: str) -> str:
         """Every known fact, in one fixed order: the best possible explanation."""

@@ -23,6 +23,8 @@ STEMS: dict[str, str] = {
     "ending": "It ends with the",
 }
 
+NOTHING = "Nothing is known yet."  # of a context that has revealed no fact
+
 
 def statement(kind: str, value: str) -> str:
     """One fact as a sentence: ``statement("weather", "stormy") == "The weather is stormy."``."""
@@ -37,18 +39,27 @@ def describe(facts: dict[str, str], count: int, rng: random.Random, order: Seque
     """``count`` statements of ``facts``, chosen at random, in this order; None: in random order, the ending last.
 
     In a fixed order, leaving out a kind is a separate choice at a known place, which joint training can explore.
-    From shuffled texts the verbalizer learnt to continue until every kind was named, revealed or not.
+    From shuffled texts the verbalizer learnt to continue until every kind was named, revealed or not. Without facts the
+    text is `NOTHING`.
     """
+    if not facts:
+        return NOTHING
     chosen = rng.sample(sorted(facts), min(count, len(facts)))
     chosen.sort(key=order.index if order else lambda kind: kind == "ending")
     return " ".join(statement(kind, facts[kind]) for kind in chosen)
 
 
 def parse_statements(explanation: str) -> list[tuple[str | None, str]]:
-    """Split an explanation into ``(kind, value)``; a sentence without a known form has kind None."""
+    """Split an explanation into ``(kind, value)``; a sentence without a known form has kind None.
+
+    `NOTHING` is a claim of kind ``nothing``.
+    """
     claims: list[tuple[str | None, str]] = []
     for sentence in re.findall(r"[^.]*\.|[^.]+$", explanation.strip()):
         sentence = sentence.strip()
+        if sentence == NOTHING:
+            claims.append(("nothing", ""))
+            continue
         kind = next((kind for kind, stem in STEMS.items() if sentence.startswith(stem + " ")), None)
         value = sentence[len(STEMS[kind]) + 1 :].removesuffix(".") if kind else sentence
         claims.append((kind if kind and sentence.endswith(".") and value in KINDS[kind] else None, value))

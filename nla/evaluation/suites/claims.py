@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from rich import box
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
@@ -23,6 +24,7 @@ from nla.evaluation.bootstrap import Resamples
 from nla.evaluation.cells import cells
 from nla.evaluation.subject import Subject
 from nla.evaluation.suites.controls import other_document
+from nla.evaluation.tokens_read import tokens_read
 
 CLAIMS, TRUE, FACTS, RECALLED, UNREVEALED = range(5)  # columns of a count
 Ratio = tuple[Float[Tensor, ""], Float[Tensor, " resample"]]
@@ -62,6 +64,10 @@ def claims(subject: Subject) -> dict[str, Any] | None:
     explanations = subject.greedy.texts.explanation
     after = judge(source, rows, explanations)
     found = summarize(after, resamples)
+    found["by_tokens_read"] = {
+        name: _shares(after.total * inside.unsqueeze(1), resamples) | {"texts": int(inside.sum())}
+        for name, inside in tokens_read(rows.read).items()
+    }
     partner = other_document(rows.document, subject.seed)
     others = None if partner is None else judge(source, rows, [explanations[index] for index in partner])
     found["chance"] = None if others is None else summarize(others, resamples)
@@ -97,7 +103,7 @@ def judge(source: GroundTruth, rows: EvaluatedRows, explanations: Sequence[str |
         for claim in claims:
             counts[claim.kind][index, CLAIMS] += 1
             counts[claim.kind][index, TRUE] += claim.true
-            counts[claim.kind][index, UNREVEALED] += claim.kind not in known
+            counts[claim.kind][index, UNREVEALED] += claim.kind not in known and not claim.true
         for kind, _ in {(claim.kind, claim.value) for claim in claims if claim.true} & facts:
             counts[kind][index, RECALLED] += 1
     return Counts(sum(counts.values(), nothing), dict(sorted(counts.items())), frozenset(fact_kinds))
@@ -150,31 +156,45 @@ def _number(value: Tensor) -> float | None:
     return float(value) if bool(value.isfinite()) else None
 
 
-def table(claims: dict[str, Any]) -> Table:
-    before = claims["warm_start"]
-    texts = f"{claims['kinds_per_text']:.1f}"
+def table(result: dict[str, Any]) -> Group:
+    """Claims before and after joint training by kind, then by tokens read."""
+    return Group(_by_kind(result), _by_tokens_read(result["by_tokens_read"]))
+
+
+def _by_kind(result: dict[str, Any]) -> Table:
+    before, chance = result["warm_start"], result["chance"]
+    texts = f"{result['kinds_per_text']:.1f}"
     if before is not None:
         texts = f"{before['kinds_per_text']:.1f} before, {texts} after"
-    table = Table(
-        title=f"Claims against ground truth, warm start and this pair (by chance: against another document); distinct "
-        f"kinds per text: {texts}",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+    shown = _plain_table(
+        "Claims against ground truth, warm start and this pair (by chance: against another document); distinct kinds "
+        f"per text: {texts}"
     )
-    table.add_column("kind", no_wrap=True)
+    shown.add_column("kind", no_wrap=True)
     for moment in ("before", "after"):
         for column in ("claims", "true", "95%", "recall"):
-            table.add_column(f"{moment if column == 'claims' else ''}\n{column}", justify="right", no_wrap=True)
-    table.add_column("by chance\ntrue", justify="right", no_wrap=True)
-    chance = claims["chance"]
-    cells = (*_claim_cells(before), *_claim_cells(claims), _true_cell(chance))
-    table.add_row("all", *cells, style="bold", end_section=True)
-    for kind in sorted(set(claims["by_kind"]) | set(before["by_kind"] if before else ())):
+            shown.add_column(f"{moment if column == 'claims' else ''}\n{column}", justify="right", no_wrap=True)
+    shown.add_column("by chance\ntrue", justify="right", no_wrap=True)
+    figures = (*_claim_cells(before), *_claim_cells(result), _true_cell(chance))
+    shown.add_row("all", *figures, style="bold", end_section=True)
+    for kind in sorted(set(result["by_kind"]) | set(before["by_kind"] if before else ())):
         earlier, random = (variant["by_kind"].get(kind) if variant else None for variant in (before, chance))
-        cells = (*_claim_cells(earlier), *_claim_cells(claims["by_kind"].get(kind)), _true_cell(random))
-        table.add_row(Text(kind), *cells)
-    return table
+        figures = (*_claim_cells(earlier), *_claim_cells(result["by_kind"].get(kind)), _true_cell(random))
+        shown.add_row(Text(kind), *figures)
+    return shown
+
+
+def _by_tokens_read(parts: dict[str, Any]) -> Table:
+    shown = _plain_table("Claims by tokens read")
+    for column in ("tokens read", "texts", "claims", "true", "95%", "recall"):
+        shown.add_column(column, justify="right", no_wrap=True)
+    for name, shares in parts.items():
+        shown.add_row(name, str(shares["texts"]), *_claim_cells(shares))
+    return shown
+
+
+def _plain_table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
 
 
 def _true_cell(shares: dict[str, Any] | None) -> str:
