@@ -10,6 +10,7 @@ import torch
 from nbclient import NotebookClient
 from support import ROOT
 from support.programs import run
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 SMOKE = ["experiment=world_smoke", "hardware=cpu"]
 
@@ -36,6 +37,24 @@ def test_a_run_leaves_what_the_contract_says(folder: Path) -> None:
     header = (run_folder / "stages/joint/metrics.csv").read_text().splitlines()[0]
     for name in ("reward", "kl", "fve_batch", "explanation_tokens", "well_formed", "validation/fve_normalized_mean"):
         assert f"joint/{name}" in header
+
+
+@pytest.mark.slow
+def test_tensorboard_shows_distributions_and_compares_runs(folder: Path) -> None:
+    stage = folder / "runs/world_smoke/stages/joint"
+    tags: dict[str, set[str]] = {"histograms": set(), "scalars": set()}
+    hparams = False
+    for path in stage.rglob("events.out.tfevents*"):
+        events = EventAccumulator(str(path))
+        events.Reload()
+        for kind in tags:
+            tags[kind] |= set(events.Tags()[kind])
+        hparams = hparams or (
+            bool(events.summary_metadata) and "_hparams_/session_start_info" in events.summary_metadata
+        )
+    assert {"joint/validation/cosine", "joint/validation/explanation_tokens"} <= tags["histograms"]
+    assert any(name.startswith("joint/validation/fve_from_") for name in tags["scalars"])
+    assert hparams
 
 
 @pytest.mark.slow

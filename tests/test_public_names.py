@@ -31,7 +31,8 @@ PUBLIC = {
     ],
     "nla.data.world": ["WorldSource"],
     "nla.evaluation": [
-        "Evaluation", "EvaluationData", "EvaluationSettings", "Subject", "evaluate", "read_samples", "read_subject", "run",
+        "Evaluation", "EvaluationData", "EvaluationSettings", "Subject", "evaluate", "read_samples", "read_subject",
+        "run",
     ],
     "nla.evaluation.suites": ["SUITES", "Suite", "chosen"],
     "nla.models": [],
@@ -42,8 +43,8 @@ PUBLIC = {
     "nla.pretraining": ["Architecture", "Lessons", "Recipe", "pretrain", "train_tokenizer"],
     "nla.training": [],
     "nla.training.callbacks": [
-        "Alarms", "Checkpointing", "FaultTolerantLogger", "MetricsFile", "Progress", "RankFailure", "Samples",
-        "StateFile", "Summary",
+        "Alarms", "Checkpointing", "Distributions", "FaultTolerantLogger", "MetricsFile", "Progress", "RankFailure",
+        "Samples", "StateFile", "Summary",
     ],
     "nla.training.preflight": ["Check", "preflight", "require"],
     "nla.training.stages": ["JointStage", "ReconstructorStage", "VerbalizerStage"],

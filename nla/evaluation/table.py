@@ -11,6 +11,7 @@ from nla.evaluation.cells import cells
 from nla.evaluation.evaluation import Evaluation
 from nla.evaluation.suites import SUITES
 from nla.evaluation.suites.controls import CONTROLS
+from nla.evaluation.verdicts import lines, verdicts
 
 CONTEXT_CHARACTERS = 160  # of a sample's context, counted from its end
 
@@ -23,6 +24,7 @@ def show(evaluation: Evaluation, console: Console, examples: int = 5) -> None:
         if metrics.get(suite.name) is not None:
             blocks.append(suite.table(metrics[suite.name]))
     blocks += list(_examples(evaluation, examples))
+    blocks.append(lines(verdicts(metrics)))
     console.print(Group(*blocks))
 
 

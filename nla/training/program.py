@@ -33,6 +33,7 @@ from nla.files import locked
 from nla.planning.gather import with_gather
 from nla.training.build import CHATTY, EXPECTED_WARNINGS, build_all, build_stage, run_identity, starting_pair
 from nla.training.callbacks import Checkpointing, FaultTolerantLogger, RankFailure, StateFile
+from nla.training.callbacks.metrics import HELD_OUT
 from nla.training.parallel import whole_pair
 from nla.training.preflight import require
 from nla.training.stages.base import Stage
@@ -90,10 +91,27 @@ def run_stage(settings: TrainSettings, name: str, start: str | None) -> None:
     data = build_data(settings.data, options.data, stage.target, settings.seed)
     with rank_failure.shared():
         fit(trainer, stage, data, start)
+        record_result(trainer, settings, name)
         pair = whole_pair(stage.nla, lambda: starting_pair(settings, start, stage.target))
         if trainer.is_global_zero:
             pair.save_pretrained(folder / "nla", stage=name, training={"steps": options.steps})
         trainer.strategy.barrier()
+
+
+def record_result(trainer: Trainer, settings: TrainSettings, name: str) -> None:
+    """The stage's settings and last validation figures, so that TensorBoard compares runs."""
+    options = settings.stage[name]
+    params = {
+        "model": settings.model.id,
+        "adapter": settings.adapter.kind,
+        "seed": settings.seed,
+        "steps": options.steps,
+    }
+    params |= {"batch_size": options.data.batch_size, "layer": settings.layer.block(model_depth(settings.model))}
+    results = {key: float(value) for key, value in trainer.callback_metrics.items() if HELD_OUT in key}
+    for logger in trainer.loggers if results else ():
+        if isinstance(logger, FaultTolerantLogger) and trainer.is_global_zero:
+            logger.log_result(params, results)
 
 
 def fit(trainer: Trainer, stage: Stage, data: NLADataModule, start: str | None) -> None:

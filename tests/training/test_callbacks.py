@@ -1,6 +1,7 @@
 """The callbacks on a real trainer: lines with the time left, the bar, samples that show texts literally."""
 
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.data import DataLoader
 
 from nla.training.callbacks import FaultTolerantLogger, Progress, Samples
+from nla.training.callbacks.distributions import fve_by_position
 from nla.training.callbacks.progress import clock
 from nla.training.callbacks.samples import escape, markdown_table
 
@@ -138,6 +140,18 @@ def test_samples_reach_tensorboard_and_the_person(console: Console, tmp_path: Pa
     table = found[0].tensor_proto.string_val[0].decode()
     assert len(table.splitlines()) == 2 + 3
     assert "<script>" not in table
+
+
+def test_fve_by_position_by_hand() -> None:
+    activation = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, -1.0]])
+    found = fve_by_position(activation, torch.tensor([1.0, 0.5, 0.0, 1.0]), torch.tensor([0, 7, 8, 200]))
+    truth = math.sqrt(2) * activation
+    spread = (truth - truth.mean(0)).square().mean(1)
+    assert found == {
+        "fve_from_0": pytest.approx(1 - 1.0 / float(spread[:2].sum())),
+        "fve_from_8": pytest.approx(1 - 2.0 / float(spread[2])),
+        "fve_from_128": pytest.approx(1.0),
+    }
 
 
 def test_texts_are_inert_in_markdown() -> None:

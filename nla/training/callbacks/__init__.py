@@ -6,6 +6,7 @@ Public: the callbacks that `conf/callbacks` and `nla.training.program` name.
 
 from nla.training.callbacks.alarms import Alarms
 from nla.training.callbacks.checkpointing import Checkpointing, StateFile
+from nla.training.callbacks.distributions import Distributions
 from nla.training.callbacks.loggers import FaultTolerantLogger
 from nla.training.callbacks.metrics import MetricsFile
 from nla.training.callbacks.progress import Progress
@@ -16,6 +17,7 @@ from nla.training.callbacks.summary import Summary
 __all__ = [
     "Alarms",
     "Checkpointing",
+    "Distributions",
     "FaultTolerantLogger",
     "MetricsFile",
     "Progress",

@@ -1,10 +1,11 @@
 """A logger that fails does not end the run: metrics.csv keeps the metrics."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from torch import Tensor
 
 from nla.errors import first_line
 
@@ -45,6 +46,18 @@ class FaultTolerantLogger(Logger):
         if isinstance(self.inner, TensorBoardLogger):
             experiment = self.inner
             self._try(lambda: experiment.experiment.add_text(tag, markdown, step))
+
+    def log_histogram(self, tag: str, values: Tensor, step: int) -> None:
+        """Where the logger shows histograms."""
+        if isinstance(self.inner, TensorBoardLogger):
+            experiment = self.inner
+            self._try(lambda: experiment.experiment.add_histogram(tag, values.detach().float().cpu(), step))
+
+    def log_result(self, params: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """What a run was given and what came out, side by side with other runs (TensorBoard's HPARAMS)."""
+        if isinstance(self.inner, TensorBoardLogger):
+            experiment = self.inner
+            self._try(lambda: experiment.log_hyperparams(dict(params), dict(metrics)))
 
     def log_graph(self, *args: Any, **kwargs: Any) -> None:
         self._try(lambda: self.inner.log_graph(*args, **kwargs))

@@ -292,7 +292,10 @@ class Stage(LightningModule):
             },
             rows,
         )
-        return {"text": batch.text, "explanation": completions.explanation, "cosine": cosines}
+        tokens = completions.mask.sum(1)
+        return {
+            "text": batch.text, "explanation": completions.explanation, "cosine": cosines, "explanation_tokens": tokens,
+        }  # fmt: skip
 
     def log_validation(self, metrics: dict[str, Float[Tensor, ""]], weight: int) -> None:
         """Log means over all batches of all ranks, where this batch has a weight of `weight` rows or tokens."""

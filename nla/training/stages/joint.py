@@ -60,6 +60,7 @@ class Terms:
     policy_gradient: Float[Tensor, ""]
     mse: Float[Tensor, ""]
     kl: Float[Tensor, ""]
+    reward: Float[Tensor, " sample"]
     metrics: dict[str, Tensor]
 
     @property
@@ -144,13 +145,14 @@ class JointStage(Stage):
             for name, prediction in predictions.items()
         }
 
-    def training_step(self, batch: ActivationBatch, batch_idx: int) -> None:
+    def training_step(self, batch: ActivationBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Returns reward and length of each sample, for callbacks."""
         started = time.perf_counter()
         self.zero_grad()  # otherwise the gradients of the step before take memory while sampling
         rollout = self.collect(batch)
         sampled = time.perf_counter()
         counts = self._global_counts(rollout)
-        metrics, self.micro_batch_size = in_micro_batches(
+        (metrics, reward), self.micro_batch_size = in_micro_batches(
             self, lambda size: self._backward(rollout, counts, size), self.micro_batch_size, rollout.group
         )
         update = self.update(batch, metrics["loss"])
@@ -162,6 +164,7 @@ class JointStage(Stage):
         seconds = {"seconds_sampling": sampled - started, "seconds_update": time.perf_counter() - sampled - scoring}
         shown = ["fve_batch", "reward", "kl", "explanation_tokens", "well_formed"]
         self.log_step({**metrics, **texts, **update, **seconds}, shown)
+        return {"reward": reward, "explanation_tokens": rollout.completions.mask.sum(1)}
 
     def collect(self, batch: ActivationBatch) -> Rollout:
         """Samples of the policy for each activation, and what the reconstructor reads of them."""
@@ -192,15 +195,16 @@ class JointStage(Stage):
         """The KL's coefficient at this step."""
         return self.kl.at(self.global_step / self.steps)
 
-    def _backward(self, rollout: Rollout, counts: Counts, size: int) -> dict[str, Tensor]:
-        """For each micro-batch its three terms, then backward. Returns the metrics of the whole rollout."""
+    def _backward(self, rollout: Rollout, counts: Counts, size: int) -> tuple[dict[str, Tensor], Tensor]:
+        """For each micro-batch its three terms, then backward. Returns the rollout's metrics and rewards."""
         self.fve_batch.reset()
-        seen = []
+        seen, rewards = [], []
         for micro_batch in self.with_reference(rollout, size).split(size):
             terms = self.terms(micro_batch, counts)
             self.manual_backward(terms.loss)
             seen.append({**terms.metrics, "loss": terms.loss.detach()})
-        return {name: torch.stack([metrics[name] for metrics in seen]).sum(0) for name in seen[0]}
+            rewards.append(terms.reward)
+        return {name: torch.stack([metrics[name] for metrics in seen]).sum(0) for name in seen[0]}, torch.cat(rewards)
 
     def _global_counts(self, rollout: Rollout) -> Counts:
         """Samples, tokens and well-formed samples per rank, averaged over ranks, because gradients are averaged too."""
@@ -241,7 +245,7 @@ class JointStage(Stage):
             kl = self.kl_coefficient * estimate
         metrics = self._metrics(rollout, counts, prediction, log_probs, earned, advantage)
         metrics |= {"error": mse.detach(), "seconds_scoring": scoring}
-        return Terms(policy_gradient, mse, kl, metrics)
+        return Terms(policy_gradient, mse, kl, earned.detach(), metrics)
 
     def _rewards(
         self, rollout: Rollout, error: Float[Tensor, " sample"], log_probs: Float[Tensor, "sample time"]
