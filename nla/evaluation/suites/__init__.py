@@ -11,7 +11,7 @@ from rich.console import RenderableType
 
 from nla.errors import ConfigError
 from nla.evaluation.subject import Subject
-from nla.evaluation.suites import breakdown, claims, match
+from nla.evaluation.suites import breakdown, claims, leak, match
 
 __all__ = ["SUITES", "Suite", "chosen"]
 
@@ -28,6 +28,7 @@ class Suite:
 SUITES = (
     Suite("position_match", match.position_match, match.table),
     Suite("claims", claims.claims, claims.table),
+    Suite("leak", leak.leak, leak.table),
     Suite("breakdown", breakdown.breakdown, breakdown.table),
 )
 
