@@ -1,6 +1,7 @@
 """The console script `nla`: what needs no training run. A person's mistake is one line on stderr and exit status 2.
 
     nla explain <pair> "some text"     explanations of the activations at its tokens, with their cosine
+    nla compare <pair> <pair> ...      what several pairs, layers or checkpoints say about the same text
     nla info <pair>                    what a saved pair is
     nla preflight experiment=world ... everything that can go wrong in a training run, tried out in under a minute
     nla plan [train.py's overrides]    memory, time and cost of a run, before anything is loaded
@@ -41,6 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from nla.commands.prepare import main as prepare
 
             return prepare(given[1:])
+        if given[:1] == ["compare"]:
+            from nla.commands.compare import main as compare
+
+            return compare(given[1:])
         if given[:1] == ["layers"]:
             from nla.commands.layers import main as layers
 
@@ -93,13 +98,14 @@ def _parser() -> argparse.ArgumentParser:
     preflight = verbs.add_parser("preflight", help="try out a training run: modules, injection, one step of each stage")
     preflight.add_argument("overrides", nargs="*", help="those of train.py: experiment=<name> key=value ...")
     verbs.add_parser("plan", help="what a run will need: memory, time, cost", add_help=False)
+    verbs.add_parser("compare", help="what several pairs say about the same text, side by side", add_help=False)
     verbs.add_parser("layers", help="which layer to explain, measured before any training", add_help=False)
     verbs.add_parser("pretrain", help="train a small target model from text", add_help=False)
     verbs.add_parser("prepare", help="store activations and explanations of a corpus in shards", add_help=False)
     return parser
 
 
-def _pair(name: str) -> str:
+def named_pair(name: str) -> str:
     """The pair of a run by the run's name, where there is one: `smollm2` is runs/smollm2/nla before any other."""
     run = Path("runs") / name / "nla"
     return str(run) if not Path(name).exists() and "/" not in name and run.is_dir() else name
@@ -122,7 +128,7 @@ def _explain(options: argparse.Namespace) -> int:
     from nla.models.target import Target
 
     device = usable_device(options.device, "--device")
-    name = _pair(options.pair)
+    name = named_pair(options.pair)
     target = Target.of_pair(name, options.dtype).to(device)
     pair = NLA.from_pretrained(name, dtype=options.dtype, adapter="saved", base=target.model).to(device)
     reading = target.read([options.text], positions=positions)

@@ -1,5 +1,6 @@
 """The console script: what it prints, and that a mistake is one line with status 2."""
 
+import json
 import re
 from pathlib import Path
 
@@ -20,6 +21,22 @@ def test_explain_takes_positions_and_samples(saved_nla: Path, capsys: pytest.Cap
     assert capsys.readouterr().out.count("malformed") == 2
     assert main([*arguments, "--positions", "0,-1"]) == 0
     assert capsys.readouterr().out.count("malformed") == 4
+
+
+def test_compare_sets_pairs_side_by_side(saved_nla: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    other = tmp_path / "other"
+    other.symlink_to(saved_nla)
+    arguments = ["compare", str(saved_nla), str(other), "--text", "Tom walks to", "--max-new-tokens", "4"]
+    assert main([*arguments, "--every-word", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["text"] for row in rows] == ["Tom", "Tom walks", "Tom walks to"]
+    for row in rows:
+        assert list(row["explanations"]) == [str(saved_nla), str(other)]
+        assert row["explanations"][str(saved_nla)] == row["explanations"][str(other)]
+    assert main(arguments) == 0
+    assert "Tom walks to" in capsys.readouterr().out
+    assert main(["compare", str(saved_nla), str(saved_nla), "--text", "Tom"]) == 2
+    assert "given twice" in capsys.readouterr().err
 
 
 def test_info(saved_nla: Path, capsys: pytest.CaptureFixture[str]):

@@ -44,9 +44,7 @@ def leak(subject: Subject) -> dict[str, Any]:
     share = len(leaked) / max(1, len(shares))
     flags = []
     if share > TOLERATED:
-        flags.append(
-            f"{len(leaked)} of {len(shares)} test documents are in the training documents, as {leaked[0]}"
-        )
+        flags.append(f"{len(leaked)} of {len(shares)} test documents are in the training documents, as {leaked[0]}")
     return {
         "leaked_share": share,
         "overlap": sum(shares.values()) / max(1, len(shares)),
