@@ -34,6 +34,7 @@ PUBLIC = {
         "Evaluation", "EvaluationData", "EvaluationSettings", "Subject", "evaluate", "read_samples", "read_subject",
         "run",
     ],
+    "nla.evaluation.prompts": ["load"],
     "nla.evaluation.suites": ["SUITES", "Suite", "chosen"],
     "nla.models": [],
     "nla.models.pretrained": [],

@@ -1,0 +1,151 @@
+"""Planning: is the word that will close a couplet in the explanations before the model has written it?
+
+The model continues the first line of a couplet greedily. Explanations are asked for at the end of that first line, and
+at each token of the second line before its last word. A hit is an explanation that holds the closing word itself.
+Beside it: the closing words of other couplets in the same explanations (what such hits are worth by chance), and in the
+model's own most probable next words at that place (what a plain look ahead of one token sees).
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from nla.evaluation.bootstrap import Resamples
+from nla.evaluation.cells import cells
+from nla.evaluation.prompts import load
+from nla.evaluation.subject import Subject
+from nla.models.prompts import token_ids
+from nla.models.target import Target
+
+WORD = re.compile(r"[^\W\d_]+")
+NEXT = 20  # of the model's own most probable next tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Couplet:
+    """A first line and the second one as the model wrote it. `end`: tokens up to the first line's end;
+    `closing`: tokens before the closing word."""
+
+    prompt: str
+    second: str
+    word: str  # that closes the second line
+    rhymed: bool
+    tokens: list[int]
+    end: int
+    closing: int
+
+
+def planning(
+    subject: Subject, prompts: Mapping[str, Any] | None = None, max_new_tokens: int = 24
+) -> dict[str, Any] | None:
+    """`first_line` and `second_line`, each `named`, `by_chance`, `expected`: shares with interval and n, by couplet.
+
+    Args:
+        prompts: a set like `nla/evaluation/prompts/couplets.json`, the default.
+        max_new_tokens: of a second line.
+    """
+    prompts = prompts or load("couplets")
+    written = [_write(subject.target, prompts["instruction"], item, max_new_tokens) for item in prompts["couplets"]]
+    couplets = [couplet for couplet in written if couplet is not None]
+    if len(couplets) < 2:
+        return {"couplets": len(couplets), "reason": "the model finished fewer than two second lines", "flags": []}
+    places = {
+        "first_line": [(index, couplet.end - 1) for index, couplet in enumerate(couplets)],
+        "second_line": [
+            (index, place) for index, couplet in enumerate(couplets) for place in range(couplet.end, couplet.closing)
+        ],
+    }
+    result: dict[str, Any] = {
+        "couplets": len(couplets),
+        "rhymed": sum(couplet.rhymed for couplet in couplets) / len(couplets),
+    }
+    for name, asked in places.items():
+        result[name] = _named(subject, couplets, asked) if asked else None
+    result["examples"] = [f"{item.prompt.splitlines()[-1]} / {item.second}" for item in couplets[:5]]
+    return result
+
+
+def _write(target: Target, instruction: str, item: Mapping[str, Any], max_new_tokens: int) -> Couplet | None:
+    """The couplet as the model continues it; None if it wrote no whole second line of at least two words."""
+    prompt = f"{instruction}{item['line']}\n"
+    tokens = token_ids(target.tokenizer, [prompt])[0]
+    given = torch.tensor([tokens], device=target.device)
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False}
+    with torch.no_grad():
+        full = target.model.generate(given, attention_mask=torch.ones_like(given), **options)[0].tolist()  # pyright: ignore
+    written = full[len(tokens) :]
+    text = str(target.tokenizer.decode(written, skip_special_tokens=True))
+    second = text.split("\n")[0]
+    words = list(WORD.finditer(second))
+    if "\n" not in text or len(words) < 2:
+        return None
+    last = words[-1]
+    closing = next(
+        count
+        for count in range(len(written) + 1)
+        if len(str(target.tokenizer.decode(written[: count + 1], skip_special_tokens=True))) > last.start()
+    )
+    rhymed = last.group().casefold() in item["rhymes"]
+    return Couplet(prompt, second, last.group().casefold(), rhymed, full, len(tokens), len(tokens) + closing)
+
+
+def _named(subject: Subject, couplets: list[Couplet], asked: list[tuple[int, int]]) -> dict[str, Any]:
+    target, settings = subject.target, subject.settings
+    ids = [couplets[index].tokens[: place + 1] for index, place in asked]
+    activation = target.read_ids(ids, [[-1]] * len(ids)).activation
+    texts = subject.nla.explain(
+        activation, temperature=0.0, max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size
+    )
+    said = [_words(row[0] or "") for row in texts]
+    expected = [_next_words(target, row) for row in ids]
+    hits = []
+    for (index, _), words, following in zip(asked, said, expected, strict=True):
+        own = couplets[index].word
+        others = [couplet.word for couplet in couplets if couplet.word != own]
+        chance = sum(word in words for word in others) / max(1, len(others))
+        hits.append([float(own in words), chance, float(own in following), 1.0])
+    document = [str(index) for index, _ in asked]
+    resamples = Resamples(document, settings.bootstrap, subject.seed)
+    total, resampled = resamples.sums(torch.tensor(hits))
+    return {
+        name: {
+            "share": float(total[column] / total[3]),
+            "ci95": resamples.interval(resampled[:, column] / resampled[:, 3]),
+            "n": len(asked),
+        }
+        for column, name in enumerate(("named", "by_chance", "expected"))
+    }
+
+
+def _words(text: str) -> set[str]:
+    return {word.casefold() for word in WORD.findall(text)}
+
+
+@torch.no_grad()
+def _next_words(target: Target, tokens: list[int]) -> set[str]:
+    """The model's most probable next tokens, as far as they begin a word."""
+    logits = target.model(torch.tensor([tokens], device=target.device)).logits[0, -1]
+    best = logits.topk(min(NEXT, logits.shape[-1])).indices.tolist()
+    return {str(target.tokenizer.decode([token])).strip().casefold() for token in best}
+
+
+def table(result: dict[str, Any]) -> Table:
+    """How often the closing word is named before it is written."""
+    shown = Table(title="Planning: the closing word of a couplet, before it is written", title_justify="left")
+    for title in ("asked at", "n", "in the explanation", "95%", "another couplet's", "among the next 20 tokens"):
+        shown.add_column(title, justify="left" if title == "asked at" else "right")
+    if "reason" in result:
+        shown.add_row(result["reason"])
+        return shown
+    for name, label in (("first_line", "the end of the first line"), ("second_line", "within the second line")):
+        found = result[name]
+        if found is not None:
+            named = found["named"]
+            others = (cells(found[key]["share"], None, "{:.2f}")[0] for key in ("by_chance", "expected"))
+            shown.add_row(label, str(named["n"]), *cells(named["share"], named["ci95"], "{:.2f}"), *others)
+    shown.caption = f"{result['couplets']} couplets; {result['rhymed']:.0%} of the model's second lines rhyme"
+    return shown

@@ -1,0 +1,101 @@
+"""Planning and hidden awareness, with a model that writes what the test says and a pair that says what it wants."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from support.evaluation import SETTINGS, toy_data
+
+from nla.evaluation import Subject, read_subject
+from nla.evaluation.prompts import load
+from nla.evaluation.suites.awareness import awareness
+from nla.evaluation.suites.planning import planning
+from nla.models.pair import NLA
+from nla.models.prompts import token_ids
+from nla.models.target import Target
+
+COUPLETS = {
+    "instruction": "",
+    "couplets": [
+        {"line": "The hero saw the light,", "rhymes": ["night"]},
+        {"line": "The sailor saw the sea,", "rhymes": ["tree"]},
+    ],
+}
+CUES = {
+    "cues": [{"kind": "test", "words": ["test"], "cue": "This is a test."}],
+    "texts": ["Anna walks to the harbour and sees the waves.", "The dog barks near the house of the farmer."],
+}
+
+
+def writing(target: Target, answers: Callable[[str], str]) -> None:
+    """The target continues a text with what `answers` gives for it."""
+
+    def generate(given: torch.Tensor, **_: Any) -> torch.Tensor:
+        text = str(target.tokenizer.decode(given[0], skip_special_tokens=True))
+        added = token_ids(target.tokenizer, [answers(text)], special=False)[0]
+        return torch.cat([given, torch.tensor([added])], dim=1)
+
+    target.model.generate = generate  # type: ignore[method-assign,assignment]
+
+
+def saying(nla: NLA, texts: Callable[[int], str]) -> None:
+    """The k-th activation of each call is explained as `texts(k)`."""
+
+    def explain(activation: torch.Tensor, **_: Any) -> list[list[str | None]]:
+        return [[texts(row)] for row in range(len(activation))]
+
+    nla.explain = explain  # type: ignore[method-assign]
+
+
+@pytest.fixture
+def subject(nla: NLA, target: Target) -> Subject:
+    return read_subject(nla, target, toy_data(), SETTINGS)
+
+
+def test_a_closing_word_that_is_named_beforehand(subject: Subject) -> None:
+    writing(subject.target, lambda text: "it was the night\nand" if "light" in text else "under a tree\n")
+    saying(subject.nla, lambda row: "It comes to the night.")
+    found = planning(subject, COUPLETS)
+    assert found is not None
+    assert (found["couplets"], found["rhymed"]) == (2, 1.0)
+    assert found["first_line"]["named"]["n"] == 2
+    assert found["first_line"]["named"]["share"] == 0.5  # of the first couplet, not of the second
+    assert found["first_line"]["by_chance"]["share"] == 0.5  # the other's word, for the second
+    assert found["examples"][0] == "The hero saw the light, / it was the night"
+    words = token_ids(subject.target.tokenizer, ["it was the night\nand", "under a tree\n"], special=False)
+    assert 2 < found["second_line"]["named"]["n"] < sum(map(len, words))  # never at the closing word itself
+
+
+def test_lines_without_an_end_are_left_out(subject: Subject) -> None:
+    writing(subject.target, lambda text: "it never ends")
+    saying(subject.nla, lambda row: "nothing")
+    found = planning(subject, COUPLETS)
+    assert found is not None and found["couplets"] == 0 and "fewer than two" in found["reason"]
+
+
+def test_a_cue_that_is_named_at_the_end_of_the_text(subject: Subject) -> None:
+    asked: list[str] = []
+    writing(subject.target, lambda text: "and it is only a test")
+    plain_read = subject.target.read_ids
+
+    def read_ids(ids: list[list[int]], positions: Any) -> Any:
+        asked.append(str(subject.target.tokenizer.decode(ids[0], skip_special_tokens=True)))
+        return plain_read(ids, positions)
+
+    subject.target.read_ids = read_ids  # type: ignore[method-assign]
+    saying(subject.nla, lambda row: "It is a test." if asked[-1].startswith("This is a test") and row == 3 else "None.")
+    found = awareness(subject, CUES, last=4)
+    assert found["named"] == {"share": 1.0, "ci95": [1.0, 1.0], "n": 2}
+    assert found["false_positives"]["share"] == 0
+    assert found["said_by_the_model"]["share"] == found["by_cue"]["test"]["said_by_the_model"]["share"] == 1.0
+
+
+def test_the_packaged_prompts_are_whole() -> None:
+    couplets, cues = load("couplets"), load("cues")
+    assert len(couplets["couplets"]) >= 20 and all(item["rhymes"] for item in couplets["couplets"])
+    assert all(item["line"].split()[-1].strip(",").casefold() not in item["rhymes"] for item in couplets["couplets"])
+    # a text names no cue by itself, and each cue names itself
+    for cue in cues["cues"]:
+        assert any(word in cue["cue"].casefold() for word in cue["words"])
+        assert not any(word in text.casefold().split() for word in cue["words"] for text in cues["texts"])
