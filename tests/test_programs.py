@@ -1,6 +1,7 @@
 """The programs as a person runs them: train, resume, sweep, evaluate, explain, and the notebook, on the smoke run."""
 
 import json
+import re
 from pathlib import Path
 
 import nbformat
@@ -171,12 +172,45 @@ def test_the_tables_of_the_pages_come_from_evaluated_runs(folder: Path) -> None:
     assert f"| FVE, greedy | 0.65 (0.70) | {metrics['fve']:.3f}, {metrics['fve']:.3f} |" in results
 
 
-@pytest.mark.slow
-def test_the_notebook_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    notebook = nbformat.read(ROOT / "notebooks/explore.ipynb", as_version=4)
-    notebook.cells[1].source = notebook.cells[1].source.replace("runs/world/", "runs/world_smoke/")
+def executed(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: str) -> str:
+    """What a notebook prints, with other values in its cell of settings."""
+    notebook = nbformat.read(ROOT / f"notebooks/{name}.ipynb", as_version=4)
+    cell = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    for key, value in settings.items():
+        cell.source, count = re.subn(rf"(?m)^{key} = \S+", f"{key} = {value}", cell.source)
+        assert count == 1, key
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(folder)}}).execute()
-    said = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
+    return "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
+
+
+@pytest.mark.slow
+def test_the_notebook_explore_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"PAIR": '"runs/world_smoke/nla"', "EVALUATION": '"runs/world_smoke/evaluation"'}
+    said = executed("explore", folder, monkeypatch, **settings)
     assert "KL(original || explanation)" in said and "FVE" in said
     assert "hook 1 block later" in said and "before (" in said and "thunder" in said
+
+
+@pytest.mark.slow
+def test_the_notebook_read_a_run_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = executed("read_a_run", folder, monkeypatch, RUN='"runs/world_smoke"')
+    assert "warm start (" in said and "final (" in said and "FVE" in said
+
+
+@pytest.mark.slow
+def test_the_notebook_own_vectors_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = executed("own_vectors", folder, monkeypatch, PAIR='"runs/world_smoke/nla"')
+    assert "difference" in said and "random" in said and "as it is" in said
+
+
+@pytest.mark.slow
+def test_the_notebook_which_layer_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "texts").mkdir(exist_ok=True)
+    for number in range(40):
+        words = " ".join(
+            ("Anna saw the harbour", "the dog barks", "it was a stormy night")[(number + k) % 3] for k in range(9)
+        )
+        (folder / f"texts/{number}.txt").write_text(f"{number} {words}.")
+    said = executed("which_layer", folder, monkeypatch, MODEL='"world"', TEXTS='"texts"', SWEEP='"nowhere"')
+    assert "proposed block:" in said and "no sweep" in said
