@@ -19,12 +19,16 @@ TOKENIZE_AT_ONCE = 512  # documents; bounds the offsets in memory
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A document's tokens up to its last position, and the character at which each position's context ends."""
+    """A document's tokens up to its last position, and the character at which each position's context ends.
+
+    `following`: the token after each position; -1 if the text ends there.
+    """
 
     document: Document
     tokens: list[int]
     positions: list[int]
     ends: list[int]
+    following: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,9 @@ def prepare(
                 skipped[positions] += 1
             else:
                 ends = [offsets[position][1] for position in positions]
-                prepared.append(Prepared(document, list(tokens[: positions[-1] + 1]), positions, ends))
+                after = [p + 1 if p + 1 < len(tokens) and not special[p + 1] else -1 for p in positions]
+                following = [-1 if place < 0 else int(tokens[place]) for place in after]
+                prepared.append(Prepared(document, list(tokens[: positions[-1] + 1]), positions, ends, following))
     return prepared, skipped
 
 

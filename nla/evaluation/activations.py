@@ -36,6 +36,8 @@ class EvaluatedRows:
     document_id: list[str]  # what the source knows the text by
     position: Int[Tensor, " batch"]
     read: Int[Tensor, " batch"]  # ordinary tokens up to and including the one at `position`
+    tokens: list[list[int]]  # the context's ids, up to and including the one at `position`
+    following: Int[Tensor, " batch"]  # the token after it; -1 where the text ends
     text: list[str]  # context up to and including the token
     tail: list[str]  # the context's last tokens
 
@@ -80,6 +82,8 @@ def read_rows(
         document_id=[item.document.id for item, _, _ in rows],
         position=torch.tensor([token for _, token, _ in rows]),
         read=torch.tensor(read),
+        tokens=[item.tokens[: token + 1] for item, token, _ in rows],
+        following=torch.tensor([token for item in prepared for token in item.following]),
         text=[item.document.text[:end] for item, _, end in rows],
         tail=[str(text) for text in target.tokenizer.batch_decode(tails, skip_special_tokens=True)],
     )

@@ -43,25 +43,36 @@ class Packing:
         return rows.index_put((self.row, self.column), fed)
 
     def attention_mask(self, decoder: PreTrainedModel, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
-        """What each token may attend to, in the form that the decoder takes: one mask, or one per kind of layer."""
-        same_segment = self.segment.unsqueeze(2) == self.segment.unsqueeze(1)
-        prompt = (self.segment == 0).unsqueeze(1)
-        causal = torch.ones(self.length, self.length, dtype=torch.bool, device=same_segment.device).tril()
-        # padding attends to the prompt: a query without any key would give NaN
-        allowed = (causal & (prompt | same_segment)).unsqueeze(1)
-        config = decoder.config
-        window = getattr(config, "sliding_window", None)
-        near = allowed
-        if window is not None:
-            near = allowed & (self.position.unsqueeze(2) - self.position.unsqueeze(1) < window).unsqueeze(1)
-        eager = config._attn_implementation == "eager"  # adds its mask to the scores
-        full, near = (_additive(mask, dtype) if eager else mask for mask in (allowed, near))
-        kinds = set(getattr(config, "layer_types", None) or ())
-        if not kinds:
-            return near  # Mistral: every layer has the window
-        if kinds == {"full_attention"}:
-            return full
-        return {"full_attention": full, "sliding_attention": near}
+        """What each token may attend to, in the form that the decoder takes."""
+        return shared_prefix_mask(self.segment, self.position, decoder, dtype)
+
+
+def shared_prefix_mask(
+    segment: Int[Tensor, "batch length"],
+    position: Int[Tensor, "batch length"],
+    decoder: PreTrainedModel,
+    dtype: torch.dtype,
+) -> Tensor | dict[str, Tensor]:
+    """Each token attends causally to segment 0, the prefix, and to its own: one mask, or one per kind of layer."""
+    same_segment = segment.unsqueeze(2) == segment.unsqueeze(1)
+    prompt = (segment == 0).unsqueeze(1)
+    length = segment.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=segment.device).tril()
+    # padding attends to the prompt: a query without any key would give NaN
+    allowed = (causal & (prompt | same_segment)).unsqueeze(1)
+    config = decoder.config
+    window = getattr(config, "sliding_window", None)
+    near = allowed
+    if window is not None:
+        near = allowed & (position.unsqueeze(2) - position.unsqueeze(1) < window).unsqueeze(1)
+    eager = config._attn_implementation == "eager"  # adds its mask to the scores
+    full, near = (_additive(mask, dtype) if eager else mask for mask in (allowed, near))
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if not kinds:
+        return near  # Mistral: every layer has the window
+    if kinds == {"full_attention"}:
+        return full
+    return {"full_attention": full, "sliding_attention": near}
 
 
 PAIR_COST = 0.5  # of a query-key pair, relative to as many operations in a matrix product (measured on a CPU)

@@ -12,7 +12,18 @@ from nla.core.objectives import normalize
 from nla.core.padding import length_buckets
 from nla.core.records import Reading
 from nla.errors import DataError
-from nla.models.backbone import blocks, body, check_layer, embed, load_model, load_tokenizer, truncated, width
+from nla.models.backbone import (
+    blocks,
+    body,
+    check_layer,
+    embed,
+    head_logits,
+    load_model,
+    load_tokenizer,
+    truncated,
+    width,
+)
+from nla.models.packing import shared_prefix_mask
 from nla.models.pretrained.loading import find_halves
 from nla.models.pretrained.metadata import METADATA, read_metadata
 from nla.models.prompts import token_ids
@@ -175,6 +186,43 @@ class Target(nn.Module):
             return self.model(inputs_embeds=embed(decoder, tokens), use_cache=False).logits.float()
         finally:
             handle.remove()
+
+    @torch.no_grad()
+    def next_logits(
+        self, tokens: Int[Tensor, " time"], vectors: Float[Tensor, "variant d_model"], rescale: bool = True
+    ) -> tuple[Float[Tensor, "variant vocab"], Float[Tensor, " d_model"]]:
+        """Logits after the last token with block `layer`'s output there replaced by each vector; and that output.
+
+        The same numbers as `splice` at the last position, in one pass: the last token is fed once for each vector, and
+        the copies do not see each other. A row of NaN is left as the model computes it: the clean logits.
+        """
+        decoder, count, time = body(self.model), len(vectors), len(tokens)
+        rows = torch.cat([tokens, tokens[-1:].expand(count)]).unsqueeze(0)
+        place = torch.cat([torch.arange(time), torch.full((count,), time - 1)]).to(tokens.device).unsqueeze(0)
+        segment = torch.cat([torch.zeros(time), torch.arange(1, count + 1)]).long().to(tokens.device).unsqueeze(0)
+        segment[0, time - 1] = -1  # the last token itself: only its output at `layer` is wanted
+        present: list[Tensor] = []
+
+        def replace(_module: nn.Module, _inputs: tuple, output: Tensor | tuple) -> Tensor | tuple:
+            hidden = (output if isinstance(output, Tensor) else output[0]).clone()
+            present.append(hidden[0, time - 1].float())
+            own = hidden[0, time:].float()
+            new = normalize(vectors, 1.0) * own.norm(dim=-1, keepdim=True) if rescale else vectors
+            hidden[0, time:] = torch.where(vectors.isnan(), own, new).to(hidden.dtype)
+            return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
+
+        embeddings = embed(decoder, rows)
+        handle = blocks(decoder)[self.layer].register_forward_hook(replace)
+        try:
+            states = decoder(
+                inputs_embeds=embeddings,
+                attention_mask=shared_prefix_mask(segment, place, decoder, embeddings.dtype),
+                position_ids=place,
+                use_cache=False,
+            ).last_hidden_state
+        finally:
+            handle.remove()
+        return head_logits(self.model, states[0, time:]), present[0]
 
 
 def _after_blocks(

@@ -96,7 +96,15 @@ def toy_rows() -> EvaluatedRows:
         f"a {other_colour} day, long",
     ]
     return EvaluatedRows(
-        torch.ones(4, 3), ["first"] * 2 + ["second"] * 2, ["first"] * 2 + ["second"] * 2, torch.arange(4), texts, texts
+        activation=torch.ones(4, 3),
+        document=["first"] * 2 + ["second"] * 2,
+        document_id=["first"] * 2 + ["second"] * 2,
+        position=torch.arange(4),
+        read=torch.arange(4) + 1,
+        tokens=[[0]] * 4,
+        following=torch.full((4,), -1),
+        text=texts,
+        tail=texts,
     )
 
 

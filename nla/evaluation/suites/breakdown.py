@@ -1,4 +1,4 @@
-"""Where the FVE comes from: by tokens read, by norm, by kind of document, and by the sentences of the explanation.
+"""Where the FVE comes from: by tokens read, token type, kind of document, and the sentences of the explanation.
 
 Within a part, `1 - sum error / sum spread`, the spread taken about the mean of the whole set: a part is measured by the
 same yardstick as the headline, and the parts' numerators and denominators add up to it.
@@ -18,6 +18,7 @@ from nla.evaluation.bootstrap import Resamples
 from nla.evaluation.cells import cells
 from nla.evaluation.explanations import explain, score, sentences
 from nla.evaluation.subject import Subject
+from nla.evaluation.token_types import TYPES, token_types
 from nla.evaluation.tokens_read import tokens_read
 
 QUARTERS = ("lowest quarter", "second quarter", "third quarter", "highest quarter")
@@ -25,13 +26,18 @@ BEST_OF = 4
 
 
 def breakdown(subject: Subject, best_of: int = BEST_OF) -> dict[str, Any]:
-    """`by_tokens_read`, `by_norm`, `by_document_kind`, each part `{fve, ci95, n}`; `sentences`; `best_of`.
+    """`by_tokens_read`, `by_token_type`, `by_norm`, `by_document_kind`, each part `{fve, ci95, n}`; `sentences`; `best_of`.
 
     Args:
         best_of: samples of which the one with the least error counts; 0 leaves it out.
     """
     rows, error = subject.rows, subject.greedy.scores.error
-    parts = {"by_tokens_read": tokens_read(rows.read), "by_norm": _by_norm(rows.activation)}
+    types = token_types(subject.target.tokenizer, rows.tokens, rows.following.tolist())
+    parts = {
+        "by_tokens_read": tokens_read(rows.read),
+        "by_token_type": {name: torch.tensor([kind == name for kind in types]) for name in TYPES},
+        "by_norm": _by_norm(rows.activation),
+    }
     if isinstance(subject.data.source, Kinds):
         kinds = [subject.data.source.kind(name) for name in rows.document_id]
         parts["by_document_kind"] = {
@@ -137,7 +143,12 @@ def table(result: dict[str, Any]) -> Table:
     shown = Table(title="Where the FVE comes from", title_justify="left")
     for title in ("part", "n", "FVE", "95% interval"):
         shown.add_column(title, justify="left" if title == "part" else "right")
-    titles = {"by_tokens_read": "tokens read: {}", "by_norm": "norm: {}", "by_document_kind": "document: {}"}
+    titles = {
+        "by_tokens_read": "tokens read: {}",
+        "by_token_type": "at a {}",
+        "by_norm": "norm: {}",
+        "by_document_kind": "document: {}",
+    }
     for name, title in titles.items():
         for part, found in result.get(name, {}).items():
             shown.add_row(title.format(part), str(found["n"]), *cells(found["fve"], found["ci95"]))
