@@ -80,11 +80,12 @@ def test_a_context_that_reads_otherwise_is_refused(nla: NLA, target: Target, row
 
 def test_token_types() -> None:
     tokenizer = load_tokenizer("world")
-    (ids,) = token_ids(tokenizer, ["Anna saw 3 dogs, un"], special=False)
+    (ids,) = token_ids(tokenizer, ["On Anna saw 3 dogs, un"], special=False)
     rows = [ids[: index + 1] for index in range(len(ids))]
     found = token_types(tokenizer, rows, [*ids[1:], -1])
     assert list(zip([str(tokenizer.decode([row[-1]])) for row in rows], found, strict=True)) == [
-        ("Anna", "word"),
+        ("On", "word"),
+        (" Anna", "word"),
         (" saw", "word"),
         (" ", "punctuation"),
         ("3", "digit"),

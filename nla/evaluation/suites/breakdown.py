@@ -26,7 +26,7 @@ BEST_OF = 4
 
 
 def breakdown(subject: Subject, best_of: int = BEST_OF) -> dict[str, Any]:
-    """`by_tokens_read`, `by_token_type`, `by_norm`, `by_document_kind`, each part `{fve, ci95, n}`; `sentences`; `best_of`.
+    """FVE by tokens read, token type, norm and kind of document, each part `{fve, ci95, n}`; `sentences`; `best_of`.
 
     Args:
         best_of: samples of which the one with the least error counts; 0 leaves it out.
