@@ -1,6 +1,7 @@
 """The activations an evaluation is about: documents read once each, for all their positions."""
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,24 +54,14 @@ def read_rows(
     Documents of similar length are read together; the rows are sorted by document.
     Raises DataError if fewer than two activations can be read: a variance needs two.
     """
-    chosen = data.source.documents(split)
-    if documents is not None:
-        chosen = sorted(chosen, key=lambda document: keyed_seed("evaluation", document.id))[:documents]
-    prepared, skipped = prepare(chosen, target.tokenizer, data.plan)
-    if sum(len(item.positions) for item in prepared) < 2:
-        raise DataError(
-            f"split '{split}' gives fewer than two activations to evaluate on ({len(chosen)} documents, skipped: "
-            f"{dict(skipped)}): give more or longer texts, or lower data.min_context or positions_per_document"
-        )
+    prepared = _prepared(target, data, split, documents)
     prepared.sort(key=lambda item: item.document.root)  # keeps a document's chunks together
     activation = torch.zeros(sum(len(item.positions) for item in prepared), target.d_model)
     first, total = [], 0
     for item in prepared:
         first.append(total)
         total += len(item.positions)
-    buckets = length_buckets([len(item.tokens) for item in prepared], TOKENS_AT_ONCE)
-    readings = shared(buckets, lambda bucket: _read(target, [prepared[index] for index in bucket]))
-    for bucket, reading in zip(buckets, readings, strict=True):
+    for bucket, reading in _readings(target, prepared):
         activation[torch.tensor([first[i] + k for i in bucket for k in range(len(prepared[i].positions))])] = reading
     rows = [(item, token, end) for item in prepared for token, end in zip(item.positions, item.ends, strict=True)]
     special = special_ids(target.tokenizer)
@@ -89,6 +80,18 @@ def read_rows(
     )
 
 
+def read_layers(
+    target: Target, data: EvaluationData, split: str, documents: int | None, layers: Sequence[int]
+) -> tuple[Float[Tensor, "batch layer d_model"], list[str]]:
+    """Activations of several blocks, chosen as `read_rows` chooses them, and the document of each. Raises DataError."""
+    prepared = _prepared(target, data, split, documents)
+    parts, roots = [], []
+    for bucket, reading in _readings(target, prepared, layers):
+        parts.append(reading)
+        roots += [prepared[index].document.root for index in bucket for _ in prepared[index].positions]
+    return torch.cat(parts), roots
+
+
 def with_positions(data: EvaluationData, positions_per_document: int | None) -> EvaluationData:
     """The same data with another number of positions in each document; None: unchanged."""
     if positions_per_document is None:
@@ -96,7 +99,29 @@ def with_positions(data: EvaluationData, positions_per_document: int | None) -> 
     return EvaluationData(data.source, dataclasses.replace(data.plan, positions_per_document=positions_per_document))
 
 
-def _read(target: Target, chosen: list[Prepared]) -> Float[Tensor, "batch d_model"]:
+def _prepared(target: Target, data: EvaluationData, split: str, documents: int | None) -> list[Prepared]:
+    chosen = data.source.documents(split)
+    if documents is not None:
+        chosen = sorted(chosen, key=lambda document: keyed_seed("evaluation", document.id))[:documents]
+    prepared, skipped = prepare(chosen, target.tokenizer, data.plan)
+    if sum(len(item.positions) for item in prepared) < 2:
+        raise DataError(
+            f"split '{split}' gives fewer than two activations to evaluate on ({len(chosen)} documents, skipped: "
+            f"{dict(skipped)}): give more or longer texts, or lower data.min_context or positions_per_document"
+        )
+    return prepared
+
+
+def _readings(
+    target: Target, prepared: list[Prepared], layers: Sequence[int] | None = None
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Indices of documents that were read together, and their activations."""
+    buckets = length_buckets([len(item.tokens) for item in prepared], TOKENS_AT_ONCE)
+    readings = shared(buckets, lambda bucket: _read(target, [prepared[index] for index in bucket], layers))
+    yield from zip(buckets, readings, strict=True)
+
+
+def _read(target: Target, chosen: list[Prepared], layers: Sequence[int] | None) -> Tensor:
     device = target.device
     batch = collate([(item, 0) for item in chosen], pad_id(target.tokenizer)).to(device)
-    return target(batch.tokens, batch.mask, batch.row, batch.position).cpu()
+    return target(batch.tokens, batch.mask, batch.row, batch.position, layers).cpu()

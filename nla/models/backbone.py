@@ -274,6 +274,15 @@ def head_logits(model: PreTrainedModel, hidden: Float[Tensor, "*rows d_model"]) 
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
+def unembed(model: PreTrainedModel, states: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows vocab"]:
+    """Logits of the residual stream after some block, as if it were the last one: final norm, then the head."""
+    decoder = body(model)
+    norm = next((getattr(decoder, name) for name in FINAL_NORMS if getattr(decoder, name, None) is not None), None)
+    if norm is None:
+        raise ModelError(f"{type(decoder).__name__}: no final norm found under {', '.join(FINAL_NORMS)}")
+    return head_logits(model, norm(states.to(next(norm.parameters()).dtype)))
+
+
 def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Every id that the model or its tokenizer lists as an end of generation."""
     listed: Any = getattr(model.generation_config, "eos_token_id", None)

@@ -48,7 +48,7 @@ def expectations(
     Without `surprisal`, which needs the distribution at every token, no words read are listed.
     """
     groups = _shared_readings(tokenizer, texts)
-    words = _TokenWords(tokenizer)
+    words = TokenWords(tokenizer)
     budget = TOKENS_AT_ONCE if model.device.type == "cpu" else TOKENS_AT_ONCE_ON_GPU
     for bucket in length_buckets([len(group.tokens) for group in groups], budget):
         yield from _expected(
@@ -88,7 +88,7 @@ def _shared_readings(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -
 def _expected(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    words: "_TokenWords",
+    words: "TokenWords",
     texts: Sequence[str],
     groups: list[_Group],
     continued: int,
@@ -174,7 +174,7 @@ def _words_read(text: str, ends: list[int], surprisal: list[float]) -> list[tupl
     return words
 
 
-class _TokenWords:
+class TokenWords:
     """Next tokens as words; each token is decoded once."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -11,7 +11,7 @@ from rich.console import RenderableType
 
 from nla.errors import ConfigError
 from nla.evaluation.subject import Subject
-from nla.evaluation.suites import awareness, breakdown, causal, claims, leak, match, planning
+from nla.evaluation.suites import awareness, breakdown, causal, claims, leak, match, next_words, planning
 
 __all__ = ["SUITES", "Suite", "chosen"]
 
@@ -31,6 +31,7 @@ SUITES = (
     Suite("leak", leak.leak, leak.table),
     Suite("breakdown", breakdown.breakdown, breakdown.table),
     Suite("causal", causal.causal, causal.table),
+    Suite("next_words", next_words.next_words, next_words.table),
     Suite("planning", planning.planning, planning.table),
     Suite("awareness", awareness.awareness, awareness.table),
 )
