@@ -14,6 +14,7 @@ from nla.evaluation.evaluation import Evaluation, evaluate
 from nla.evaluation.figures import plot_tokens_read
 from nla.evaluation.files import write_metrics, write_samples
 from nla.evaluation.ranks import is_first
+from nla.evaluation.report import records, write_report
 from nla.evaluation.settings import EvaluationSettings
 from nla.evaluation.table import show
 from nla.models.pair import HALVES, NLA
@@ -32,15 +33,17 @@ def run(
     settings: EvaluationSettings,
     seed: int = 0,
     run_folder: str | Path | None = None,
+    pair: str | None = None,
     command: str | None = None,
     dtype: str = "float32",
     examples: int = 5,
     console: Console | None = None,
 ) -> Evaluation:
-    """Evaluate `nla`, write metrics.json and samples.parquet to `output`, and print the tables.
+    """Evaluate `nla`, write metrics.json, samples.parquet and report.html to `output`, and print the tables.
 
     Args:
         run_folder: the run that made the pair, whose warm start is evaluated too; None: no such run.
+        pair: its name, for the page.
         command: recorded in metrics.json; None: this process's own command line.
         dtype: of the weights of all pairs; recorded.
         examples: explanations to print.
@@ -53,6 +56,9 @@ def run(
         return result
     write_samples(result, output)
     plot_tokens_read(result.metrics, output)
+    tokens = records(result)
+    if tokens is not None:
+        write_report(result, tokens, output, None if run_folder is None else Path(run_folder), pair)
     write_metrics(result.metrics, output)  # last: its presence says that the evaluation is complete
     console = console or rich.get_console()
     show(result, console, examples)
