@@ -17,7 +17,6 @@ from torch import Tensor
 from nla.core.fve import normalized_activations
 from nla.core.records import well_formed
 from nla.errors import ModelError
-from nla.evaluation.activations import EvaluatedRows
 from nla.evaluation.bootstrap import Resamples
 from nla.evaluation.cells import cells
 from nla.evaluation.ranks import shared
@@ -105,7 +104,7 @@ def _stand_ins(subject: Subject) -> dict[str, StandIn]:
     if "warm_start" in read:
         found["warm_start"] = StandIn(read["warm_start"], everywhere)
     found["source_text"] = StandIn(subject.source_text, everywhere)
-    neighbour = torch.tensor(same_document(rows))
+    neighbour = torch.tensor(same_document(rows.document_id, rows.position.tolist()))
     asked, alone = neighbour >= 0, "no document has two positions"
     found["same_document"] = StandIn(read["greedy"][neighbour], asked, None if bool(asked.any()) else alone)
     partner = other_document(rows.document, subject.seed)
@@ -120,18 +119,17 @@ def _stand_ins(subject: Subject) -> dict[str, StandIn]:
     return found
 
 
-def same_document(rows: EvaluatedRows) -> list[int]:
+def same_document(document: Sequence[str], position: Sequence[int]) -> list[int]:
     """For each row the one at the nearest other position of the same text; -1 if it is alone."""
     rows_of: dict[str, list[int]] = {}
-    for index, name in enumerate(rows.document_id):
+    for index, name in enumerate(document):
         rows_of.setdefault(name, []).append(index)
-    place = rows.position.tolist()
 
     def nearest(index: int) -> int:
-        others = [other for other in rows_of[rows.document_id[index]] if other != index]
-        return min(others, key=lambda other: (abs(place[other] - place[index]), place[other]), default=-1)
+        others = [other for other in rows_of[document[index]] if other != index]
+        return min(others, key=lambda other: (abs(position[other] - position[index]), position[other]), default=-1)
 
-    return [nearest(index) for index in range(len(rows))]
+    return [nearest(index) for index in range(len(document))]
 
 
 def _row(subject: Subject, index: int, vectors: Float[Tensor, "variant d_model"]) -> Float[Tensor, "variant 2"]:
