@@ -23,6 +23,20 @@ STEMS: dict[str, str] = {
     "ending": "It ends with the",
 }
 
+# Other wordings, for evaluation alone: in no training text. Some turn the sentence round, some use other words.
+WORDINGS: dict[str, tuple[str, ...]] = {
+    "hero": ("{} is the hero.", "It is about {}.", "The name of the hero is {}."),
+    "place": ("The {} is the scene.", "All of it is at the {}.", "The place is the {}."),
+    "weather": ("It is {}.", "{} is the weather.", "It feels {}."),
+    "job": ("The hero is a {}.", "A {} is the hero.", "The job of the hero is that of a {}."),
+    "mood": ("{} is the mood.", "The hero is {}.", "It is {} in mood."),
+    "animal": ("A {} is there.", "The animal is a {}.", "A {} is near."),
+    "object": ("It has a {}.", "The object is a {}.", "A {} is told of."),
+    "time": ("It is {}.", "{} is the time.", "All of it is in the {}."),
+    "genre": ("It is a {}.", "A {} is this.", "The text is a {}."),
+    "tense": ("It is in the {}.", "{} is the tense.", "It is told in the {} tense."),
+    "ending": ("The {} is its end.", "At the end is the {}.", "The last is the {}."),
+}
 NOTHING = "Nothing is known yet."  # of a context that has revealed no fact
 
 
@@ -33,6 +47,12 @@ def statement(kind: str, value: str) -> str:
 
 OUTSIDE_IN = ("genre", "tense", "time", "place", "weather", "hero", "job", "mood", "animal", "object", "ending")
 """the order of a text that tells everything: the frame first, what happened last"""
+
+
+def reworded(kind: str, value: str, rng: random.Random) -> str:
+    """One fact in one of `WORDINGS`."""
+    text = rng.choice(WORDINGS[kind]).format(value)
+    return text[0].upper() + text[1:]
 
 
 def describe(facts: dict[str, str], count: int, rng: random.Random, order: Sequence[str] | None = tuple(STEMS)) -> str:

@@ -74,7 +74,7 @@ def next_words(subject: Subject, documents: int | None = None) -> dict[str, Any]
         figures["words"] = sum(len(given[: AT[-1]]) for given in found) / len(found)
         for rival in LENSES:
             if name in READ_FROM_TEXTS and rival in hits:
-                ahead = _share(hits[name][:, 0] - hits[rival][:, 0], asked, subject.resamples)
+                ahead: dict[str, Any] = _share(hits[name][:, 0] - hits[rival][:, 0], asked, subject.resamples)
                 figures[f"above_{rival}"] = ahead
                 if name == "explanation" and ahead["ci95"] is not None and ahead["ci95"][1] < 0:
                     lead = f"{-ahead['value']:.2f} more of the next words at hit@1"
