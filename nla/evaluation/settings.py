@@ -21,6 +21,7 @@ class EvaluationSettings:
         neighbour_documents: training documents in which the nearest neighbour is looked up; 0: no such control.
         source_tokens: last tokens of the context given to the reconstructor in the control `source_text`.
         prefix_tokens: lengths in tokens for the FVE of the explanations' beginnings; empty: none.
+        report_texts: texts of the test split on the page report.html, their first 64 tokens; 0: no page.
     """
 
     suites: list[str]
@@ -34,10 +35,11 @@ class EvaluationSettings:
     neighbour_documents: int
     source_tokens: int
     prefix_tokens: list[int]
+    report_texts: int
 
     def __post_init__(self) -> None:
         least = {"documents": 1, "positions_per_document": 1, "batch_size": 1, "max_new_tokens": 1, "samples": 0}
-        least |= {"bootstrap": 1, "neighbour_documents": 0, "source_tokens": 1}
+        least |= {"bootstrap": 1, "neighbour_documents": 0, "source_tokens": 1, "report_texts": 0}
         for name, bound in least.items():
             value = getattr(self, name)
             if value is not None and value < bound:

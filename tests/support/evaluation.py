@@ -99,4 +99,5 @@ SETTINGS = EvaluationSettings(
     neighbour_documents=5,
     source_tokens=32,
     prefix_tokens=[],
+    report_texts=0,
 )

@@ -1,0 +1,119 @@
+"""Records as one self-contained HTML file that loads nothing and runs nothing but its own script.
+
+The data stand in a block that no browser executes, as ASCII without `<`, `>` and `&`; the script puts them into the page
+as text, never as markup. The policy allows this script and this style by their hashes and nothing else.
+"""
+
+import base64
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from nla import files
+from nla.report import figures
+from nla.report.records import Report, TextRecord
+
+MOST_BYTES = 10_000_000  # of one file
+ESCAPES = {ord("<"): "\\u003c", ord(">"): "\\u003e", ord("&"): "\\u0026"}
+
+
+def write_report(
+    report: Report,
+    path: Path,
+    *,
+    metrics: Mapping[str, Any] | None = None,
+    curves: Sequence[Mapping[str, Any]] = (),
+    most_bytes: int = MOST_BYTES,
+) -> list[Path]:
+    """Write the page, or several that link to each other where one would be too large; the paths written.
+
+    Args:
+        metrics: content of a metrics.json: bars of the header, and a table for each suite.
+        curves: of the training, from `nla.report.figures.curves`.
+        most_bytes: of one file; further texts go to `<name>-2.html` and so on.
+    """
+    parts = list(split(report, most_bytes))
+    paths = [path] + [path.with_name(f"{path.stem}-{number}{path.suffix}") for number in range(2, len(parts) + 1)]
+    pages = [{"file": p.name, "texts": [text.name for text in part]} for p, part in zip(paths, parts, strict=True)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for number, (file, part) in enumerate(zip(paths, parts, strict=True)):
+        shown = {"metrics": metrics, "curves": curves} if number == 0 else {}
+        html = page(dataclasses.replace(report, texts=part), **shown, pages=pages if len(pages) > 1 else ())
+        files.write_text(file, html)
+    return paths
+
+
+def page(
+    report: Report,
+    *,
+    metrics: Mapping[str, Any] | None = None,
+    curves: Sequence[Mapping[str, Any]] = (),
+    pages: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """The HTML. `pages`: the files that the texts are spread over, this one among them."""
+    metrics = metrics or {}
+    extra = {
+        "bars": figures.bars(metrics),
+        "tables": figures.tables(metrics),
+        "curves": list(curves),
+        "pages": list(pages),
+        "about": {key: metrics[key] for key in ("n", "documents", "command", "dtype", "seed") if key in metrics},
+    }
+    template, style, script = (_asset(f"page.{ending}") for ending in ("html", "css", "js"))
+    slots = {
+        "STYLE_HASH": _hash(style),
+        "SCRIPT_HASH": _hash(script),
+        "STYLE": style,
+        "SCRIPT": script,
+        "RECORDS": report.to_json().translate(ESCAPES),
+        "EXTRA": json.dumps(extra, ensure_ascii=True, separators=(",", ":")).translate(ESCAPES),
+    }
+    before, *pieces = template.split("{{")
+    return before + "".join(slots[name] + rest for name, _, rest in (piece.partition("}}") for piece in pieces))
+
+
+def split(report: Report, most_bytes: int) -> Iterator[list[TextRecord]]:
+    """The texts by file. One that is too large by itself is cut between tokens; positions stay those of the text."""
+    part: list[TextRecord] = []
+    size = 0
+    for text in (piece for text in report.texts for piece in _pieces(text, most_bytes)):
+        length = _size(text)
+        if part and size + length > most_bytes:
+            yield part
+            part, size = [], 0
+        part.append(text)
+        size += length
+    yield part
+
+
+def _pieces(text: TextRecord, most_bytes: int) -> list[TextRecord]:
+    count = -(-_size(text) // most_bytes)
+    if count <= 1 or len(text.results) < 2 * count:
+        return [text]
+    bounds = [index * len(text.results) // count for index in range(count + 1)]
+    pieces = []
+    for number, (first, last) in enumerate(zip(bounds, bounds[1:], strict=False), start=1):
+        results = text.results[first:last]
+        shift = results[0].start if number > 1 else 0
+        end = results[-1].end if number < count else len(text.text)
+        moved = [dataclasses.replace(token, start=token.start - shift, end=token.end - shift) for token in results]
+        name = f"{text.name}, part {number} of {count}"
+        pieces.append(dataclasses.replace(text, name=name, text=text.text[shift:end], results=moved))
+    return pieces
+
+
+def _size(text: TextRecord) -> int:
+    return len(Report([text]).to_json().translate(ESCAPES))
+
+
+def _asset(name: str) -> str:
+    return resources.files("nla.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    """As a Content-Security-Policy names an inline script or style."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
