@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--samples", type=int, default=0, help="beside the greedy explanation, for the confidence")
     parser.add_argument("--max-tokens", type=int, default=None, help="read only the first of each text")
     parser.add_argument("--metrics", type=Path, default=None,
-                        help="metrics.json of the pair (default: evaluation/ of its run, or beside the records)")  # fmt: skip
+                        help="metrics.json of the pair (default: of its run, or beside the records)")  # fmt: skip
     parser.add_argument("--run", type=Path, default=None, help="folder of the run, for the curves of its training")
     parser.add_argument("--max-new-tokens", type=int, default=150)
     parser.add_argument("--batch-size", type=int, default=32)

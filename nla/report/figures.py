@@ -1,4 +1,4 @@
-"""metrics.json as bars and tables, and metrics.csv as curves: plain lists that the page draws without knowing any key."""
+"""metrics.json as bars and tables, metrics.csv as curves: plain lists that the page draws without knowing a key."""
 
 import csv
 import io
@@ -95,7 +95,7 @@ def number(value: Any) -> str:
         return "–"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
-    if isinstance(value, int) or value == int(value) and abs(value) < 1e9 and abs(value) >= 10:
+    if isinstance(value, int) or (value == int(value) and abs(value) < 1e9 and abs(value) >= 10):
         return str(int(value))
     return f"{value:.3f}" if value == 0 or 0.001 <= abs(value) < 1000 else f"{value:.3g}"
 
@@ -157,7 +157,7 @@ def _table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _is_interval_of(name: str, names: Mapping[str, Any]) -> bool:
-    return name.endswith("_ci95") and name.removesuffix("_ci95") in names or name == "ci95" and len(names) > 1
+    return (name.endswith("_ci95") and name.removesuffix("_ci95") in names) or (name == "ci95" and len(names) > 1)
 
 
 def _cell(row: Mapping[str, Any], name: str, shown: Sequence[str]) -> str:

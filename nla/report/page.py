@@ -1,12 +1,13 @@
 """Records as one self-contained HTML file that loads nothing and runs nothing but its own script.
 
-The data stand in a block that no browser executes, as ASCII without `<`, `>` and `&`; the script puts them into the page
-as text, never as markup. The policy allows this script and this style by their hashes and nothing else.
+The data stand in a block that no browser executes, as ASCII without `<`, `>` and `&`; the script puts them into the
+page as text, never as markup. The policy allows this script and this style by their hashes and nothing else.
 """
 
 import base64
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
@@ -17,6 +18,7 @@ from nla import files
 from nla.report import figures
 from nla.report.records import Report, TextRecord
 
+SCRIPTS = ("blocks.js", "head.js", "tokens.js", "choosing.js", "start.js")  # one script, in this order
 MOST_BYTES = 10_000_000  # of one file
 ESCAPES = {ord("<"): "\\u003c", ord(">"): "\\u003e", ord("&"): "\\u0026"}
 
@@ -63,7 +65,8 @@ def page(
         "pages": list(pages),
         "about": {key: metrics[key] for key in ("n", "documents", "command", "dtype", "seed") if key in metrics},
     }
-    template, style, script = (_asset(f"page.{ending}") for ending in ("html", "css", "js"))
+    template, style = _asset("page.html"), _asset("page.css")
+    script = '"use strict";\n(() => {\n' + "\n".join(map(_asset, SCRIPTS)) + "})();\n"
     slots = {
         "STYLE_HASH": _hash(style),
         "SCRIPT_HASH": _hash(script),
@@ -80,12 +83,12 @@ def split(report: Report, most_bytes: int) -> Iterator[list[TextRecord]]:
     """The texts by file. One that is too large by itself is cut between tokens; positions stay those of the text."""
     part: list[TextRecord] = []
     size = 0
-    for text in (piece for text in report.texts for piece in _pieces(text, most_bytes)):
-        length = _size(text)
+    for piece in itertools.chain.from_iterable(_pieces(text, most_bytes) for text in report.texts):
+        length = _size(piece)
         if part and size + length > most_bytes:
             yield part
             part, size = [], 0
-        part.append(text)
+        part.append(piece)
         size += length
     yield part
 
@@ -96,7 +99,7 @@ def _pieces(text: TextRecord, most_bytes: int) -> list[TextRecord]:
         return [text]
     bounds = [index * len(text.results) // count for index in range(count + 1)]
     pieces = []
-    for number, (first, last) in enumerate(zip(bounds, bounds[1:], strict=False), start=1):
+    for number, (first, last) in enumerate(itertools.pairwise(bounds), start=1):
         results = text.results[first:last]
         shift = results[0].start if number > 1 else 0
         end = results[-1].end if number < count else len(text.text)
@@ -111,7 +114,7 @@ def _size(text: TextRecord) -> int:
 
 
 def _asset(name: str) -> str:
-    return resources.files("nla.report").joinpath(name).read_text(encoding="utf-8")
+    return resources.files("nla.report").joinpath("assets", name).read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:

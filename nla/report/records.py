@@ -7,18 +7,19 @@ Where a key means what it means in Neuronpedia's records of explanations it has 
 import dataclasses
 import json
 import math
-import types
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from nla import files
 from nla.errors import DataError
 
 FORMAT, VERSION = "nla-tokens", 1
 DIGITS = 4  # of the numbers in the file
+OPTIONAL = ("sentences", "nearest_wrong", "next_words", "samples", "agreement", "remark")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,8 @@ class TokenRecord:
 class TextRecord:
     """A text as one pair explained it, every ordinary token of it.
 
-    `mean`: where the mean activation comes from: `training`, `text` (its own tokens), or `given`. `left_out`: tokens beyond the cap.
+    `mean`: where the mean activation comes from: `training`, `text` (its own tokens), or `given`. `left_out`: tokens
+    beyond the cap.
     """
 
     name: str
@@ -94,7 +96,7 @@ class TextRecord:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The content of tokens.json; texts may be of several pairs or layers. `program`: what made it, e.g. `nla 0.1.0`."""
+    """The content of tokens.json; texts may be of several pairs or layers. `program`: what made it, `nla 0.1.0`."""
 
     texts: list[TextRecord]
     program: str = ""
@@ -108,21 +110,27 @@ class Report:
     @classmethod
     def from_json(cls, text: str, source: str = "records") -> "Report":
         """Raises DataError for another format or version, and for a record that lacks a key or holds another type."""
+        remedy = "give a tokens.json that nla report or evaluate.py has written (docs/guides/report.md has the schema)"
         try:
-            plain = json.loads(text)
-        except ValueError as error:
-            raise DataError(f"{source}: no JSON ({error}); give a tokens.json that nla report has written") from error
-        if not isinstance(plain, dict) or plain.get("format") != FORMAT:
-            raise DataError(f"{source}: its format is not {FORMAT!r}: give a tokens.json that nla report has written")
-        if plain.get("version") != VERSION:
-            raise DataError(
-                f"{source}: version {plain.get('version')!r} of the format, this nla reads {VERSION}: write it again "
-                "with nla report, or read it with the version that wrote it"
-            )
-        try:
-            return cls(_value(list[TextRecord], plain.get("texts")), _value(str, plain.get("program", "")))
-        except ValueError as error:
-            raise DataError(f"{source}: {error} (docs/guides/report.md has the schema)") from error
+            head = TypeAdapter(_Head).validate_json(text)
+            if head.format != FORMAT:
+                raise DataError(f"{source}: its format is {head.format!r}, not {FORMAT!r}: {remedy}")
+            if head.version != VERSION:
+                raise DataError(
+                    f"{source}: version {head.version} of the format, this nla reads {VERSION}: write it again, or "
+                    "read it with the nla that wrote it"
+                )
+            return TypeAdapter(cls).validate_json(text, strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "the file"
+            raise DataError(f"{source}: {place}: {first['msg']}: {remedy}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    format: str = ""
+    version: int = 0
 
 
 def read_report(paths: Sequence[Path]) -> Report:
@@ -141,44 +149,9 @@ def write_records(report: Report, path: Path) -> None:
 
 
 def _short(value: Any) -> Any:
-    """Floats with few digits; those that JSON has no form for as null, keys that hold nothing left out."""
+    """Floats with few digits, null for what JSON has no number for; optional parts that hold nothing left out."""
     if isinstance(value, float):
         return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {
-            name: _short(child) for name, child in value.items() if child not in ([], None) or name == "description"
-        }
+        return {name: _short(child) for name, child in value.items() if name not in OPTIONAL or child not in ([], None)}
     return [_short(child) for child in value] if isinstance(value, (list, tuple)) else value
-
-
-def _value(kind: Any, value: Any, name: str = "texts") -> Any:
-    """The value as the annotated type. Raises ValueError that names the key."""
-    origin = typing.get_origin(kind)
-    if origin in (types.UnionType, typing.Union):
-        inner = next(option for option in typing.get_args(kind) if option is not type(None))
-        return None if value is None else _value(inner, value, name)
-    if origin is list and isinstance(value, list):
-        return [_value(typing.get_args(kind)[0], child, f"{name}[{index}]") for index, child in enumerate(value)]
-    if origin is tuple and isinstance(value, list) and len(value) == len(typing.get_args(kind)):
-        return tuple(_value(part, child, name) for part, child in zip(typing.get_args(kind), value, strict=True))
-    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
-        hints = typing.get_type_hints(kind)
-        missing = [
-            item.name
-            for item in dataclasses.fields(kind)
-            if item.name not in value
-            and item.default is dataclasses.MISSING
-            and item.default_factory is dataclasses.MISSING
-            and type(None) not in typing.get_args(hints[item.name])
-        ]
-        if missing:
-            raise ValueError(f"{name} lacks {missing[0]!r}")
-        known = {item.name for item in dataclasses.fields(kind)}
-        optional = {item: None for item in known if type(None) in typing.get_args(hints[item])}
-        given = {key: _value(hints[key], child, f"{name}.{key}") for key, child in value.items() if key in known}
-        return kind(**{**optional, **given})
-    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    if origin is None and kind in (int, str) and isinstance(value, kind) and not isinstance(value, bool):
-        return value
-    raise ValueError(f"{name}: expected {kind if origin else kind.__name__}, found {str(value)[:40]!r}")
