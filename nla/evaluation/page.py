@@ -54,6 +54,5 @@ def page_documents(subject: Subject, count: int) -> list[Document]:
 
 def write_page(report: Report, metrics: Mapping[str, Any], output: Path, run_folder: Path | None) -> None:
     """report.html with the run's curves, and tokens.json, from which `nla report --from` draws it again."""
-    output.mkdir(parents=True, exist_ok=True)
     write_records(report, output / RECORDS)
     write_report(report, output / PAGE, metrics=metrics, curves=curves(run_folder) if run_folder else ())

@@ -116,7 +116,11 @@ def _named(group: Any) -> dict[str, Any]:
     """A list of records as a group: each is named by its first entry."""
     if isinstance(group, dict):
         return group
-    return {f"{words(next(iter(row), ''))} {number(next(iter(row.values()), ''))}": row for row in group}
+    firsts = [next(iter(row.items()), ("", "")) for row in group]
+    return {
+        f"{words(key)} {number(value)}": {name: child for name, child in row.items() if name != key}
+        for (key, value), row in zip(firsts, group, strict=True)
+    }
 
 
 def _tables(title: str, group: Any) -> list[dict[str, Any]]:
@@ -150,9 +154,9 @@ def _table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     names = dict.fromkeys(name for row in rows.values() for name in row)
     shown = [name for name in names if not _is_interval_of(name, names)]
     if list(rows) == [""]:
-        cells = [[words(name), _cell(rows[""], name, shown)] for name in shown]
+        cells = [[words(name), _cell(rows[""], name)] for name in shown]
         return {"title": title, "columns": ["", "value"], "rows": cells}
-    cells = [[label or "all", *(_cell(row, name, shown) for name in shown)] for label, row in rows.items()]
+    cells = [[label or "all", *(_cell(row, name) for name in shown)] for label, row in rows.items()]
     return {"title": title, "columns": ["", *map(words, shown)], "rows": cells}
 
 
@@ -160,12 +164,13 @@ def _is_interval_of(name: str, names: Mapping[str, Any]) -> bool:
     return (name.endswith("_ci95") and name.removesuffix("_ci95") in names) or (name == "ci95" and len(names) > 1)
 
 
-def _cell(row: Mapping[str, Any], name: str, shown: Sequence[str]) -> str:
-    """`0.728 (0.722 to 0.733)`; a plain `ci95` belongs to the first figure."""
+def _cell(row: Mapping[str, Any], name: str) -> str:
+    """`0.728 (0.722 to 0.733)`; a plain `ci95` belongs to the figure before it."""
     if name not in row:
         return ""
-    value = row[name]
-    interval = row.get(f"{name}_ci95", row.get("ci95") if name == shown[0] else None)
+    value, names = row[name], list(row)
+    after = names[names.index(name) + 1 :][:1]
+    interval = row.get(f"{name}_ci95", row["ci95"] if after == ["ci95"] else None)
     if isinstance(value, (list, tuple)):
         listed = ", ".join(map(number, value[:LONGEST_LIST]))
         return listed + (f", … ({len(value)} in all)" if len(value) > LONGEST_LIST else "")

@@ -83,8 +83,7 @@ def split(report: Report, most_bytes: int) -> Iterator[list[TextRecord]]:
     """The texts by file. One that is too large by itself is cut between tokens; positions stay those of the text."""
     part: list[TextRecord] = []
     size = 0
-    for piece in itertools.chain.from_iterable(_pieces(text, most_bytes) for text in report.texts):
-        length = _size(piece)
+    for piece, length in itertools.chain.from_iterable(_pieces(text, most_bytes) for text in report.texts):
         if part and size + length > most_bytes:
             yield part
             part, size = [], 0
@@ -93,10 +92,12 @@ def split(report: Report, most_bytes: int) -> Iterator[list[TextRecord]]:
     yield part
 
 
-def _pieces(text: TextRecord, most_bytes: int) -> list[TextRecord]:
-    count = -(-_size(text) // most_bytes)
+def _pieces(text: TextRecord, most_bytes: int) -> list[tuple[TextRecord, int]]:
+    """The text, or what it is cut into, each with its size in bytes."""
+    size = _size(text)
+    count = -(-size // most_bytes)
     if count <= 1 or len(text.results) < 2 * count:
-        return [text]
+        return [(text, size)]
     bounds = [index * len(text.results) // count for index in range(count + 1)]
     pieces = []
     for number, (first, last) in enumerate(itertools.pairwise(bounds), start=1):
@@ -105,7 +106,8 @@ def _pieces(text: TextRecord, most_bytes: int) -> list[TextRecord]:
         end = results[-1].end if number < count else len(text.text)
         moved = [dataclasses.replace(token, start=token.start - shift, end=token.end - shift) for token in results]
         name = f"{text.name}, part {number} of {count}"
-        pieces.append(dataclasses.replace(text, name=name, text=text.text[shift:end], results=moved))
+        piece = dataclasses.replace(text, name=name, text=text.text[shift:end], results=moved)
+        pieces.append((piece, _size(piece)))
     return pieces
 
 

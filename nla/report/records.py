@@ -103,8 +103,8 @@ class Report:
 
     def to_json(self) -> str:
         """One JSON object; numbers have four significant digits, so that a large file stays small."""
-        plain = {"format": FORMAT, "version": VERSION, "program": self.program}
-        plain["texts"] = [_short(dataclasses.asdict(text)) for text in self.texts]
+        plain: dict[str, Any] = {"format": FORMAT, "version": VERSION, "program": self.program}
+        plain["texts"] = [_short(text) for text in self.texts]
         return json.dumps(plain, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
 
     @classmethod
@@ -145,13 +145,17 @@ def read_report(paths: Sequence[Path]) -> Report:
 
 
 def write_records(report: Report, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     files.write_text(path, report.to_json() + "\n")
 
 
 def _short(value: Any) -> Any:
-    """Floats with few digits, null for what JSON has no number for; optional parts that hold nothing left out."""
+    """Records as objects, floats with few digits, null for what JSON has no number for; empty optional parts go."""
     if isinstance(value, float):
         return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {name: _short(child) for name, child in value.items() if name not in OPTIONAL or child not in ([], None)}
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()  # half a surrogate pair is no character
+    if dataclasses.is_dataclass(value):
+        parts = [(name, getattr(value, name)) for name in value.__dataclass_fields__]
+        return {name: _short(part) for name, part in parts if name not in OPTIONAL or part not in ([], None)}
     return [_short(child) for child in value] if isinstance(value, (list, tuple)) else value
