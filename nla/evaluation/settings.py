@@ -22,6 +22,7 @@ class EvaluationSettings:
         source_tokens: last tokens of the context given to the reconstructor in the control `source_text`.
         report_texts: test documents whose every token is shown in report.html; 0: no page.
         prefix_tokens: lengths in tokens for the FVE of the explanations' beginnings; empty: none.
+        report_texts: texts of the test split on the page report.html, their first 64 tokens; 0: no page.
     """
 
     suites: list[str]
@@ -36,6 +37,7 @@ class EvaluationSettings:
     source_tokens: int
     report_texts: int
     prefix_tokens: list[int]
+    report_texts: int
 
     def __post_init__(self) -> None:
         least = {"documents": 1, "positions_per_document": 1, "batch_size": 1, "max_new_tokens": 1, "samples": 0}

@@ -100,4 +100,5 @@ SETTINGS = EvaluationSettings(
     source_tokens=32,
     report_texts=0,
     prefix_tokens=[],
+    report_texts=0,
 )
