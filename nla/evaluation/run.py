@@ -15,7 +15,6 @@ from nla.evaluation.figures import plot_tokens_read
 from nla.evaluation.files import write_metrics, write_samples
 from nla.evaluation.page import read_texts, write_page
 from nla.evaluation.ranks import is_first
-from nla.evaluation.report import records, write_report
 from nla.evaluation.settings import EvaluationSettings
 from nla.evaluation.table import show
 from nla.models.pair import HALVES, NLA
