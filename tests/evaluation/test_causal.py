@@ -104,7 +104,7 @@ def test_a_malformed_explanation_is_worth_a_random_direction(nla: NLA, target: T
     assert none["vectors"]["explanation"]["kl"]["value"] == pytest.approx(noise[0], rel=1e-5)
     assert noise[0] == pytest.approx(noise[1], rel=1e-5)
     (flag,) = (flag for flag in none["flags"] if "not clearly better" in flag)
-    assert "random direction" in flag and "mean of the activations" in flag
+    assert "random direction" in flag and "mean activation" in flag
 
 
 def test_the_neighbour_is_the_nearest_position_of_the_same_text() -> None:
