@@ -107,7 +107,7 @@ def test_every_error_is_visible(opened: Page):
     """Not by colour alone: the bar under a token is half its width at error 1."""
     widths = opened.run(
         "return [...document.querySelectorAll('#text .t')].map((e) => "
-        "parseFloat(getComputedStyle(e, '::after').width) / e.clientWidth)"
+        "parseFloat(getComputedStyle(e, '::after').width) / e.getBoundingClientRect().width)"
     )
     assert widths == pytest.approx([0.0, 0.05, 0.1, 0.85], abs=0.01)
     assert [e.get_attribute("title") for e in opened.driver.find_elements("css selector", "#text .t")][
