@@ -11,7 +11,7 @@ from rich.console import RenderableType
 
 from nla.errors import ConfigError
 from nla.evaluation.subject import Subject
-from nla.evaluation.suites import claims, match
+from nla.evaluation.suites import claims, match, rivals, steering, text_rivals
 
 __all__ = ["SUITES", "Suite", "chosen"]
 
@@ -28,6 +28,9 @@ class Suite:
 SUITES = (
     Suite("position_match", match.position_match, match.table),
     Suite("claims", claims.claims, claims.table),
+    Suite("rivals", rivals.rivals, rivals.table),
+    Suite("text_rivals", text_rivals.text_rivals, text_rivals.table),
+    Suite("steering", steering.steering, steering.table),
 )
 
 

@@ -27,6 +27,7 @@ from nla.models.prompts import token_ids
 
 HELD_OUT = 5  # every fifth training document chooses the penalty
 TAIL = 32  # tokens of a context that the bag of words is of
+Tokens = Sequence[Sequence[int]]
 LABELS = {
     "bag_of_words": f"ridge on a bag of the last {TAIL} tokens",
     "linear_tokens": "ridge on the last token's embedding",
@@ -49,14 +50,15 @@ def rivals(
     their number, `reason` why there are none.
     """
     rows, variance = subject.rows, subject.variance
-    result: dict[str, Any] = {"n": len(rows), "last_tokens": last_tokens(subject, last)}
+    tails = _tails(subject, rows)
+    result: dict[str, Any] = {"n": len(rows), "last_tokens": last_tokens(subject, tails, last)}
     try:
         training = training_rows(subject, documents, positions)
     except DataError as error:
         nothing = missing(f"no training activations: {error}")
         return {**result, "activations": 0, **dict.fromkeys(LABELS, nothing), "pca": nothing}
     truth, seen = normalized_activations(rows.activation), normalized_activations(training.activation)
-    tails, training_tails = _tails(subject, rows), _tails(subject, training)
+    training_tails = _tails(subject, training)
     bag = bag_of(training_tails, vocabulary)
     embedding = subject.target.model.get_input_embeddings().weight
     ends, training_ends = (torch.tensor([row[-1] for row in each]) for each in (tails, training_tails))
@@ -72,12 +74,11 @@ def rivals(
     return {**result, "activations": len(training), "pca": pca(seen, truth, variance, greedy)}
 
 
-def last_tokens(subject: Subject, lengths: Sequence[int]) -> list[dict[str, Any]]:
+def last_tokens(subject: Subject, tails: Tokens, lengths: Sequence[int]) -> list[dict[str, Any]]:
     """`{tokens, fve, ci95}` of this pair's reconstructor on the last tokens of each context, and on `source_tokens`."""
     rows, tokenizer, found = subject.rows, subject.target.tokenizer, []
-    tails = token_ids(tokenizer, rows.tail, special=False)
     for length in lengths:
-        texts = [str(text) for text in tokenizer.batch_decode([row[-length:] for row in tails])]
+        texts = [str(text) for text in tokenizer.batch_decode([list(row[-length:]) for row in tails])]
         error = score(subject.reconstruct(texts), rows.activation).error
         found.append({"tokens": length, **subject.variance.fve(error)})
     error = score(subject.source_text, rows.activation).error
@@ -95,13 +96,13 @@ def training_rows(subject: Subject, documents: int, positions: int | None) -> Ev
     return read_rows(subject.target, data, TRAINING_SPLITS[-1], documents, TAIL)
 
 
-def bag_of(texts: Sequence[Sequence[int]], vocabulary: int) -> Callable[[Sequence[Sequence[int]]], Float[Tensor, "text id"]]:
+def bag_of(texts: Tokens, vocabulary: int) -> Callable[[Tokens], Float[Tensor, "text id"]]:
     """Counts of the `vocabulary` most frequent token ids of these texts; other ids are not counted."""
     frequency = torch.bincount(torch.tensor([token for text in texts for token in text], dtype=torch.long))
     kept = frequency.argsort(descending=True, stable=True)[: min(vocabulary, int((frequency > 0).sum()))]
     column = {token: index for index, token in enumerate(kept.tolist())}
 
-    def counts(given: Sequence[Sequence[int]]) -> Float[Tensor, "text id"]:
+    def counts(given: Tokens) -> Float[Tensor, "text id"]:
         found = torch.zeros(len(given), len(column), dtype=torch.float64)
         for row, text in enumerate(given):
             for token in text:
@@ -135,6 +136,8 @@ def _ridges(
     """Of each penalty; inputs and outputs are centred, so that the intercept costs nothing."""
     inputs, asked = inputs.double(), asked.double()
     middle, level = inputs.mean(0), outputs.mean(0)
+    if bool((inputs == inputs[:1]).all()):  # nothing to tell rows apart
+        return [level.expand(len(asked), -1)] * len(penalties)
     equations = NormalEquations.empty(inputs.shape[1], outputs.shape[1])
     equations.add(inputs - middle, outputs - level)
     return [(asked - middle) @ weight.T + level for weight in equations.solve(penalties)]
@@ -162,30 +165,28 @@ def pca(
     `components` is the least k whose FVE reaches that of `error`; `components_ci95` those that reach the bounds of its
     interval. None, with `reason`, where all components together do not.
     """
-    middle = training.mean(0)
-    values, vectors = torch.linalg.eigh((training - middle).T @ (training - middle))
+    centre = training.mean(0)
+    vectors = torch.linalg.eigh((training - centre).T @ (training - centre)).eigenvectors
     most = min(len(training) - 1, training.shape[1])
-    projected = ((truth - middle) @ vectors.flip(1)[:, :most]).square()
-    left = (truth - middle).square().sum(1, keepdim=True) - torch.cat(
-        [torch.zeros(len(truth), 1, dtype=truth.dtype), projected.cumsum(1)], 1
-    )
+    told = ((truth - centre) @ vectors.flip(1)[:, :most]).square().cumsum(1)
+    left = (truth - centre).square().sum(1, keepdim=True) - torch.cat([torch.zeros_like(told[:, :1]), told], 1)
     errors = left.clamp_min(0) / truth.shape[1]  # by number of components, from 0 on
-    pair = variance.fve(error)
+    pair: dict[str, Any] = variance.fve(error)
 
-    def reaches(fve: Any) -> int | None:
-        """The first number of components that does; more components never explain less."""
+    def reaches(fve: float) -> int | None:
+        """The least number of components that does; more never explain less."""
         low, high = 0, most + 1
         while low < high:
-            middle = (low + high) // 2
-            enough = float(variance.fve(errors[:, middle])["fve"]) >= fve if middle <= most else True  # pyright: ignore
-            low, high = (low, middle) if enough else (middle + 1, high)
+            k = (low + high) // 2
+            by_k: dict[str, Any] = variance.fve(errors[:, k])
+            low, high = (low, k) if by_k["fve"] >= fve else (k + 1, high)
         return low if low <= most else None
 
     powers = [2**k for k in range(int(math.log2(max(1, most))) + 1)]
     result: dict[str, Any] = {
         "fve": [{"components": k, **variance.fve(errors[:, k])} for k in powers],
         "components": reaches(pair["fve"]),
-        "components_ci95": None if pair["ci95"] is None else [reaches(bound) for bound in pair["ci95"]],  # pyright: ignore
+        "components_ci95": None if pair["ci95"] is None else [reaches(bound) for bound in pair["ci95"]],
         "available": most,
     }
     if result["components"] is None:
@@ -225,6 +226,8 @@ def table(result: dict[str, Any]) -> Group:
     for line in components["fve"] or ():
         found.add_row(f"{line['components']} principal components", *cells(line["fve"], line["ci95"]))
     equal, interval = components.get("components"), components.get("components_ci95")
-    bounds = "" if interval is None else f" ({interval[0]} to {interval[1]})"
-    reason = components.get("reason")
-    return Group(found, reason if equal is None else f"as much as {equal} principal components{bounds} of the activation")
+    if equal is None:
+        return Group(found, components["reason"])
+    bounds = [f"over {components['available']}" if bound is None else str(bound) for bound in interval or ()]
+    shown = f" ({' to '.join(bounds)})" if bounds else ""
+    return Group(found, f"This pair explains as much as {equal} principal components{shown}.")
