@@ -209,7 +209,7 @@ def contains(text: str, word: str) -> bool:
 def first_token(target: Target, word: str) -> int:
     """The first token of a word inside a text, after a space."""
     before, whole = token_ids(target.tokenizer, ["the", f"the {word}"], special=False)
-    return whole[len(before)]
+    return whole[min(len(before), len(whole) - 1)]
 
 
 def spread(items: list[Any], count: int) -> list[Any]:
