@@ -60,7 +60,7 @@ def rivals(
     truth, seen = normalized_activations(rows.activation), normalized_activations(training.activation)
     training_tails = _tails(subject, training)
     bag = bag_of(training_tails, vocabulary)
-    embedding = subject.target.model.get_input_embeddings().weight
+    embedding: Any = subject.target.model.get_input_embeddings().weight
     ends, training_ends = (torch.tensor([row[-1] for row in each]) for each in (tails, training_tails))
     read = [_of_rows(embedding, each) for each in (training_ends, ends)]
     predictions = {
