@@ -106,12 +106,12 @@ def effect(
     old: Int[Tensor, " edit"],
 ) -> Float[Tensor, "edit figure"]:
     """Of the logits: `log_odds`, the change of `log p(new) - log p(old)`; `kl`, KL(clean || steered); `rises`."""
-    before, after = clean.double().log_softmax(-1), steered.double().log_softmax(-1)
+    before, after = clean.float().log_softmax(-1), steered.float().log_softmax(-1)
     rows = torch.arange(len(new), device=clean.device)
     new, old = new.to(clean.device), old.to(clean.device)
     change = (after - before)[rows, new] - (after - before)[rows, old]
     divergence = (before.exp() * (before - after)).sum(-1)
-    return torch.stack([change, divergence, (after[rows, new] > before[rows, new]).double()], 1).cpu()
+    return torch.stack([change, divergence, (after[rows, new] > before[rows, new]).float()], 1).cpu()
 
 
 def _effects(
