@@ -139,7 +139,7 @@ def _effects(
     buckets = length_buckets([len(row) for row in ids], TOKENS_AT_ONCE)
     found = torch.zeros(len(directions), len(ids), len(scales), len(FIGURES), dtype=torch.float64)
     for bucket, values in zip(buckets, shared(buckets, measured), strict=True):
-        found[:, torch.tensor(bucket)] = values
+        found[:, torch.tensor(bucket)] = values.double()
     return dict(zip(directions, found, strict=True))
 
 
