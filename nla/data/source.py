@@ -4,6 +4,7 @@ Training and evaluation need a `Source`, whose documents are held in memory. `nl
 `StreamedSource`. Evaluation judges the truth of explanations if the source is also a `GroundTruth`.
 """
 
+import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -105,4 +106,18 @@ class GroundTruth(Protocol):
 class Kinds(Protocol):
     def kind(self, document_id: str) -> str:
         """The kind of document, such as its genre; an evaluation tells them apart."""
+        ...
+
+
+@runtime_checkable
+class Paraphrases(Protocol):
+    def paraphrase(self, explanation: str, rng: random.Random) -> str:
+        """The same statements in words that are in no training text; what cannot be parsed stays as it is."""
+        ...
+
+
+@runtime_checkable
+class Counterfactuals(Protocol):
+    def wrong_facts(self, explanation: str, rng: random.Random) -> list[tuple[str, str, str]]:
+        """For each fact that is stated its kind and value, and the explanation with another value in its place."""
         ...

@@ -73,6 +73,13 @@ class Variance:
         pairs = zip(self._fve(error), self._fve(other), strict=True)
         return self._summary(*(mine - theirs for mine, theirs in pairs))
 
+    def kept(self, error: Float[Tensor, " batch"], other: Float[Tensor, " batch"]) -> dict[str, float | Interval]:
+        """`{value, ci95}`: the FVE of `error` as a share of that of `other`, paired; None unless that is above 0."""
+        (mine, resampled), (theirs, theirs_resampled) = self._fve(error), self._fve(other)
+        if float(theirs) <= 0:
+            return {"value": None, "ci95": None}
+        return {"value": float(mine / theirs), "ci95": self.resamples.interval(resampled / theirs_resampled)}
+
     def whitened(
         self, prediction: Float[Tensor, "batch d_model"], well_formed: Bool[Tensor, " batch"]
     ) -> dict[str, float | Interval]:

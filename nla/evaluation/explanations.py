@@ -1,7 +1,6 @@
 """Explanations of many activations, and how well each reconstructs its activation."""
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,11 +12,11 @@ from nla.core.objectives import cosine, reconstruction_error
 from nla.core.records import well_formed
 from nla.errors import ModelError
 from nla.evaluation.ranks import shared
+from nla.models.explanations import sentences
 from nla.models.pair import NLA
 from nla.models.sampling import SamplingParams
 
 ORTHOGONAL = 2.0  # error of a malformed explanation
-SENTENCE = re.compile(r"(?<=[.!?;])\s+|\n+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +97,6 @@ def score(
         formed = well_formed(explanation)
         error, cosines = torch.where(formed, error, ORTHOGONAL), torch.where(formed, cosines, 0.0)
     return Scores(error, cosines)
-
-
-def sentences(text: str) -> list[str]:
-    """A text's statements: split after . ! ? ; and at line breaks."""
-    return [sentence.strip() for sentence in SENTENCE.split(text) if sentence.strip()]
 
 
 def repeated_share(texts: Sequence[str]) -> float | None:

@@ -59,7 +59,9 @@ def evaluate_pair(settings: EvaluateSettings) -> Path:
     how = instantiate(settings.evaluation, _convert_="all")
     plan = ReadingPlan(data.positions_per_document, data.min_context, data.max_tokens, settings.seed)
     test = EvaluationData(build_source(data.source), plan)
-    run_evaluation(pair, target, test, output, settings=how, seed=settings.seed, run_folder=run, dtype=dtype)
+    run_evaluation(
+        pair, target, test, output, settings=how, seed=settings.seed, run_folder=run, dtype=dtype, pair=settings.nla
+    )
     return output
 
 

@@ -18,6 +18,7 @@ QUOTED = re.compile(
     r'"[^"]*(?:"|$)|“[^”]*(?:”|$)|«[^»]*(?:»|$)|`[^`]*(?:`|$)'
     r"|(?<!\w)'(?:[^'\n]|(?<=\w)'(?=\w))+'(?!\w)|‘(?:[^‘’]|(?<=\w)’(?=\w))+’"
 )
+SENTENCE = re.compile(r"(?<=[.!?;])\s+|\n+")
 
 
 def parse_explanation(text: str, forbidden: Sequence[str] = ()) -> str | None:
@@ -76,6 +77,11 @@ def forbidden_in_explanations(
 def without_quotes(text: str) -> str:
     """The text without quotations; runs of white space become one space."""
     return " ".join(QUOTED.sub(" ", text).split())
+
+
+def sentences(text: str) -> list[str]:
+    """A text's statements: split after . ! ? ; and at line breaks."""
+    return [sentence.strip() for sentence in SENTENCE.split(text) if sentence.strip()]
 
 
 def prefixes(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], lengths: Sequence[int]) -> list[str]:

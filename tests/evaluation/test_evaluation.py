@@ -189,9 +189,15 @@ def test_run_writes_the_contract(nla: NLA, target: Target, rows: EvaluatedRows, 
     remembering(nla, rows.activation, every_malformed=5)
     console = Console(file=io.StringIO(), width=100)
     output = tmp_path / "evaluation"
-    result = run(nla, target, toy_data(), output, settings=SETTINGS, seed=3, run_folder=tmp_path, console=console)
+    settings = replace(SETTINGS, report_texts=2)
+    (tmp_path / "stages/joint").mkdir()
+    (tmp_path / "stages/joint/metrics.csv").write_text("step,joint/reward\n1,-0.5\n2,-0.25\n")
+    result = run(nla, target, toy_data(), output, settings=settings, seed=3, run_folder=tmp_path, console=console)
 
-    assert sorted(path.name for path in output.iterdir()) == ["by_tokens_read.png", "metrics.json", "samples.parquet"]
+    assert sorted(path.name for path in output.iterdir()) == [
+        "by_tokens_read.png", "metrics.json", "report.html", "samples.parquet", "tokens.json",
+    ]  # fmt: skip
+    assert "reward" in (output / "report.html").read_text()  # the run's curves
     metrics = json.loads((output / "metrics.json").read_text())
     for key, kind in CONTRACT.items():
         assert isinstance(metrics[key], kind), key

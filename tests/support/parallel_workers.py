@@ -244,7 +244,7 @@ def evaluation(rank: int, ranks: int, strategy: str, work: Path, out: Path) -> N
     read = []
     target.register_forward_hook(lambda _module, arguments, output: read.append(len(output)))
     settings = EvaluationSettings(
-        suites=["position_match", "claims"], documents=None, positions_per_document=None,
+        suites=["position_match", "claims", "causal", "next_words"], documents=None, positions_per_document=None,
         batch_size=4, max_new_tokens=24, samples=2, temperature=1.0,
         bootstrap=20, neighbour_documents=0, source_tokens=4, prefix_tokens=[4],
         report_texts=0,

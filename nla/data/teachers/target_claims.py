@@ -4,6 +4,7 @@ A topic word must occur in the document, read so far or after it. The last word 
 among the last words read. An expected word must be among the words that the target itself finds most probable next.
 """
 
+import random
 import re
 from collections.abc import Mapping, Sequence
 
@@ -92,3 +93,49 @@ class TargetGroundTruth:
         if kind == LAST:
             return last_words(text, 1) == [value]
         return kind == READ and value in last_words(text, LAST_WORDS)
+
+
+def paraphrased_description(explanation: str) -> str:
+    """The same sentences in words that no training text has; a line of no known form stays."""
+    lines = []
+    for line in map(str.strip, explanation.splitlines()):
+        if about := ABOUT.fullmatch(line):
+            line = f"Its subject: {about[1]}."
+        elif following := NEXT.fullmatch(line):
+            before = f'The word "{following[1]}" is followed by' if following[1] else "What follows is"
+            line = f"{before} {following[2]}."
+        elif said := SAID.fullmatch(line):
+            line = f'"{said[1]}" were the words read last.'
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def wrong_descriptions(explanation: str, others: Sequence[str], rng: random.Random) -> list[tuple[str, str, str]]:
+    """For each claim its kind and value, and the explanation with another text's word of that kind in its place.
+
+    Every mention of the claim is replaced, so that the text does not contradict itself.
+    """
+    edited = []
+    for kind, value in parse_description(explanation):
+        if kind == UNPARSED:
+            continue
+        for _ in range(20):
+            wrong = [word for other, word in parse_description(rng.choice(others)) if other == kind]
+            word = rng.choice(wrong) if wrong else value
+            if word != value and f'"{word}"' not in explanation:
+                break
+        else:
+            continue
+        changed = _with_word(explanation, kind, value, word)
+        if changed != explanation:
+            edited.append((kind, value, changed))
+    return edited
+
+
+def _with_word(explanation: str, kind: str, value: str, word: str) -> str:
+    """`word` in the place of `value`, wherever a claim of this kind states it."""
+    if kind == TOPIC:
+        return re.sub(rf"(?<!\w){re.escape(value)}(?!\w)", lambda _: word, explanation)
+    if kind == EXPECTED:
+        return explanation.replace(f'"{value}"', f'"{word}"')
+    return re.sub(rf'(?<=["\s]){re.escape(value)}(?=["\s])', lambda _: word, explanation)  # among quoted words

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from nla.data.source import Claim, Document
 from nla.data.world.generator import generate
-from nla.data.world.statements import OUTSIDE_IN, STEMS, describe, parse_statements
+from nla.data.world.statements import OUTSIDE_IN, STEMS, describe, parse_statements, reworded, statement
+from nla.data.world.vocabulary import KINDS
 from nla.errors import DataError
 
 
@@ -78,6 +79,21 @@ class WorldSource:
     def kind(self, document_id: str) -> str:
         """The document's genre."""
         return generate(document_id, self.seed).facts["genre"]
+
+    def paraphrase(self, explanation: str, rng: random.Random) -> str:
+        """Each statement in other words, none of them in a training text."""
+        claims = parse_statements(explanation)
+        return " ".join(reworded(kind, value, rng) if kind in STEMS else value for kind, value in claims)
+
+    def wrong_facts(self, explanation: str, rng: random.Random) -> list[tuple[str, str, str]]:
+        """Each stated fact in turn with another value of its kind, at all of its mentions."""
+        edited = []
+        for kind, value in dict.fromkeys(parse_statements(explanation)):
+            if kind in STEMS:
+                other = rng.choice([known for known in KINDS[kind] if known != value])
+                changed = explanation.replace(statement(kind, value), statement(kind, other))
+                edited.append((kind, value, changed))
+        return edited
 
     def full_description(self, document_id: str, text: str) -> str:
         """Every known fact, in one fixed order: the best possible explanation."""

@@ -11,7 +11,19 @@ from rich.console import RenderableType
 
 from nla.errors import ConfigError
 from nla.evaluation.subject import Subject
-from nla.evaluation.suites import awareness, breakdown, causal, claims, leak, match, next_words, planning
+from nla.evaluation.suites import (
+    awareness,
+    breakdown,
+    causal,
+    claims,
+    confidence,
+    leak,
+    match,
+    next_words,
+    planning,
+    readability,
+    robustness,
+)
 
 __all__ = ["SUITES", "Suite", "chosen"]
 
@@ -30,6 +42,9 @@ SUITES = (
     Suite("claims", claims.claims, claims.table),
     Suite("leak", leak.leak, leak.table),
     Suite("breakdown", breakdown.breakdown, breakdown.table),
+    Suite("robustness", robustness.robustness, robustness.table),
+    Suite("confidence", confidence.confidence, confidence.table),
+    Suite("readability", readability.readability, readability.table),
     Suite("causal", causal.causal, causal.table),
     Suite("next_words", next_words.next_words, next_words.table),
     Suite("planning", planning.planning, planning.table),

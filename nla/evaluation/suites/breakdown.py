@@ -16,10 +16,11 @@ from nla.core.fve import normalized_activations
 from nla.data.source import Kinds
 from nla.evaluation.bootstrap import Resamples
 from nla.evaluation.cells import cells
-from nla.evaluation.explanations import explain, score, sentences
+from nla.evaluation.explanations import explain, score
 from nla.evaluation.subject import Subject
 from nla.evaluation.token_types import TYPES, token_types
 from nla.evaluation.tokens_read import tokens_read
+from nla.models.explanations import sentences
 
 QUARTERS = ("lowest quarter", "second quarter", "third quarter", "highest quarter")
 BEST_OF = 4

@@ -5,15 +5,18 @@ token's distribution is compared with the clean one. Beside the reconstruction: 
 activation, and the activation itself, which must change nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
+from rich import box
 from rich.table import Table
 from torch import Tensor
 
 from nla.core.fve import normalized_activations
+from nla.core.records import well_formed
 from nla.errors import ModelError
 from nla.evaluation.bootstrap import Resamples
 from nla.evaluation.cells import cells
@@ -24,94 +27,110 @@ from nla.evaluation.token_types import token_types
 
 # What takes the activation's place, in the order of the table.
 VECTORS = {
-    "explanation": "this pair's reconstruction",
-    "warm_start": "the warm start's reconstruction",
-    "source_text": "reconstruction of the context's last tokens",
-    "same_document": "reconstruction of another position of the text",
-    "shuffled": "reconstruction of another document",
-    "mean": "mean of the activations",
+    "explanation": "reconstruction",
+    "warm_start": "that of the warm start",
+    "source_text": "of the last tokens",
+    "same_document": "of another position",
+    "shuffled": "of another document",
+    "mean": "mean activation",
     "noise": "random direction",
-    "zero": "nothing (zero)",
-    "activation": "the activation itself",
+    "zero": "zero",
+    "activation": "the activation",
 }
-UNCHANGED = 0.05  # nats of KL that the activation itself may cause: rounding in 16 bits
-SAME = 0.05  # relative difference between the activation as evaluated and as read again
+CONTROLS = ("source_text", "same_document", "shuffled", "mean", "noise", "zero")
+SAME = 0.05  # relative difference between the activation as evaluated and as read again; rounding in 16 bits gives 0.01
+UNCHANGED = 0.01  # of the mean's KL: what the activation itself may cause by rounding
+ROUNDING = 1e-3  # nats, besides
 HALF = 0.5  # of the mean's KL: the reconstruction should stay below
-TEMPLATE = ("special",)  # token types whose next token is fixed by the template: told apart
+TEMPLATE = "special"  # the token type whose next token is fixed by the template: told apart
+
+
+@dataclass(frozen=True, slots=True)
+class StandIn:
+    """A vector for each row, of any norm; `asked`: the rows that have one; `reason`: why none has."""
+
+    vector: Float[Tensor, "batch d_model"]
+    asked: Bool[Tensor, " batch"]
+    reason: str | None = None
 
 
 def causal(subject: Subject) -> dict[str, Any]:
-    """By vector `kl`, `kl_share` (of the mean's KL) and `loss_recovered`, each with interval; KL by token type.
+    """By vector `kl`, `kl_share` (of the mean's KL) and `loss_recovered`, each with interval; by token type.
 
     Raises ModelError if the spliced activation itself changes the distribution, or if the context read again gives
     another activation: the figures would be about something else.
     """
-    rows = subject.rows
-    vectors = _vectors(subject)
-    names = list(vectors)
+    rows, stand_ins = subject.rows, _stand_ins(subject)
+    names = [*stand_ins, "clean"]
+    clean = torch.full((subject.target.d_model,), torch.nan)  # left as the model computes it
 
     def row(index: int) -> Float[Tensor, "variant 2"]:
-        return _row(subject, index, torch.stack([vectors[name][index] for name in names]))
+        return _row(subject, index, torch.stack([*(given.vector[index] for given in stand_ins.values()), clean]))
 
     found = torch.stack(shared(range(len(rows)), row))  # [batch, variant, 2]: KL, loss
     kl = {name: found[:, column, 0] for column, name in enumerate(names)}
     loss = {name: found[:, column, 1] for column, name in enumerate(names)}
-    changed = float(kl["activation"].max())
-    if changed > UNCHANGED:
-        raise ModelError(
-            f"the activation itself, spliced in, changes the next token's distribution by {changed:.3g} nats: the "
-            f"splice does not reproduce {subject.nla.base_model} at layer {subject.target.layer}"
-        )
+    _check_unchanged(float(kl["activation"].mean()), float(kl["mean"].mean()), subject)
     types = token_types(subject.target.tokenizer, rows.tokens, rows.following.tolist())
-    ordinary = torch.tensor([name not in TEMPLATE for name in types])
-    known = ordinary & (rows.following >= 0)
-    result: dict[str, Any] = {"n": int(ordinary.sum()), "n_loss": int(known.sum()), "vectors": {}}
-    for name in names[:-1]:  # the clean pass is last
-        result["vectors"][name] = {
-            "kl": _mean(kl[name], ordinary, subject.resamples),
-            "kl_share": _ratio(kl[name], kl["mean"], ordinary, subject.resamples),
-            "loss_recovered": _ratio(loss["mean"] - loss[name], loss["mean"] - loss["clean"], known, subject.resamples),
-        }
-    result["by_token_type"] = _by_type(kl, types, subject.resamples)
-    share = result["vectors"]["explanation"]["kl_share"]
-    result["flags"] = []
-    if share["value"] is not None and share["value"] > HALF:
-        kept = f"{share['value']:.2f} of the mean's KL; at most {HALF} is wanted"
-        result["flags"].append(f"the spliced reconstruction keeps {kept}")
+    masks = {name: torch.tensor([kind == name for kind in types]) for name in sorted(set(types))}
+    ordinary, known = torch.tensor([kind != TEMPLATE for kind in types]), rows.following >= 0
+    result: dict[str, Any] = {"n": int(ordinary.sum()), "n_loss": int((ordinary & known).sum())}
+    result["vectors"] = {
+        name: _figures(name, kl, loss, ordinary & given.asked, known, subject.resamples)
+        | ({} if given.reason is None else {"reason": given.reason})
+        for name, given in stand_ins.items()
+    }
+    for name in CONTROLS:
+        above, asked = kl[name] - kl["explanation"], ordinary & stand_ins[name].asked
+        result["vectors"][name]["kl_above_explanation"] = _mean(above, asked, subject.resamples)
+    result["by_token_type"] = {
+        kind: {"n": int(mask.sum())}
+        | _figures("explanation", kl, loss, mask, known if kind != TEMPLATE else None, subject.resamples)
+        for kind, mask in masks.items()
+    }
+    result["flags"] = _flags(result["vectors"])
     return result
 
 
-def _vectors(subject: Subject) -> dict[str, Float[Tensor, "batch d_model"]]:
-    """A vector for each row, by name; NaN for the clean pass, which is last."""
-    rows, greedy = subject.rows, subject.greedy.prediction
-    generator = torch.Generator().manual_seed(subject.seed)
-    found = {"explanation": greedy}
-    if "warm_start" in subject.variants:
-        found["warm_start"] = subject.variants["warm_start"].prediction
-    found["source_text"] = subject.source_text
-    neighbour = _same_document(rows.document_id)
-    found["same_document"] = greedy[neighbour]
-    partner = other_document(rows.document, subject.seed)
-    if partner is not None:
-        found["shuffled"] = greedy[partner]
-    mean = normalized_activations(rows.activation).mean(0, keepdim=True).float()
-    found |= {
-        "mean": mean.expand(len(rows), -1),
-        "noise": torch.randn(rows.activation.shape, generator=generator),
-        "zero": torch.zeros_like(rows.activation),
-        "activation": rows.activation,
-        "clean": torch.full_like(rows.activation, torch.nan),
+def _stand_ins(subject: Subject) -> dict[str, StandIn]:
+    """By name; a malformed explanation counts as a random direction, as in FVE it does as an orthogonal one."""
+    rows, everywhere = subject.rows, torch.ones(len(subject.rows), dtype=torch.bool)
+    noise = torch.randn(rows.activation.shape, generator=torch.Generator().manual_seed(subject.seed))
+    read = {
+        name: torch.where(well_formed(variant.texts.explanation).unsqueeze(1), variant.prediction, noise)
+        for name, variant in subject.variants.items()
+        if name in ("greedy", "warm_start")
     }
+    found = {"explanation": StandIn(read["greedy"], everywhere)}
+    if "warm_start" in read:
+        found["warm_start"] = StandIn(read["warm_start"], everywhere)
+    found["source_text"] = StandIn(subject.source_text, everywhere)
+    neighbour = torch.tensor(same_document(rows.document_id, rows.position.tolist()))
+    asked, alone = neighbour >= 0, "no document has two positions"
+    found["same_document"] = StandIn(read["greedy"][neighbour], asked, None if bool(asked.any()) else alone)
+    partner = other_document(rows.document, subject.seed)
+    few = "one document has more than half of the rows: too few others to exchange with"
+    found["shuffled"] = (
+        StandIn(noise, ~everywhere, few) if partner is None else StandIn(read["greedy"][partner], everywhere)
+    )
+    mean = normalized_activations(rows.activation).mean(0, keepdim=True).float()
+    for name, vector in (("mean", mean.expand(len(rows), -1)), ("noise", noise), ("zero", torch.zeros_like(noise))):
+        found[name] = StandIn(vector, everywhere)
+    found["activation"] = StandIn(rows.activation, everywhere)
     return found
 
 
-def _same_document(document: list[str]) -> list[int]:
-    """For each row the next row of the same text, the first for the last one; itself if it is alone."""
+def same_document(document: Sequence[str], position: Sequence[int]) -> list[int]:
+    """For each row the one at the nearest other position of the same text; -1 if it is alone."""
     rows_of: dict[str, list[int]] = {}
     for index, name in enumerate(document):
         rows_of.setdefault(name, []).append(index)
-    following = {index: group[(k + 1) % len(group)] for group in rows_of.values() for k, index in enumerate(group)}
-    return [following[index] for index in range(len(document))]
+
+    def nearest(index: int) -> int:
+        others = [other for other in rows_of[document[index]] if other != index]
+        return min(others, key=lambda other: (abs(position[other] - position[index]), position[other]), default=-1)
+
+    return [nearest(index) for index in range(len(document))]
 
 
 def _row(subject: Subject, index: int, vectors: Float[Tensor, "variant d_model"]) -> Float[Tensor, "variant 2"]:
@@ -121,7 +140,7 @@ def _row(subject: Subject, index: int, vectors: Float[Tensor, "variant d_model"]
     logits, present = target.next_logits(tokens, vectors.to(target.device))
     activation = rows.activation[index].to(present)
     apart = float((present - activation).norm() / activation.norm())
-    if apart > SAME:
+    if not apart <= SAME:  # also if it is NaN
         raise ModelError(
             f"row {index} ({rows.document_id[index]}): its context read again gives an activation {apart:.2f} of its "
             "norm away: the splice would be about another activation"
@@ -134,6 +153,32 @@ def _row(subject: Subject, index: int, vectors: Float[Tensor, "variant d_model"]
     return torch.stack([kl, loss], 1).cpu().double()
 
 
+def _check_unchanged(changed: float, mean: float, subject: Subject) -> None:
+    if not changed <= UNCHANGED * mean + ROUNDING:
+        raise ModelError(
+            f"the activation itself, spliced in, changes the next token's distribution by {changed:.3g} nats, the mean "
+            f"by {mean:.3g}: the splice does not reproduce {subject.nla.base_model} at layer {subject.target.layer}"
+        )
+
+
+def _figures(
+    name: str,
+    kl: Mapping[str, Float[Tensor, " batch"]],
+    loss: Mapping[str, Float[Tensor, " batch"]],
+    asked: Bool[Tensor, " batch"],
+    known: Bool[Tensor, " batch"] | None,
+    resamples: Resamples,
+) -> dict[str, Any]:
+    """Of one vector on the rows `asked`; loss recovered on those `known` to have a next token, None: on none."""
+    figures = {"kl": _mean(kl[name], asked, resamples), "kl_share": _ratio(kl[name], kl["mean"], asked, resamples)}
+    if known is None:
+        figures["loss_recovered"] = _undefined("the next token is fixed by the template")
+    else:
+        gains = loss["mean"] - loss[name], loss["mean"] - loss["clean"]
+        figures["loss_recovered"] = _ratio(*gains, asked & known, resamples)
+    return figures
+
+
 def _mean(value: Float[Tensor, " batch"], mask: Bool[Tensor, " batch"], resamples: Resamples) -> dict[str, Any]:
     return _ratio(value, torch.ones_like(value), mask, resamples)
 
@@ -141,41 +186,49 @@ def _mean(value: Float[Tensor, " batch"], mask: Bool[Tensor, " batch"], resample
 def _ratio(
     above: Float[Tensor, " batch"], below: Float[Tensor, " batch"], mask: Bool[Tensor, " batch"], resamples: Resamples
 ) -> dict[str, Any]:
-    """`{value, ci95}` of a ratio of sums over the rows of `mask`; None if it is not defined."""
+    """`{value, ci95, n}` of a ratio of sums over the rows of `mask`; None with `reason` if it is not defined."""
+    n = int(mask.sum())
     total, resampled = resamples.sums(torch.stack([above, below], 1) * mask.unsqueeze(1))
-    value = float(total[0] / total[1])
-    if not torch.isfinite(torch.tensor(value)):
-        return {"value": None, "ci95": None}
-    return {"value": value, "ci95": resamples.interval(resampled[:, 0] / resampled[:, 1])}
+    if n == 0 or float(total[1]) <= 0:
+        return _undefined("no such row" if n == 0 else "the mean in its place costs nothing here", n)
+    ratios = torch.where(resampled[:, 1] > 0, resampled[:, 0] / resampled[:, 1], torch.nan)
+    return {"value": float(total[0] / total[1]), "ci95": resamples.interval(ratios), "n": n}
 
 
-def _by_type(kl: Mapping[str, Float[Tensor, " batch"]], types: list[str], resamples: Resamples) -> dict[str, Any]:
-    """KL of the explanation and of the mean at each type of token."""
-    found = {}
-    for name in sorted(set(types)):
-        mask = torch.tensor([kind == name for kind in types])
-        found[name] = {
-            "n": int(mask.sum()),
-            "kl": _mean(kl["explanation"], mask, resamples),
-            "kl_share": _ratio(kl["explanation"], kl["mean"], mask, resamples),
-        }
-    return found
+def _undefined(reason: str, n: int = 0) -> dict[str, Any]:
+    return {"value": None, "ci95": None, "n": n, "reason": reason}
+
+
+def _flags(vectors: Mapping[str, dict[str, Any]]) -> list[str]:
+    flags, share = [], vectors["explanation"]["kl_share"]["value"]
+    if share is not None and share > HALF:
+        flags.append(f"the spliced reconstruction keeps {share:.2f} of the mean's KL; at most {HALF} is wanted")
+    above = {name: vectors[name]["kl_above_explanation"]["ci95"] for name in CONTROLS}
+    equal = [VECTORS[name] for name, interval in above.items() if interval is not None and interval[0] <= 0]
+    if equal:
+        flags.append(f"the spliced reconstruction is not clearly better than: {', '.join(equal)}")
+    return flags
 
 
 def table(result: dict[str, Any]) -> Table:
-    """KL and loss recovered of each vector, then by token type."""
-    shown = Table(title="Spliced into the model in place of the activation", title_justify="left")
-    for title in ("vector", "KL, nats", "95%", "share of the mean's KL", "95%", "loss recovered", "95%"):
-        shown.add_column(title, justify="left" if title == "vector" else "right")
+    """KL and loss recovered of each vector, then of the explanation by token type."""
+    title = f"Spliced into the model in place of the activation, {result['n']} rows"
+    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shown.add_column("vector", no_wrap=True)
+    for heading in ("KL, nats", "95%", "of mean's", "95%", "loss\nrecovered"):
+        shown.add_column(heading, justify="right", no_wrap=True)
     for name, label in VECTORS.items():
         if name in result["vectors"]:
-            figures = result["vectors"][name]
-            shown.add_row(label, *_figures(figures, ("kl", "kl_share", "loss_recovered")))
+            shown.add_row(label, *_cells(result["vectors"][name]))
     shown.add_section()
     for name, figures in result["by_token_type"].items():
-        shown.add_row(f"at a {name} ({figures['n']})", *_figures(figures, ("kl", "kl_share")), "", "")
+        shown.add_row(f"at {name} ({figures['n']})", *_cells(figures))
     return shown
 
 
-def _figures(figures: dict[str, Any], keys: tuple[str, ...]) -> list[str]:
-    return [text for key in keys for text in cells(figures[key]["value"], figures[key]["ci95"], "{:.3f}")]
+def _cells(figures: dict[str, Any]) -> Iterator[str]:
+    for key in ("kl", "kl_share", "loss_recovered"):
+        value, interval = cells(figures[key]["value"], figures[key]["ci95"], "{:.2f}")
+        yield value
+        if key != "loss_recovered":  # its interval has no room
+            yield interval.replace(" to ", "–")

@@ -57,7 +57,7 @@ def claims(subject: Subject) -> dict[str, Any] | None:
 
     None for data without ground truth.
     """
-    source = _ground_truth(subject)
+    source = ground_truth(subject)
     if source is None:
         return None
     rows, resamples, variants = subject.rows, subject.resamples, subject.variants
@@ -77,7 +77,7 @@ def claims(subject: Subject) -> dict[str, Any] | None:
     return {**found, "warm_start": summarize(before, resamples), "change": change(after, before, resamples)}
 
 
-def _ground_truth(subject: Subject) -> GroundTruth | None:
+def ground_truth(subject: Subject) -> GroundTruth | None:
     """The source, if it knows what is true; else the target, for explanations in the words of `teacher=self`."""
     source, target = subject.data.source, subject.target
     if isinstance(source, GroundTruth):
