@@ -12,6 +12,7 @@ from rich.progress import Progress
 
 from nla.commands.cli import named_pair
 from nla.errors import ConfigError, DataError
+from nla.evaluation.verdicts import verdicts
 from nla.report import Report, read_report, read_tokens, write_report
 from nla.report.figures import curves
 from nla.report.records import write_records
@@ -58,7 +59,10 @@ def main(arguments: Sequence[str]) -> int:
         write_records(report, options.output.with_suffix(".json"))
     run = options.run or run
     metrics = read_metrics(options.metrics, options.records, run)
-    paths = write_report(report, options.output, metrics=metrics, curves=curves(run) if run else ())
+    proven = (
+        [(verdict.proven, verdict.text) for verdict in verdicts(metrics)] if metrics and "controls" in metrics else []
+    )
+    paths = write_report(report, options.output, metrics=metrics, curves=curves(run) if run else (), verdicts=proven)
     count = sum(len(text.results) for text in report.texts)
     others = "" if len(paths) == 1 else f" and {len(paths) - 1} more, linked from it"
     print(f"{count} tokens of {len(report.texts)} texts: {paths[0]}{others}")

@@ -9,6 +9,7 @@ from nla.data.positions import keyed_seed
 from nla.data.source import Document
 from nla.evaluation.ranks import shared
 from nla.evaluation.subject import Subject
+from nla.evaluation.verdicts import verdicts
 from nla.report import Report, TextRecord, read_tokens, write_report
 from nla.report.figures import curves
 from nla.report.records import write_records
@@ -53,6 +54,8 @@ def page_documents(subject: Subject, count: int) -> list[Document]:
 
 
 def write_page(report: Report, metrics: Mapping[str, Any], output: Path, run_folder: Path | None) -> None:
-    """report.html with the run's curves, and tokens.json, from which `nla report --from` draws it again."""
+    """report.html with verdicts and curves, and tokens.json, from which `nla report --from` draws it again."""
     write_records(report, output / RECORDS)
-    write_report(report, output / PAGE, metrics=metrics, curves=curves(run_folder) if run_folder else ())
+    proven = [(verdict.proven, verdict.text) for verdict in verdicts(dict(metrics))]
+    found = curves(run_folder) if run_folder else ()
+    write_report(report, output / PAGE, metrics=metrics, curves=found, verdicts=proven)

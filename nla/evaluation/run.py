@@ -43,7 +43,7 @@ def run(
 
     Args:
         run_folder: the run that made the pair, whose warm start is evaluated too; None: no such run.
-        pair: its name, for the page.
+        pair: its name, for the page; None: the run's.
         command: recorded in metrics.json; None: this process's own command line.
         dtype: of the weights of all pairs; recorded.
         examples: explanations to print.
@@ -53,7 +53,8 @@ def run(
     result = evaluate(nla, target, data, settings, seed=seed, warm_start=warm_start)
     result.metrics.update(command=command or command_line(), dtype=dtype, versions=versions())
     with result.subject.clock("report"):
-        report = read_texts(result.subject, Path(run_folder).name if run_folder else "", settings.report_texts)
+        name = pair or (Path(run_folder).name if run_folder else "")
+        report = read_texts(result.subject, name, settings.report_texts)
     result.metrics["seconds"]["report"] = result.subject.clock.seconds["report"]
     if not is_first():
         return result

@@ -29,6 +29,7 @@ def write_report(
     *,
     metrics: Mapping[str, Any] | None = None,
     curves: Sequence[Mapping[str, Any]] = (),
+    verdicts: Sequence[tuple[bool, str]] = (),
     most_bytes: int = MOST_BYTES,
 ) -> list[Path]:
     """Write the page, or several that link to each other where one would be too large; the paths written.
@@ -36,6 +37,7 @@ def write_report(
     Args:
         metrics: content of a metrics.json: bars of the header, and a table for each suite.
         curves: of the training, from `nla.report.figures.curves`.
+        verdicts: sentences about the pair, each with whether the evaluation proves it.
         most_bytes: of one file; further texts go to `<name>-2.html` and so on.
     """
     parts = list(split(report, most_bytes))
@@ -43,7 +45,7 @@ def write_report(
     pages = [{"file": p.name, "texts": [text.name for text in part]} for p, part in zip(paths, parts, strict=True)]
     path.parent.mkdir(parents=True, exist_ok=True)
     for number, (file, part) in enumerate(zip(paths, parts, strict=True)):
-        shown = {"metrics": metrics, "curves": curves} if number == 0 else {}
+        shown = {"metrics": metrics, "curves": curves, "verdicts": verdicts} if number == 0 else {}
         html = page(dataclasses.replace(report, texts=part), **shown, pages=pages if len(pages) > 1 else ())
         files.write_text(file, html)
     return paths
@@ -54,6 +56,7 @@ def page(
     *,
     metrics: Mapping[str, Any] | None = None,
     curves: Sequence[Mapping[str, Any]] = (),
+    verdicts: Sequence[tuple[bool, str]] = (),
     pages: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """The HTML. `pages`: the files that the texts are spread over, this one among them."""
@@ -62,6 +65,7 @@ def page(
         "bars": figures.bars(metrics),
         "tables": figures.tables(metrics),
         "curves": list(curves),
+        "verdicts": sorted(([proven, text] for proven, text in verdicts), key=lambda item: not item[0]),
         "pages": list(pages),
         "about": {key: metrics[key] for key in ("n", "documents", "command", "dtype", "seed") if key in metrics},
     }

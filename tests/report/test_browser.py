@@ -19,6 +19,7 @@ METRICS = {
     "documents": 10,
     "position_match": {"greedy": {"same_document": {"rank1": 0.5, "ci95": [0.4, 0.6]}}},
 }  # fmt: skip
+VERDICTS = [(False, "the FVE is not clearly above: mean"), (True, "joint training raised the FVE")]
 CURVES = [{"stage": "joint", "name": "held out: fve", "points": [(1, 0.1), (2, 0.3), (3, 0.35)]}]
 
 
@@ -74,7 +75,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 @pytest.fixture
 def opened(driver: Any, tmp_path: Path) -> Iterator[Page]:
     page = Page(driver, tmp_path)
-    page.open(small_report(), metrics=METRICS, curves=CURVES)
+    page.open(small_report(), metrics=METRICS, curves=CURVES, verdicts=VERDICTS)
     yield page
     assert [entry for entry in driver.get_log("browser") if entry["level"] != "INFO"] == []
 
@@ -215,6 +216,7 @@ def test_header_tables_and_curves(opened: Page):
         "−1.40 (−1.60 to −1.10)",
         "0.00 (0.00 to 0.00)",
     ]
+    assert opened.texts("#verdicts li") == ["yesjoint training raised the FVE", "nothe FVE is not clearly above: mean"]
     for summary in opened.driver.find_elements("css selector", "#tables summary"):
         summary.click()
     opened.settle()
@@ -311,6 +313,8 @@ def test_a_screen_reader_finds_its_way(opened: Page, theme: str, width: int):
             == {"light": "rgb(250, 249, 246)", "dark": "rgb(20, 22, 26)"}[theme]
         )
         assert opened.run("return document.documentElement.scrollWidth <= innerWidth")
+        driver.refresh()  # on a small screen the advice is folded, so that the text is near
+        assert (opened.find("#how").get_attribute("open") is not None) == (width > 1024)
     finally:
         driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
         driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})

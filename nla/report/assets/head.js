@@ -25,6 +25,14 @@ function head() {
     : "Of the tokens on this page alone: 1 − Σ error / Σ error of the mean activation. Without intervals, since a few texts give none; evaluate.py measures on many.";
 }
 
+/* What the evaluation proves, and what it does not. */
+function verdicts() {
+  byId("proven").hidden = !extra.verdicts.length;
+  const proven = extra.verdicts.filter(([yes]) => yes).length;
+  byId("proven-count").textContent = `What the evaluation proves: ${proven} yes, ${extra.verdicts.length - proven} no`;
+  byId("verdicts").append(...extra.verdicts.map(([proven, text]) => make("li", { class: proven ? "yes" : "no" }, make("b", {}, proven ? "yes" : "no"), foreign(text, 400))));
+}
+
 function ownBars() {
   const all = texts.flatMap((text) => text.results);
   const of = (error) => 1 - all.reduce((sum, token) => sum + error(token), 0) / all.reduce((sum, token) => sum + token.mse_of_mean, 0);

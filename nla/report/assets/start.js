@@ -73,6 +73,8 @@ function listen() {
 function start() {
   themes();
   head();
+  verdicts();
+  byId("how").open = !matchMedia("(max-width: 64rem)").matches;
   const many = new Set(texts.map((text) => `${text.pair} ${text.layer_index}`)).size > 1;
   byId("choose").append(...texts.map((text, index) => make("option", { value: index }, foreignLine(many ? `${text.name} · ${text.pair} layer ${text.layer_index}` : text.name))));
   byId("choose-field").hidden = texts.length < 2;
