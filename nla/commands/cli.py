@@ -2,6 +2,7 @@
 
     nla explain <pair> "some text"     explanations of the activations at its tokens, with their cosine
     nla report <pair> "some text"      a page with every token, its explanation and its error, in one offline file
+    nla app <pair>                     the same live in a browser: choose tokens, sample again, edit an explanation
     nla compare <pair> <pair> ...      what several pairs, layers or checkpoints say about the same text
     nla info <pair>                    what a saved pair is
     nla preflight experiment=world ... everything that can go wrong in a training run, tried out in under a minute
@@ -51,6 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from nla.commands.report import main as report
 
             return report(given[1:])
+        if given[:1] == ["app"]:
+            from nla.commands.app import main as app
+
+            return app(given[1:])
         if given[:1] == ["layers"]:
             from nla.commands.layers import main as layers
 
@@ -104,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     preflight.add_argument("overrides", nargs="*", help="those of train.py: experiment=<name> key=value ...")
     verbs.add_parser("plan", help="what a run will need: memory, time, cost", add_help=False)
     verbs.add_parser("report", help="a page with every token of a text, its explanation and its error", add_help=False)
+    verbs.add_parser("app", help="read, explain and edit live, in a browser", add_help=False)
     verbs.add_parser("compare", help="what several pairs say about the same text, side by side", add_help=False)
     verbs.add_parser("layers", help="which layer to explain, measured before any training", add_help=False)
     verbs.add_parser("pretrain", help="train a small target model from text", add_help=False)

@@ -1,7 +1,7 @@
 """Per-token records of texts: what the page is made of, and what other programs read. Schema: docs/guides/report.md."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -118,40 +118,33 @@ def _record(
 ) -> Record:
     activation = reading.activation.float()
     parts = [sentences(said) if said else [] for said in greedy]
-    without = [" ".join(part[:k] + part[k + 1 :]) for part in parts if len(part) > 1 for k in range(len(part))]
+    without = [text for part in parts for text in left_out(part)]
     asked = dict.fromkeys([*(said or "" for said in greedy), *without, *(s for row in sampled for s in row if s)])
     predicted = nla.reconstruct(list(asked), batch_size).float().cpu()
     prediction = dict(zip(asked, predicted, strict=True))
 
-    spread = _spread(activation)
+    spread = mean_spread(activation)
     own = torch.stack([prediction[said or ""] for said in greedy])
     formed = torch.tensor([said is not None for said in greedy])
     cosines = torch.where(formed, cosine(own, activation), 0.0)
-    error = torch.where(formed, _errors(own, activation), ORTHOGONAL)
+    error = torch.where(formed, errors(own, activation), ORTHOGONAL)
     others = 2 - 2 * normalize(activation, 1.0) @ normalize(own, 1.0).T  # [token, token whose explanation is read]
     next_words = _next_words(target, text, reading, words)
     tokens = []
     for index, said in enumerate(greedy):
-        left_out = []
-        if len(parts[index]) > 1:
-            texts = [" ".join(parts[index][:k] + parts[index][k + 1 :]) for k in range(len(parts[index]))]
-            given = torch.stack([prediction[other] for other in texts])
-            left_out = ((_errors(given, activation[index].expand_as(given)) - error[index]) / spread).tolist()
-        elif parts[index]:
-            left_out = [float((ORTHOGONAL - error[index]) / spread)]
         remarks = unusual(activation[index : index + 1], nla.summary, nla.injection_scale)
         scaled = normalize(own[index], float(activation[index].norm())) - activation[index]
         tokens.append(
             Token(
                 position=reading.position[index],
                 token=reading.token[index],
-                token_id=_ids(target, text)[reading.position[index]],
+                token_id=read_ids(target, text)[reading.position[index]],
                 l2_norm=float(activation[index].norm()),
                 description=said,
                 cosine_similarity=float(cosines[index]),
                 mse=float(scaled.square().mean()),
                 relative_error=float(error[index] / spread),
-                sentences=[Sentence(*pair) for pair in zip(parts[index], left_out, strict=True)],
+                sentences=contributions(parts[index], prediction, activation[index], float(error[index]), spread),
                 samples=sampled[index],
                 confidence=_confidence(own[index], [prediction[s] for s in sampled[index] if s]),
                 next_words=next_words[index],
@@ -163,11 +156,36 @@ def _record(
     return Record(text, fve, tokens)
 
 
-def _errors(prediction: Float[Tensor, "row d"], activation: Float[Tensor, "row d"]) -> Float[Tensor, " row"]:
+def left_out(parts: Sequence[str]) -> list[str]:
+    """The explanation without each of its sentences; none for a single sentence."""
+    return [" ".join([*parts[:k], *parts[k + 1 :]]) for k in range(len(parts))] if len(parts) > 1 else []
+
+
+def contributions(
+    parts: Sequence[str],
+    prediction: Mapping[str, Float[Tensor, " d"]],
+    activation: Float[Tensor, " d"],
+    error: float,
+    spread: Float[Tensor, ""],
+) -> list[Sentence]:
+    """How much the relative error rises without each sentence, from the `prediction` of each of `left_out`'s texts.
+
+    A single sentence is compared with no explanation at all.
+    """
+    without = left_out(parts)
+    if not without:
+        return [Sentence(text, (ORTHOGONAL - error) / float(spread)) for text in parts]
+    given = torch.stack([prediction[text] for text in without])
+    rise = (errors(given, activation.expand_as(given)) - error) / spread
+    return [Sentence(text, value) for text, value in zip(parts, rise.tolist(), strict=True)]
+
+
+def errors(prediction: Float[Tensor, "row d"], activation: Float[Tensor, "row d"]) -> Float[Tensor, " row"]:
+    """`2 (1 - cosine)` of each row."""
     return reconstruction_error(prediction, activation, math.sqrt(activation.shape[-1]))
 
 
-def _spread(activation: Float[Tensor, "token d_model"]) -> Float[Tensor, ""]:
+def mean_spread(activation: Float[Tensor, "token d_model"]) -> Float[Tensor, ""]:
     """The mean error of predicting their mean; 2 for a single token, which has no spread."""
     if len(activation) < 2:
         return torch.tensor(ORTHOGONAL)
@@ -190,7 +208,8 @@ def _rival(
     return Rival(reading.position[nearest], str(greedy[nearest]), float(errors[nearest]) / spread)
 
 
-def _ids(target: Target, text: str) -> list[int]:
+def read_ids(target: Target, text: str) -> list[int]:
+    """The token ids that `Target.read` reads for a text."""
     encoded: Any = target.tokenizer(text)
     return list(encoded["input_ids"])
 
@@ -198,15 +217,19 @@ def _ids(target: Target, text: str) -> list[int]:
 @torch.no_grad()
 def _next_words(target: Target, text: str, reading: Reading, words: TokenWords) -> list[list[tuple[str, float]]]:
     """The target's own most probable next words at each token."""
-    ids = torch.tensor([_ids(target, text)], device=target.device)
+    ids = torch.tensor([read_ids(target, text)], device=target.device)
     hidden = body(target.model)(input_ids=ids, use_cache=False).last_hidden_state[0]
     found = []
     for positions in torch.tensor(reading.position).split(64):
-        probabilities = head_logits(target.model, hidden[positions]).softmax(-1)
-        best, candidates = probabilities.topk(min(CANDIDATES, probabilities.shape[-1]))
-        pairs = zip(candidates.tolist(), best.tolist(), strict=True)
-        found += [words.most_probable(*pair)[:WORDS] for pair in pairs]
+        found += probable_words(head_logits(target.model, hidden[positions]), words)
     return found
+
+
+def probable_words(logits: Float[Tensor, "row vocab"], words: TokenWords) -> list[list[tuple[str, float]]]:
+    """The most probable next words of each row, with their probabilities."""
+    best, candidates = logits.softmax(-1).topk(min(CANDIDATES, logits.shape[-1]))
+    pairs = zip(candidates.tolist(), best.tolist(), strict=True)
+    return [words.most_probable(*pair)[:WORDS] for pair in pairs]
 
 
 def to_json(nla: NLA, records: Sequence[Record], **about: Any) -> dict[str, Any]:
