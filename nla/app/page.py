@@ -31,10 +31,11 @@ an activation. **Look at the error first**: a wrong explanation reads as fluentl
 better than the mean of the text's activations."""
 EDIT = """## Change the explanation
 
-Edit the words, and see what the activation of the edited text does to the model."""
+Edit the words and see what that does to the model. *From the original text* and *from the edited text*: the activation
+is replaced by the text's reconstruction. *Steered by the edit*: only the difference of the two is added to it."""
 STYLE = """
 .gradio-container { max-width: 1100px !important; margin: auto; }
-#tokens .textspan, #tokens .token { cursor: pointer; }
+#tokens .token { cursor: pointer; }
 footer { display: none !important; }
 """
 
@@ -60,7 +61,7 @@ def page(nla: NLA, target: Target, max_new_tokens: int = 150) -> gr.Blocks:
         with gr.Row():
             with gr.Column(scale=2):
                 chosen = gr.Radio(label="Explanations", choices=[], elem_id="explanations")
-                figures = gr.Textbox(label="How near", interactive=False, elem_id="figures", lines=1, max_lines=6)
+                figures = gr.Textbox(label="Error", interactive=False, elem_id="figures", lines=1, max_lines=6)
                 parts = gr.Dataframe(
                     headers=["sentence", "error rises without it by"], datatype=["str", "number"], interactive=False,
                     wrap=True, label="What each sentence adds", elem_id="sentences", buttons=[],
@@ -70,18 +71,18 @@ def page(nla: NLA, target: Target, max_new_tokens: int = 150) -> gr.Blocks:
                     samples = gr.Slider(1, 8, value=1, step=1, label="Samples at once")
                     temperature = gr.Slider(0.1, 1.5, value=1.0, step=0.1, label="Temperature")
                     strength = gr.Slider(0.0, 4.0, value=1.0, step=0.25, label="Strength of an edit")
-            own = gr.Label(label="What the model itself expects next", elem_id="own", buttons=[])
+            own = gr.Label(label="What the model itself expects next", elem_id="own", show_heading=False, buttons=[])
         gr.Markdown(EDIT)
         edited = gr.Textbox(label="Explanation", lines=3, max_length=5000, elem_id="edited", interactive=True)
         change = gr.Button("What does this change?", elem_id="change")
         distance = gr.Textbox(label="Nearness to the activation", interactive=False, elem_id="distance", lines=2)
         with gr.Row():
-            before = gr.Label(label="Next, with the original's reconstruction", elem_id="before", buttons=[])
-            after = gr.Label(label="Next, with the edited one's", elem_id="after", buttons=[])
-            steered = gr.Label(label="Next, with the edit's direction added", elem_id="steered", buttons=[])
+            before = gr.Label(label="Next, from the original text", elem_id="before", show_heading=False, buttons=[])
+            after = gr.Label(label="Next, from the edited text", elem_id="after", show_heading=False, buttons=[])
+            steered = gr.Label(label="Next, steered by the edit", elem_id="steered", show_heading=False, buttons=[])
         with gr.Row():
-            goes_on = gr.Textbox(label="The model goes on", interactive=False, elem_id="continuation")
-            differently = gr.Textbox(label="… with the edit's direction added", interactive=False, elem_id="steered-on")
+            goes_on = gr.Textbox(label="The model goes on", interactive=False, lines=2, elem_id="continuation")
+            differently = gr.Textbox(label="… steered by the edit", interactive=False, lines=2, elem_id="steered-on")
 
         changes = [distance, before, after, steered, goes_on, differently]
         details = [figures, parts, edited, *changes]
@@ -198,8 +199,8 @@ def _shade(said: Explanation) -> str:
 
 
 def _choices(found: list[Explanation]) -> list[tuple[str, int]]:
-    texts = ["(malformed)" if said.text is None else visible(said.text) for said in found]
-    return [(f"{text}  (error {said.relative_error:.2f})", k) for k, (text, said) in enumerate(zip(texts, found))]
+    texts = ["(malformed)" if said.text is None else visible(" ".join(said.text.split())) for said in found]
+    return [(f"{text} (error {said.relative_error:.2f})", k) for k, (text, said) in enumerate(zip(texts, found))]
 
 
 def _details(said: Explanation | None, remark: str | None) -> list[Any]:

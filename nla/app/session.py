@@ -1,6 +1,7 @@
 """One text, looked at live: its tokens, their explanations, and what an edit of an explanation changes in the model."""
 
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 from jaxtyping import Float
@@ -128,7 +129,7 @@ class Session:
         own = torch.full_like(activation, torch.nan)
         words = self._next_words(index, torch.stack([own, before, after, steered]))
         scored = self.score(index, [original, edited])
-        continued = [self._continuation(index, vector, tokens) for vector in (activation, steered)]
+        continued = self._continuations(index, torch.stack([activation, steered]), tokens)
         return Edit(*scored, *words, *continued)
 
     @torch.no_grad()
@@ -140,16 +141,17 @@ class Session:
 
     # SEAM: nla.models.steering (SteeredPrompts.continuations) keeps the keys of the prompt; once it is here, it takes
     # the place of this loop, which reads the whole text again for each token.
-    def _continuation(self, index: int, vector: Float[Tensor, " d_model"], tokens: int) -> str:
-        """Greedy tokens after this one, with the vector in the activation's place, as it is."""
-        device, place = self.target.device, self.position[index]
-        ids, stops = self._ids[: place + 1], stop_ids(self.target.model, self.target.tokenizer)
-        written: list[int] = []
+    def _continuations(self, index: int, vectors: Float[Tensor, "variant d_model"], tokens: int) -> list[str]:
+        """Greedy tokens after this one, with each vector in the activation's place, as it is."""
+        device, count, place = self.target.device, len(vectors), self.position[index]
+        stops = torch.tensor(sorted(stop_ids(self.target.model, self.target.tokenizer)), device=device)
+        read = torch.tensor([self._ids[: place + 1]] * count, device=device)
+        where, ended = torch.full((count,), place, device=device), torch.zeros(count, dtype=torch.bool, device=device)
         for _ in range(tokens):
-            read = torch.tensor([ids + written], device=device)
-            where = torch.tensor([place], device=device)
-            chosen = int(self.target.splice(read, where, vector.to(device).unsqueeze(0), rescale=False)[0, -1].argmax())
-            if chosen in stops:
+            chosen = self.target.splice(read, where, vectors.to(device), rescale=False)[:, -1].argmax(-1)
+            ended |= torch.isin(chosen, stops)
+            if bool(ended.all()):
                 break
-            written.append(chosen)
-        return str(self.target.tokenizer.decode(written, skip_special_tokens=True))
+            read = torch.cat([read, chosen.unsqueeze(1)], 1)
+        written = [list(takewhile(lambda token: token not in stops, row)) for row in read[:, place + 1 :].tolist()]
+        return [str(self.target.tokenizer.decode(row, skip_special_tokens=True)) for row in written]
