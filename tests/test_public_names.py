@@ -43,7 +43,7 @@ PUBLIC = {
     "nla.models.sampling": ["SamplingParams", "sampler"],
     "nla.planning": [],
     "nla.pretraining": ["Architecture", "Lessons", "Recipe", "pretrain", "train_tokenizer"],
-    "nla.report": ["Record", "read_texts", "to_json", "write_page"],
+    "nla.report": ["Report", "TextRecord", "TokenRecord", "read_report", "read_tokens", "write_report"],
     "nla.training": [],
     "nla.training.callbacks": [
         "Alarms", "Checkpointing", "Distributions", "FaultTolerantLogger", "MetricsFile", "Progress", "RankFailure",

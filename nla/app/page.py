@@ -209,7 +209,7 @@ def _details(said: Explanation | None, remark: str | None) -> list[Any]:
     if said is None:
         return ["", [], "", *cleared]
     told = _nearness(said) + (f"\n{visible(remark)}" if remark else "")
-    rows = [[visible(part.text), round(part.contribution, 3)] for part in said.sentences]
+    rows = [[visible(text), round(rise, 3)] for text, rise in said.sentences]
     return [told, rows, said.text or "", *cleared]
 
 

@@ -1,44 +1,41 @@
 """One text, looked at live: its tokens, their explanations, and what an edit of an explanation changes in the model."""
 
+import itertools
+import math
 from dataclasses import dataclass
-from itertools import takewhile
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nla.core.objectives import cosine, normalize
-from nla.core.summary import unusual
-from nla.data.teachers.expectations import TokenWords
+from nla.core.objectives import normalize
+from nla.core.summary import remarks
 from nla.errors import DataError
 from nla.models.backbone import stop_ids
-from nla.models.explanations import format_response, parse_explanation, sentences
+from nla.models.explanations import format_response, parse_explanation
 from nla.models.pair import NLA
+from nla.models.prompts import token_ids
 from nla.models.target import Target
-from nla.report.records import (
-    ORTHOGONAL,
-    Sentence,
-    contributions,
-    errors,
-    left_out,
-    mean_spread,
-    probable_words,
-    read_ids,
-)
+from nla.report.measures import score, sentence_spans, training_mean
+from nla.report.reading import probable_words
 
 MOST_TOKENS = 512  # of a text: a page that answers at once
+WORDS = 6  # next words that are listed
 
 Words = list[tuple[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """An explanation of one token; its figures are those of `nla.report.records.Token`. `text`: None if malformed."""
+    """An explanation of one token, with the figures of `nla.report.TokenRecord`.
+
+    `text`: None if malformed. `sentences`: each with how much the relative error rises when it is left out.
+    """
 
     text: str | None
     cosine: float
     relative_error: float
-    sentences: list[Sentence]
+    sentences: list[tuple[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +69,16 @@ class Session:
     def __init__(self, nla: NLA, target: Target, text: str, max_new_tokens: int = 150) -> None:
         if not text.strip():
             raise DataError("the text is empty: type at least one word")
-        self._ids = read_ids(target, text)
+        (self._ids,) = token_ids(target.tokenizer, [text])
         if len(self._ids) > MOST_TOKENS:
             raise DataError(f"the text has {len(self._ids)} tokens, the live page reads {MOST_TOKENS}: use nla report")
         reading = target.read_ids([self._ids], "all")
         self.nla, self.target, self.max_new_tokens = nla, target, max_new_tokens
         self.tokens, self.position = reading.token, reading.position
         self.activation: Float[Tensor, "token d_model"] = reading.activation.float().cpu()
-        self._spread = mean_spread(self.activation)
-        self._words = TokenWords(target.tokenizer)
+        truth = normalize(self.activation, math.sqrt(nla.d_model))
+        mean = truth.mean(0) if nla.summary is None else training_mean(nla.summary)
+        self._of_mean = (truth - mean).square().mean(-1).clamp_min(1e-9)  # the error of saying nothing, at each token
 
     def explain(self, index: int, samples: int = 1, temperature: float = 0.0, seed: int = 0) -> list[Explanation]:
         """Explanations of one token; temperature 0 is greedy."""
@@ -91,19 +89,20 @@ class Session:
 
     def score(self, index: int, texts: list[str | None]) -> list[Explanation]:
         """Any texts as explanations of this token. A malformed one scores as an orthogonal vector."""
-        parts = [sentences(text or "") for text in texts]
-        asked = list(dict.fromkeys([*(text or "" for text in texts), *(t for part in parts for t in left_out(part))]))
-        prediction = dict(zip(asked, self.nla.reconstruct(asked).float().cpu(), strict=True))
-        activation, found = self.activation[index], []
-        for text, part in zip(texts, parts, strict=True):
-            if text is None:
-                found.append(Explanation(None, 0.0, ORTHOGONAL / float(self._spread), []))
-                continue
-            own = prediction[text].unsqueeze(0)
-            error = float(errors(own, activation.unsqueeze(0)))
-            near = float(cosine(own, activation.unsqueeze(0)))
-            rises = contributions(part, prediction, activation, error, self._spread)
-            found.append(Explanation(text, near, error / float(self._spread), rises))
+        activation, base, found = self.activation[index : index + 1], float(self._of_mean[index]), []
+        spans = [sentence_spans(text or "") for text in texts]
+        without = [
+            [f"{(text or '')[:start]} {(text or '')[end:]}".strip() for start, end in row]
+            for text, row in zip(texts, spans, strict=True)
+        ]
+        asked = list(dict.fromkeys([*(text or "" for text in texts), *itertools.chain(*without)]))
+        vector = dict(zip(asked, self.nla.reconstruct(asked).float().cpu(), strict=True))
+        for text, row, rest in zip(texts, spans, without, strict=True):
+            given = torch.stack([vector[other or ""] for other in (text, *rest)])
+            error, near = score(given, activation, [text, *rest])
+            rises = ((error[1:] - error[0]) / base).tolist()
+            parts = [((text or "")[start:end], rise) for (start, end), rise in zip(row, rises, strict=True)]
+            found.append(Explanation(text, float(near[0]), float(error[0]) / base, parts))
         return found
 
     def next_words(self, index: int) -> Words:
@@ -112,8 +111,7 @@ class Session:
 
     def remark(self, index: int) -> str | None:
         """How the activation is unlike those of training; None if it is not."""
-        remarks = unusual(self.activation[index : index + 1], self.nla.summary, self.nla.injection_scale)
-        return remarks[0] if remarks else None
+        return remarks(self.activation[index : index + 1], self.nla.summary, self.nla.injection_scale)[0]
 
     def edit(self, index: int, original: str, edited: str, strength: float = 1.0, tokens: int = 12) -> Edit:
         """What changes if `edited` stood in the place of `original`.
@@ -126,18 +124,27 @@ class Session:
         activation = self.activation[index]
         before, after = normalize(self.nla.reconstruct([original, edited]).float().cpu(), float(activation.norm()))
         steered = activation + strength * (after - before)
-        own = torch.full_like(activation, torch.nan)
-        words = self._next_words(index, torch.stack([own, before, after, steered]))
-        scored = self.score(index, [original, edited])
-        continued = self._continuations(index, torch.stack([activation, steered]), tokens)
-        return Edit(*scored, *words, *continued)
+        spliced = torch.stack([torch.full_like(activation, torch.nan), before, after, steered])
+        own_words, before_words, after_words, steered_words = self._next_words(index, spliced)
+        own_text, steered_text = self._continuations(index, torch.stack([activation, steered]), tokens)
+        told, told_edited = self.score(index, [original, edited])
+        return Edit(
+            before=told,
+            after=told_edited,
+            own_words=own_words,
+            before_words=before_words,
+            after_words=after_words,
+            steered_words=steered_words,
+            own_continuation=own_text,
+            steered_continuation=steered_text,
+        )
 
     @torch.no_grad()
     def _next_words(self, index: int, vectors: Float[Tensor, "variant d_model"]) -> list[Words]:
         """With each vector in the place of the activation, as it is; NaN leaves the activation."""
         read = torch.tensor(self._ids[: self.position[index] + 1], device=self.target.device)
         logits, _ = self.target.next_logits(read, vectors.to(self.target.device), rescale=False)
-        return probable_words(logits.cpu(), self._words)
+        return probable_words(self.target, logits, WORDS)
 
     # SEAM: nla.models.steering (SteeredPrompts.continuations) keeps the keys of the prompt; once it is here, it takes
     # the place of this loop, which reads the whole text again for each token.
@@ -153,5 +160,6 @@ class Session:
             if bool(ended.all()):
                 break
             read = torch.cat([read, chosen.unsqueeze(1)], 1)
-        written = [list(takewhile(lambda token: token not in stops, row)) for row in read[:, place + 1 :].tolist()]
-        return [str(self.target.tokenizer.decode(row, skip_special_tokens=True)) for row in written]
+        rows = read[:, place + 1 :].tolist()
+        written = [list(itertools.takewhile(lambda token: token not in stops, row)) for row in rows]
+        return [str(text) for text in self.target.tokenizer.batch_decode(written, skip_special_tokens=True)]

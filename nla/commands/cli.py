@@ -1,9 +1,9 @@
 """The console script `nla`: what needs no training run. A person's mistake is one line on stderr and exit status 2.
 
     nla explain <pair> "some text"     explanations of the activations at its tokens, with their cosine
-    nla report <pair> "some text"      a page with every token, its explanation and its error, in one offline file
-    nla app <pair>                     the same live in a browser: choose tokens, sample again, edit an explanation
     nla compare <pair> <pair> ...      what several pairs, layers or checkpoints say about the same text
+    nla report <pair> "some text"      report.html: every token with its explanation and how far to believe it
+    nla app <pair>                     the same live in a browser: choose tokens, sample again, edit an explanation
     nla info <pair>                    what a saved pair is
     nla preflight experiment=world ... everything that can go wrong in a training run, tried out in under a minute
     nla plan [train.py's overrides]    memory, time and cost of a run, before anything is loaded
@@ -108,9 +108,9 @@ def _parser() -> argparse.ArgumentParser:
     preflight = verbs.add_parser("preflight", help="try out a training run: modules, injection, one step of each stage")
     preflight.add_argument("overrides", nargs="*", help="those of train.py: experiment=<name> key=value ...")
     verbs.add_parser("plan", help="what a run will need: memory, time, cost", add_help=False)
-    verbs.add_parser("report", help="a page with every token of a text, its explanation and its error", add_help=False)
     verbs.add_parser("app", help="read, explain and edit live, in a browser", add_help=False)
     verbs.add_parser("compare", help="what several pairs say about the same text, side by side", add_help=False)
+    verbs.add_parser("report", help="a page of what a pair says at every token of a text", add_help=False)
     verbs.add_parser("layers", help="which layer to explain, measured before any training", add_help=False)
     verbs.add_parser("pretrain", help="train a small target model from text", add_help=False)
     verbs.add_parser("prepare", help="store activations and explanations of a corpus in shards", add_help=False)

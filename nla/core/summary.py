@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -69,29 +69,63 @@ def unusual(
     vector: Float[Tensor, "batch d_model"], summary: ActivationSummary | None, injection_scale: Scale
 ) -> list[str]:
     """One sentence for each way in which vectors are unlike the training activations; none if all resemble them."""
-    norm, remarks = vector.detach().float().cpu().norm(dim=-1), []
-    if summary is not None:
-        low, high = float(summary.norm[0]) / MARGIN, float(summary.norm[2]) * MARGIN
-        known = f"training activations had {float(summary.norm[0]):.3g} to {float(summary.norm[2]):.3g}"
-        remarks += _far(norm, low, high, "norm", known)
-        cosine = normalize(vector.detach().float().cpu(), 1.0) @ normalize(summary.mean, 1.0)
-        low, high = float(summary.cosine[0]) - COSINE_MARGIN, float(summary.cosine[2]) + COSINE_MARGIN
-        known = f"training activations had {float(summary.cosine[0]):.2f} to {float(summary.cosine[2]):.2f}"
-        fix = "; for a difference or a latent's direction try nla.summary.on_mean(vector)"
-        remarks += [remark + fix for remark in _far(cosine, low, high, "cosine to the training mean", known)]
-    elif injection_scale is not None:
-        low, high = injection_scale / SCALE_MARGIN, injection_scale * SCALE_MARGIN
-        remarks += _far(norm, low, high, "norm", f"the pair's injection scale is {injection_scale:.3g}")
-    return remarks
+    found = []
+    for measure in _measures(vector, summary, injection_scale):
+        rows = measure.far.nonzero().flatten().tolist()
+        if rows:
+            shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+            found.append(
+                f"{len(rows)} of {len(vector)} vectors (rows {shown}) have a {measure.quantity} far from training, the "
+                f"first {float(measure.values[rows[0]]):.3g}; {measure.known}: the explanation may be meaningless"
+                f"{measure.fix}"
+            )
+    return found
 
 
-def _far(values: Float[Tensor, " batch"], low: float, high: float, quantity: str, known: str) -> list[str]:
-    rows = ((values < low) | (values > high)).nonzero().flatten().tolist()
-    if not rows:
-        return []
-    shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
-    worst = float(values[rows[0]])
-    return [
-        f"{len(rows)} of {len(values)} vectors (rows {shown}) have a {quantity} far from training, the first "
-        f"{worst:.3g}; {known}: the explanation may be meaningless"
+def remarks(
+    vector: Float[Tensor, "batch d_model"], summary: ActivationSummary | None, injection_scale: Scale
+) -> list[str | None]:
+    """For each vector how it is unlike the training activations; None where it resembles them."""
+    measures = _measures(vector, summary, injection_scale)
+    each = [
+        [f"{m.quantity} {float(m.values[row]):.3g}, where {m.known}" for m in measures if bool(m.far[row])]
+        for row in range(len(vector))
     ]
+    return ["; ".join(found) or None for found in each]
+
+
+@dataclass(frozen=True, slots=True)
+class _Measure:
+    """A quantity of each vector, and whether it is far from what is known of the training."""
+
+    quantity: str
+    values: Float[Tensor, " batch"]
+    low: float
+    high: float
+    known: str
+    fix: str = ""
+
+    @property
+    def far(self) -> Bool[Tensor, " batch"]:
+        return (self.values < self.low) | (self.values > self.high)
+
+
+def _measures(
+    vector: Float[Tensor, "batch d_model"], summary: ActivationSummary | None, injection_scale: Scale
+) -> list[_Measure]:
+    vector = vector.detach().float().cpu()
+    norm = vector.norm(dim=-1)
+    if summary is not None:
+        low, high = float(summary.norm[0]), float(summary.norm[2])
+        known = f"training activations had {low:.3g} to {high:.3g}"
+        first = _Measure("norm", norm, low / MARGIN, high * MARGIN, known)
+        cosine = normalize(vector, 1.0) @ normalize(summary.mean, 1.0)
+        low, high = float(summary.cosine[0]), float(summary.cosine[2])
+        known = f"training activations had {low:.2f} to {high:.2f}"
+        fix = "; for a difference or a latent's direction try nla.summary.on_mean(vector)"
+        low, high = low - COSINE_MARGIN, high + COSINE_MARGIN
+        return [first, _Measure("cosine to the training mean", cosine, low, high, known, fix)]
+    if injection_scale is not None:
+        low, high = injection_scale / SCALE_MARGIN, injection_scale * SCALE_MARGIN
+        return [_Measure("norm", norm, low, high, f"the pair's injection scale is {injection_scale:.3g}")]
+    return []

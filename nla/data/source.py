@@ -118,6 +118,6 @@ class Paraphrases(Protocol):
 
 @runtime_checkable
 class Counterfactuals(Protocol):
-    def wrong_facts(self, explanation: str, rng: random.Random) -> list[tuple[str, str]]:
-        """For each fact that is stated its kind, and the explanation with another value in its place."""
+    def wrong_facts(self, explanation: str, rng: random.Random) -> list[tuple[str, str, str]]:
+        """For each fact that is stated its kind and value, and the explanation with another value in its place."""
         ...

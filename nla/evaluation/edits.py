@@ -53,7 +53,7 @@ def paraphrase_of(source: object, texts: Sequence[str | None]) -> Edit | None:
 
 def wrong_facts_of(
     source: object, texts: Sequence[str | None]
-) -> Callable[[str, random.Random], list[tuple[str, str]]] | None:
+) -> Callable[[str, random.Random], list[tuple[str, str, str]]] | None:
     """How one fact of such texts is made wrong; None if unknown."""
     if isinstance(source, Counterfactuals):
         return source.wrong_facts

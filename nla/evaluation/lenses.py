@@ -13,14 +13,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from nla.core.ridge import NormalEquations
+from nla.data.documents import prepare
 from nla.data.positions import keyed_fraction
 from nla.errors import DataError
-from nla.evaluation.activations import EvaluationData, read_layers
+from nla.evaluation.activations import EvaluationData, read_layers, with_positions
 from nla.models.backbone import depth, unembed
 from nla.models.target import Target
 
 HELD_OUT = 0.2  # of the training documents, on which the penalty is chosen
-POSITIONS = 12  # of a document
+POSITIONS = (32, 12)  # of a document, the first number that at least half of them have: one pass reads any number
 PENALTIES = (1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of standardized inputs
 
 
@@ -42,14 +43,24 @@ class TunedLens:
 
 
 def fit_tuned_lens(target: Target, data: EvaluationData, split: str, documents: int | None) -> TunedLens:
-    """Fitted to training documents, a dozen positions of each. Raises DataError if there are too few."""
-    plan = dataclasses.replace(data.plan, positions_per_document=POSITIONS)
+    """Fitted to training documents, up to 32 positions of each. Raises DataError if there are too few."""
     layers = [target.layer, depth(target.model) - 1]
-    states, document = read_layers(target, EvaluationData(data.source, plan), split, documents, layers)
+    data = with_positions(data, _positions(target, data, split, documents))
+    states, document = read_layers(target, data, split, documents, layers)
     held_out = torch.tensor([keyed_fraction("lens", name) < HELD_OUT for name in document])
     if int(held_out.sum()) < 2 or int((~held_out).sum()) < 2:
         raise DataError(f"split '{split}' has too few documents to fit a tuned lens: {len(set(document))}")
     return affine(states[:, 0], states[:, 1], held_out)
+
+
+def _positions(target: Target, data: EvaluationData, split: str, documents: int | None) -> int | None:
+    """The largest number of `POSITIONS` that half of the documents have; None: that of the plan."""
+    some = sorted(data.source.documents(split), key=lambda document: keyed_fraction("lens", document.id))[:documents]
+    for count in POSITIONS:
+        plan = dataclasses.replace(data.plan, positions_per_document=count)
+        if 2 * len(prepare(some, target.tokenizer, plan)[0]) >= len(some) > 0:
+            return count
+    return None
 
 
 def affine(

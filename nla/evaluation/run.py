@@ -13,8 +13,8 @@ from nla.evaluation.activations import EvaluationData
 from nla.evaluation.evaluation import Evaluation, evaluate
 from nla.evaluation.figures import plot_tokens_read
 from nla.evaluation.files import write_metrics, write_samples
+from nla.evaluation.page import read_texts, write_page
 from nla.evaluation.ranks import is_first
-from nla.evaluation.report import records, write_report
 from nla.evaluation.settings import EvaluationSettings
 from nla.evaluation.table import show
 from nla.models.pair import HALVES, NLA
@@ -39,7 +39,7 @@ def run(
     examples: int = 5,
     console: Console | None = None,
 ) -> Evaluation:
-    """Evaluate `nla`, write metrics.json, samples.parquet and report.html to `output`, and print the tables.
+    """Evaluate `nla`, write metrics.json, samples.parquet and the page to `output`, and print the tables.
 
     Args:
         run_folder: the run that made the pair, whose warm start is evaluated too; None: no such run.
@@ -52,13 +52,15 @@ def run(
     warm_start = load_warm_start(run_folder, nla, target, dtype)
     result = evaluate(nla, target, data, settings, seed=seed, warm_start=warm_start)
     result.metrics.update(command=command or command_line(), dtype=dtype, versions=versions())
+    with result.subject.clock("report"):
+        report = read_texts(result.subject, Path(run_folder).name if run_folder else "", settings.report_texts)
+    result.metrics["seconds"]["report"] = result.subject.clock.seconds["report"]
     if not is_first():
         return result
     write_samples(result, output)
     plot_tokens_read(result.metrics, output)
-    tokens = records(result)
-    if tokens is not None:
-        write_report(result, tokens, output, None if run_folder is None else Path(run_folder), pair)
+    if report is not None:
+        write_page(report, result.metrics, output, Path(run_folder) if run_folder else None)
     write_metrics(result.metrics, output)  # last: its presence says that the evaluation is complete
     console = console or rich.get_console()
     show(result, console, examples)

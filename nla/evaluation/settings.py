@@ -20,8 +20,8 @@ class EvaluationSettings:
         bootstrap: resamples of documents behind each interval.
         neighbour_documents: training documents in which the nearest neighbour is looked up; 0: no such control.
         source_tokens: last tokens of the context given to the reconstructor in the control `source_text`.
-        report_texts: test documents whose every token is shown in report.html; 0: no page.
         prefix_tokens: lengths in tokens for the FVE of the explanations' beginnings; empty: none.
+        report_texts: texts of the test split on the page report.html, their first 64 tokens; 0: no page.
     """
 
     suites: list[str]
@@ -34,8 +34,8 @@ class EvaluationSettings:
     bootstrap: int
     neighbour_documents: int
     source_tokens: int
-    report_texts: int
     prefix_tokens: list[int]
+    report_texts: int
 
     def __post_init__(self) -> None:
         least = {"documents": 1, "positions_per_document": 1, "batch_size": 1, "max_new_tokens": 1, "samples": 0}

@@ -5,6 +5,7 @@ runs/<name>/sweep/summary.json  summary.png             all of them
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,13 @@ from rich.text import Text
 from nla import files
 
 METRICS = Path("evaluation", "metrics.json")
+HEADLINES = {  # what is compared beside FVE: where it stands in metrics.json, and its column
+    "true_share": (("claims", "true_share"), "true statements"),
+    "position_match": (("position_match", "greedy", "same_document", "rank1"), "position match"),
+    "kl_share": (("causal", "vectors", "explanation", "kl_share", "value"), "KL / mean's"),
+    "next_word": (("next_words", "methods", "reconstruction", "hit@1", "value"), "next word"),
+    "paraphrase_kept": (("robustness", "edits", "paraphrase", "kept", "value"), "kept in other words"),
+}
 
 
 def is_sweep(folder: Path) -> bool:
@@ -32,10 +40,15 @@ def summarize(sweep: Path, console: Console) -> list[dict[str, Any]]:
     rows = [_row(job) for job in job_folders(sweep)]
     rows += [_row(sweep / name) for name in sorted(_statuses(sweep)) if not (sweep / name / "config.yaml").is_file()]
     files.write_text(sweep / "summary.json", json.dumps(rows, indent=2) + "\n")
-    table = Table("job", "layer", "FVE (95 %)", "sampled", "warm start", "true statements", title=str(sweep))
+    shown = [name for name in HEADLINES if any(row[name] is not None for row in rows)]
+    columns = [HEADLINES[name][1] for name in shown]
+    table = Table("job", "layer", "FVE (95 %)", "sampled", "warm start", *columns, title=str(sweep))
     for row in rows:
-        table.add_row(Text(row["job"]), *_cells(row))
+        table.add_row(Text(row["job"]), *_cells(row, shown))
     console.print(table)
+    for row in rows:
+        if row["fve"] is None and row["again"]:
+            console.print(Text(f"{row['job']}: {row['status']}; again: {row['again']}"))
     done = [row for row in rows if row["fve"] is not None]
     if done:
         plot(done, sweep / "summary.png")
@@ -71,29 +84,36 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 def _row(job: Path) -> dict[str, Any]:
     path = job / METRICS
     metrics = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    unfinished = _statuses(job.parent).get(job.name, "not finished")
-    status = "evaluated" if metrics else ("not evaluated" if (job / "nla").is_dir() else unfinished)
+    listed = _statuses(job.parent).get(job.name, {})
+    status = "evaluated" if metrics else ("not evaluated" if (job / "nla").is_dir() else listed.get("status"))
     keys = ("layer", "fve", "fve_ci95", "fve_sampled", "fve_warm_start", "cosine", "n", "documents", "seed")
-    claims = metrics.get("claims") or {}
-    return {"job": job.name, "status": status, **{key: metrics.get(key) for key in keys}} | {
-        "true_share": claims.get("true_share")
-    }
+    row: dict[str, Any] = {"job": job.name, "status": status or "not finished"}
+    row |= {key: metrics.get(key) for key in keys}
+    return row | {name: _at(metrics, path) for name, (path, _) in HEADLINES.items()} | {"again": listed.get("command")}
 
 
-def _statuses(sweep: Path) -> dict[str, str]:
-    """Each job's result when the sweep last ran: `failed (status 1)`, `killed (SIGKILL)` ..."""
+def _at(metrics: dict[str, Any], path: Sequence[str]) -> float | None:
+    """The figure at this place; None where the suite did not run or had no answer."""
+    found: Any = metrics
+    for key in path:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found
+
+
+def _statuses(sweep: Path) -> dict[str, dict[str, str]]:
+    """Each job as the sweep last ran it: `status` (`failed (status 1)`, `killed (SIGKILL)`, ...) and `command`."""
     path = sweep / "jobs.json"
     jobs = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    return {job["job"]: job["status"] for job in jobs}
+    return {job["job"]: job for job in jobs}
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
+def _cells(row: dict[str, Any], headlines: Sequence[str]) -> list[str]:
     if row["fve"] is None:
-        return ["-", row["status"], "-", "-", "-"]
+        return ["-", row["status"], "-", "-", *("-" for _ in headlines)]
 
     def number(value: float | None) -> str:
         return "-" if value is None else f"{value:.3f}"
 
     low, high = row["fve_ci95"]
     interval = f"{row['fve']:.3f} ({low:.3f} to {high:.3f})"
-    return [str(row["layer"]), interval, *(number(row[key]) for key in ("fve_sampled", "fve_warm_start", "true_share"))]
+    return [str(row["layer"]), interval, *(number(row[key]) for key in ("fve_sampled", "fve_warm_start", *headlines))]

@@ -1,9 +1,10 @@
-"""The page that people look at: every token of a text with its explanation and its error, in one offline file.
+"""The page `report.html`: what a pair says at every token of a text, and how far to believe it, in one file.
 
-May import `nla.data.teachers.expectations`, `nla.models` and below. Public: the names below.
+May import `nla.models` and below, but neither data nor evaluation. Public: the names below.
 """
 
-from nla.report.page import write_page
-from nla.report.records import Record, read_texts, to_json
+from nla.report.page import write_report
+from nla.report.reading import read_tokens
+from nla.report.records import Report, TextRecord, TokenRecord, read_report
 
-__all__ = ["Record", "read_texts", "to_json", "write_page"]
+__all__ = ["Report", "TextRecord", "TokenRecord", "read_report", "read_tokens", "write_report"]

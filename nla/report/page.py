@@ -1,116 +1,124 @@
-"""`report.html`: records, figures and curves in one self-contained file that asks no network for anything.
+"""Records as one self-contained HTML file that loads nothing and runs nothing but its own script.
 
-The data stand in a block that is not run; every text reaches the page as text. The policy allows the page's own style
-and script by their hashes, and nothing else.
+The data stand in a block that no browser executes, as ASCII without `<`, `>` and `&`; the script puts them into the
+page as text, never as markup. The policy allows this script and this style by their hashes and nothing else.
 """
 
 import base64
+import dataclasses
 import hashlib
+import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from importlib.resources import files as resources
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from nla import files
-from nla.errors import DataError
-from nla.report.records import FORMAT, VERSION
+from nla.report import figures
+from nla.report.records import Report, TextRecord
 
-TOKENS_PER_PAGE = 5000
-ESCAPED = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+SCRIPTS = ("blocks.js", "head.js", "tokens.js", "choosing.js", "start.js")  # one script, in this order
+MOST_BYTES = 10_000_000  # of one file
+ESCAPES = {ord("<"): "\\u003c", ord(">"): "\\u003e", ord("&"): "\\u0026"}
 
 
-def write_page(
-    data: Mapping[str, Any],
+def write_report(
+    report: Report,
     path: Path,
     *,
     metrics: Mapping[str, Any] | None = None,
-    verdicts: Iterable[tuple[bool, str]] = (),
-    curves: Sequence[tuple[str, Sequence[tuple[float, float]]]] = (),
+    curves: Sequence[Mapping[str, Any]] = (),
+    most_bytes: int = MOST_BYTES,
 ) -> list[Path]:
-    """Write the page, and `<name>-2.html`, ... beside it for more than 5000 tokens; returns all of them.
+    """Write the page, or several that link to each other where one would be too large; the paths written.
 
     Args:
-        data: as `to_json` gives it, or as it was stored.
-        metrics: of an evaluation, whose suites are shown as tables.
-        verdicts: what the evaluation proves, `(proven, sentence)`.
-        curves: of the training, `(title, [(step, value)])`.
-
-    Raises DataError for records of another format.
+        metrics: content of a metrics.json: bars of the header, and a table for each suite.
+        curves: of the training, from `nla.report.figures.curves`.
+        most_bytes: of one file; further texts go to `<name>-2.html` and so on.
     """
-    if (data.get("format"), data.get("version")) != (FORMAT, VERSION):
-        raise DataError(
-            f"records of format {data.get('format')!r}, version {data.get('version')!r}: expected {FORMAT!r}, "
-            f"{VERSION}; make them anew with nla report"
-        )
-    parts = list(_parts(data["texts"]))
-    names = [path.name] + [f"{path.stem}-{number}{path.suffix}" for number in range(2, len(parts) + 1)]
-    written = []
-    for name, texts in zip(names, parts, strict=True):
-        page = {**data, "texts": texts, "verdicts": [list(verdict) for verdict in verdicts]}
-        page |= {"metrics": metrics, "curves": curves}
-        if len(names) > 1:
-            page |= {"pages": names, "page": name}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_text(path.with_name(name), page_text(page))
-        written.append(path.with_name(name))
-    return written
+    parts = list(split(report, most_bytes))
+    paths = [path] + [path.with_name(f"{path.stem}-{number}{path.suffix}") for number in range(2, len(parts) + 1)]
+    pages = [{"file": p.name, "texts": [text.name for text in part]} for p, part in zip(paths, parts, strict=True)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for number, (file, part) in enumerate(zip(paths, parts, strict=True)):
+        shown = {"metrics": metrics, "curves": curves} if number == 0 else {}
+        html = page(dataclasses.replace(report, texts=part), **shown, pages=pages if len(pages) > 1 else ())
+        files.write_text(file, html)
+    return paths
 
 
-def page_text(data: Mapping[str, Any]) -> str:
-    """The whole page."""
-    style, script = _resource("page.css"), _resource("page.js")
-    policy = (
-        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; base-uri 'none'; "
-        "form-action 'none'"
-    )
-    title = "".join(
-        sign if sign.isalnum() else " " for sign in f"{data.get('model', '')} {data.get('layer_index', '')}"
-    )
-    values = {"policy": policy, "title": f"nla {title.strip()}", "style": style, "script": script, "data": _data(data)}
-    pieces = _resource("page.html").split("{{")
-    text = pieces[0]
-    for piece in pieces[1:]:  # never looks into what was filled in
-        name, _, rest = piece.partition("}}")
-        text += values[name] + rest
-    return text
+def page(
+    report: Report,
+    *,
+    metrics: Mapping[str, Any] | None = None,
+    curves: Sequence[Mapping[str, Any]] = (),
+    pages: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """The HTML. `pages`: the files that the texts are spread over, this one among them."""
+    metrics = metrics or {}
+    extra = {
+        "bars": figures.bars(metrics),
+        "tables": figures.tables(metrics),
+        "curves": list(curves),
+        "pages": list(pages),
+        "about": {key: metrics[key] for key in ("n", "documents", "command", "dtype", "seed") if key in metrics},
+    }
+    template, style = _asset("page.html"), _asset("page.css")
+    script = '"use strict";\n(() => {\n' + "\n".join(map(_asset, SCRIPTS)) + "})();\n"
+    slots = {
+        "STYLE_HASH": _hash(style),
+        "SCRIPT_HASH": _hash(script),
+        "STYLE": style,
+        "SCRIPT": script,
+        "RECORDS": report.to_json().translate(ESCAPES),
+        "EXTRA": json.dumps(extra, ensure_ascii=True, separators=(",", ":")).translate(ESCAPES),
+    }
+    before, *pieces = template.split("{{")
+    return before + "".join(slots[name] + rest for name, _, rest in (piece.partition("}}") for piece in pieces))
 
 
-def _data(data: Mapping[str, Any]) -> str:
-    """JSON that cannot end its block or be taken for markup; a number that is not finite becomes null."""
-    text = json.dumps(_finite(data), ensure_ascii=False, allow_nan=False)
-    return "".join(ESCAPED.get(sign, sign) for sign in text)
+def split(report: Report, most_bytes: int) -> Iterator[list[TextRecord]]:
+    """The texts by file. One that is too large by itself is cut between tokens; positions stay those of the text."""
+    part: list[TextRecord] = []
+    size = 0
+    for piece, length in itertools.chain.from_iterable(_pieces(text, most_bytes) for text in report.texts):
+        if part and size + length > most_bytes:
+            yield part
+            part, size = [], 0
+        part.append(piece)
+        size += length
+    yield part
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return round(value, 5) if value == value and abs(value) != float("inf") else None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return value
+def _pieces(text: TextRecord, most_bytes: int) -> list[tuple[TextRecord, int]]:
+    """The text, or what it is cut into, each with its size in bytes."""
+    size = _size(text)
+    count = -(-size // most_bytes)
+    if count <= 1 or len(text.results) < 2 * count:
+        return [(text, size)]
+    bounds = [index * len(text.results) // count for index in range(count + 1)]
+    pieces = []
+    for number, (first, last) in enumerate(itertools.pairwise(bounds), start=1):
+        results = text.results[first:last]
+        shift = results[0].start if number > 1 else 0
+        end = results[-1].end if number < count else len(text.text)
+        moved = [dataclasses.replace(token, start=token.start - shift, end=token.end - shift) for token in results]
+        name = f"{text.name}, part {number} of {count}"
+        piece = dataclasses.replace(text, name=name, text=text.text[shift:end], results=moved)
+        pieces.append((piece, _size(piece)))
+    return pieces
 
 
-def _parts(texts: Sequence[Mapping[str, Any]]) -> Iterable[list[Mapping[str, Any]]]:
-    """Texts of at most 5000 tokens together; a longer text is cut into parts of its own."""
-    page: list[Mapping[str, Any]] = []
-    count = 0
-    for text in texts:
-        results = text["results"]
-        for first in range(0, max(1, len(results)), TOKENS_PER_PAGE):
-            part = {**text, "results": results[first : first + TOKENS_PER_PAGE]}
-            if page and count + len(part["results"]) > TOKENS_PER_PAGE:
-                yield page
-                page, count = [], 0
-            page.append(part)
-            count += len(part["results"])
-    yield page
+def _size(text: TextRecord) -> int:
+    return len(Report([text]).to_json().translate(ESCAPES))
 
 
-def _resource(name: str) -> str:
-    return (resources("nla.report") / name).read_text(encoding="utf-8")
+def _asset(name: str) -> str:
+    return resources.files("nla.report").joinpath("assets", name).read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode()
+    """As a Content-Security-Policy names an inline script or style."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -1,46 +1,33 @@
 """The live page in a browser, as a person uses it: needs Gradio (pip install 'nla[app]') and headless Chromium."""
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from support.browser import chromium, missing
 from support.evaluation import remembering
 from support.models import MARKER, TEMPLATES
-from support.report import HOSTILE
+from support.reports import HOSTILE
 
+from nla.app import Session
 from nla.models.pair import NLA
 from nla.models.target import Target
 
-if shutil.which("chromedriver") is None or shutil.which("chromium") is None:
-    pytest.skip("no browser: apt install chromium chromium-driver", allow_module_level=True)
-pytest.importorskip("gradio", reason="no Gradio: pip install 'nla[app]'; it needs pillow<13, constraints.txt pins 13")
-
-from selenium import webdriver
-from selenium.webdriver.common.by import By
-from selenium.webdriver.support.ui import WebDriverWait
-
-from nla.app import Session
-from nla.app import page as live
-
+live = pytest.importorskip(
+    "nla.app.page", reason="no Gradio: pip install 'nla[app]'; it needs pillow<13, constraints.txt pins 13",
+    exc_type=ImportError,
+)  # fmt: skip
+pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 TEXT = "Anna walks to the harbour"
+IMAGE = "<img src=x onerror='window.broken = 1'>"
+SCRIPT = "</script><script>window.broken = 1</script>"
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(shutil.which("chromium"))
-    for flag in (
-        "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-        "--disable-background-networking", "--disable-component-update", "--window-size=1280,1600",
-        f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
-    ):  # fmt: skip
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(str(shutil.which("chromedriver"))))
-    yield driver
-    driver.quit()
+    with chromium(tmp_path_factory.mktemp("profile"), height=1600) as driver:
+        yield driver
 
 
 @pytest.fixture(scope="module")
@@ -62,19 +49,21 @@ def page(browser: Any, served: tuple[str, NLA]) -> Any:
 
 
 def until(page: Any, holds: Callable[[], Any]) -> Any:
+    from selenium.webdriver.support.ui import WebDriverWait
+
     return WebDriverWait(page, 60, ignored_exceptions=(Exception,)).until(lambda _: holds())
 
 
 def part(page: Any, name: str) -> Any:
-    return page.find_element(By.ID, name)
+    return page.find_element("id", name)
 
 
 def field(page: Any, name: str) -> Any:
-    return page.find_element(By.CSS_SELECTOR, f"#{name} textarea, #{name} input")
+    return page.find_element("css selector", f"#{name} textarea, #{name} input")
 
 
 def chips(page: Any) -> list[Any]:
-    return page.find_elements(By.CSS_SELECTOR, "#tokens .token")
+    return page.find_elements("css selector", "#tokens .token")
 
 
 def read(page: Any, text: str) -> None:
@@ -135,9 +124,9 @@ def test_sample_again_and_go_back(page: Any) -> None:
 def test_mistakes_are_told(page: Any) -> None:
     until(page, lambda: part(page, "read").is_displayed())
     part(page, "read").click()
-    until(page, lambda: "the text is empty" in page.find_element(By.TAG_NAME, "body").text)
+    until(page, lambda: "the text is empty" in page.find_element("tag name", "body").text)
     part(page, "again").click()
-    until(page, lambda: "Choose a token first." in page.find_element(By.TAG_NAME, "body").text)
+    until(page, lambda: "Choose a token first." in page.find_element("tag name", "body").text)
 
 
 def test_it_asks_no_other_server_and_makes_no_error(page: Any, served: tuple[str, NLA]) -> None:
@@ -155,23 +144,23 @@ def test_it_asks_no_other_server_and_makes_no_error(page: Any, served: tuple[str
 
 def test_hostile_texts_are_shown_and_not_run(browser: Any, tiny_folder: str, target: Target) -> None:
     nla = NLA.from_target(tiny_folder, 1, TEMPLATES, MARKER)
-    said = list(HOSTILE[:6])
+    said = [SCRIPT, IMAGE]
     nla.explain = lambda activation, samples, **_: [said[:samples]]  # type: ignore[method-assign,assignment]
-    nla.base_model = HOSTILE[5]
+    nla.base_model = IMAGE
     blocks = live.page(nla, target)
     browser.get(live.serve(blocks, wait=False))
     try:
-        read(browser, " ".join(HOSTILE[:2] + HOSTILE[5:6]))
+        read(browser, f"{SCRIPT} {IMAGE} {HOSTILE['direction']}")
         choose(browser, 0)
-        until(browser, lambda: HOSTILE[0] in part(browser, "explanations").text)
-        assert HOSTILE[5] in part(browser, "tokens").text
-        assert HOSTILE[0] in part(browser, "sentences").text
-        said[:] = said[5:] + said[1:5]
+        until(browser, lambda: SCRIPT in part(browser, "explanations").text)
+        assert IMAGE in part(browser, "tokens").text
+        assert SCRIPT in part(browser, "sentences").text
+        said.reverse()
         part(browser, "again").click()
-        until(browser, lambda: HOSTILE[5] in part(browser, "explanations").text)
+        until(browser, lambda: IMAGE in part(browser, "explanations").text)
         part(browser, "change").click()
         until(browser, lambda: "edited" in value(browser, "distance"))
         assert browser.execute_script("return window.broken === undefined")
-        assert browser.find_elements(By.CSS_SELECTOR, "img[src='x']") == []
+        assert browser.find_elements("css selector", "img[src='x']") == []
     finally:
         blocks.close()

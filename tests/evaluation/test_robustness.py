@@ -10,8 +10,11 @@ import torch
 from support.evaluation import PLAN, SETTINGS, ToySource, toy_data
 
 from nla.core.records import Completions
+from nla.data.source import Claim
 from nla.data.teachers.target_claims import paraphrased_description, parse_description, wrong_descriptions
 from nla.data.world import WorldSource
+from nla.data.world.statements import STEMS, WORDINGS, parse_statements
+from nla.data.world.vocabulary import CONTENT, KINDS
 from nla.evaluation import EvaluationData, evaluate
 from nla.evaluation.activations import EvaluatedRows, read_rows
 from nla.evaluation.edits import first_half, sentence_order, word_order
@@ -24,16 +27,24 @@ Read = Callable[[str], int | None]
 
 
 class Rephrasing(ToySource):
-    """Says `digit 4.` as `the number is 4.`, and can state another digit."""
+    """Says `tens 4.` as `ten times 4.`, and can state another digit. What is said first is true."""
+
+    def claims(self, explanation: str, document_id: str, text: str) -> list[Claim]:
+        seen = self.seen.setdefault(text, explanation)
+        return [Claim(*part.split()[:2], true=part in seen.split(".")) for part in explanation.split(".")[:2]]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[str, str] = {}
 
     def paraphrase(self, explanation: str, rng: random.Random) -> str:
         return explanation.replace("tens ", "ten times ").replace("ones ", "and then ")
 
-    def wrong_facts(self, explanation: str, rng: random.Random) -> list[tuple[str, str]]:
+    def wrong_facts(self, explanation: str, rng: random.Random) -> list[tuple[str, str, str]]:
         tens, ones = (part.split()[1].rstrip(".") for part in explanation.split(". "))
         return [
-            ("tens", explanation.replace(f"tens {tens}", f"tens {(int(tens) + 1) % 3}")),
-            ("ones", explanation.replace(f"ones {ones}", f"ones {(int(ones) + 1) % 10}")),
+            ("tens", tens, explanation.replace(f"tens {tens}", f"tens {(int(tens) + 1) % 3}")),
+            ("ones", ones, explanation.replace(f"ones {ones}", f"ones {(int(ones) + 1) % 10}")),
         ]
 
 
@@ -109,9 +120,10 @@ def test_a_code_in_the_number_of_sentences_is_caught(nla: NLA, target: Target, r
     pair_of(nla, rows, lambda k: f"tens {k // 10}. ones {k % 10}." + " so." * k, lambda text: text.count("so."))
 
     class Counting(Rephrasing):
-        def wrong_facts(self, explanation: str, rng: random.Random) -> list[tuple[str, str]]:
+        def wrong_facts(self, explanation: str, rng: random.Random) -> list[tuple[str, str, str]]:
             head, _, tail = explanation.partition(" so.")
-            return [(kind, f"{edited} so.{tail}" if _ else edited) for kind, edited in super().wrong_facts(head, rng)]
+            found = super().wrong_facts(head, rng)
+            return [(kind, value, f"{edited} so.{tail}" if _ else edited) for kind, value, edited in found]
 
     found = result(nla, target, Counting())
     assert found["wrong_facts"]["value"] == 0
@@ -156,10 +168,10 @@ def test_the_words_of_teacher_self() -> None:
     )
     others = ['After "sea" comes surely "and" or "is".\nIt just said "his sea".']
     edited = wrong_descriptions(text, others, random.Random(0))
-    assert [kind for kind, _ in edited] == ["last", "expected", "expected", "expected", "read"]
-    kinds = dict(edited)
-    assert kinds["last"] == 'After "sea" comes perhaps "the", "a" or "laws".\nIt just said "governed sea".'
-    for kind, changed in edited:
+    assert [kind for kind, _, _ in edited] == ["last", "expected", "expected", "expected", "read"]
+    assert [value for _, value, _ in edited] == ["by", "the", "a", "laws", "governed"]
+    assert edited[0][2] == 'After "sea" comes perhaps "the", "a" or "laws".\nIt just said "governed sea".'
+    for kind, _, changed in edited:
         apart = set(parse_description(changed)) ^ set(parse_description(text))
         assert {other for other, _ in apart} == {kind} and len(apart) == 2
 
@@ -171,5 +183,17 @@ def test_the_world_says_the_same_in_other_words_and_one_fact_otherwise() -> None
     assert "Anna" in said and "tormy" in said and "Nonsense here." in said
     assert "The hero is Anna." not in said and "The weather is stormy." not in said
     edited = source.wrong_facts(text, random.Random(0))
-    assert [kind for kind, _ in edited] == ["hero", "weather"]
-    assert "Anna" not in edited[0][1] and "The weather is stormy." in edited[0][1] and "stormy" not in edited[1][1]
+    assert [fact[:2] for fact in edited] == [("hero", "Anna"), ("weather", "stormy")]
+    assert "Anna" not in edited[0][2] and "The weather is stormy." in edited[0][2] and "stormy" not in edited[1][2]
+
+
+def test_other_wordings_hold_the_value_and_nothing_that_training_or_the_facts_have() -> None:
+    values = {value for known in KINDS.values() for value in known}
+    evidence = {word for known in CONTENT.values() for value in known for word in value.words}
+    assert set(WORDINGS) == set(KINDS)
+    for kind, wordings in WORDINGS.items():
+        for wording in wordings:
+            assert wording.count("{}") == 1 and wording.endswith(".") and wording.count(".") == 1
+            assert not any(wording.startswith(stem) for stem in STEMS.values())
+            assert not set(wording.replace(".", "").split()) & (values | evidence)
+            assert parse_statements(wording.format(KINDS[kind][0]))[0][0] is None

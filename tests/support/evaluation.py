@@ -98,6 +98,6 @@ SETTINGS = EvaluationSettings(
     bootstrap=50,
     neighbour_documents=5,
     source_tokens=32,
-    report_texts=0,
     prefix_tokens=[],
+    report_texts=0,
 )

@@ -244,9 +244,10 @@ def evaluation(rank: int, ranks: int, strategy: str, work: Path, out: Path) -> N
     read = []
     target.register_forward_hook(lambda _module, arguments, output: read.append(len(output)))
     settings = EvaluationSettings(
-        suites=["position_match", "claims"], documents=None, positions_per_document=None,
+        suites=["position_match", "claims", "causal", "next_words"], documents=None, positions_per_document=None,
         batch_size=4, max_new_tokens=24, samples=2, temperature=1.0,
-        bootstrap=20, neighbour_documents=0, source_tokens=4, report_texts=1, prefix_tokens=[4],
+        bootstrap=20, neighbour_documents=0, source_tokens=4, prefix_tokens=[4],
+        report_texts=0,
     )  # fmt: skip
     activations.TOKENS_AT_ONCE = 64  # several buckets, so that there is something to share
     result = run(pair, target, toy_data(size=15), out / "evaluation", settings=settings, command="test")

@@ -110,8 +110,8 @@ def paraphrased_description(explanation: str) -> str:
     return "\n".join(lines)
 
 
-def wrong_descriptions(explanation: str, others: Sequence[str], rng: random.Random) -> list[tuple[str, str]]:
-    """For each claim its kind, and the explanation with a word of the same kind from another text in its place.
+def wrong_descriptions(explanation: str, others: Sequence[str], rng: random.Random) -> list[tuple[str, str, str]]:
+    """For each claim its kind and value, and the explanation with another text's word of that kind in its place.
 
     Every mention of the claim is replaced, so that the text does not contradict itself.
     """
@@ -128,7 +128,7 @@ def wrong_descriptions(explanation: str, others: Sequence[str], rng: random.Rand
             continue
         changed = _with_word(explanation, kind, value, word)
         if changed != explanation:
-            edited.append((kind, changed))
+            edited.append((kind, value, changed))
     return edited
 
 

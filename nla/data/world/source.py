@@ -85,13 +85,14 @@ class WorldSource:
         claims = parse_statements(explanation)
         return " ".join(reworded(kind, value, rng) if kind in STEMS else value for kind, value in claims)
 
-    def wrong_facts(self, explanation: str, rng: random.Random) -> list[tuple[str, str]]:
+    def wrong_facts(self, explanation: str, rng: random.Random) -> list[tuple[str, str, str]]:
         """Each stated fact in turn with another value of its kind, at all of its mentions."""
         edited = []
         for kind, value in dict.fromkeys(parse_statements(explanation)):
             if kind in STEMS:
                 other = rng.choice([known for known in KINDS[kind] if known != value])
-                edited.append((kind, explanation.replace(statement(kind, value), statement(kind, other))))
+                changed = explanation.replace(statement(kind, value), statement(kind, other))
+                edited.append((kind, value, changed))
         return edited
 
     def full_description(self, document_id: str, text: str) -> str:

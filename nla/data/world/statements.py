@@ -23,19 +23,20 @@ STEMS: dict[str, str] = {
     "ending": "It ends with the",
 }
 
-# Other wordings, for evaluation alone: in no training text. Some turn the sentence round, some use other words.
+# Other ways to say the same, for evaluation alone: no training text may have them. None holds a word that gives a fact
+# away, or another value.
 WORDINGS: dict[str, tuple[str, ...]] = {
-    "hero": ("{} is the hero.", "It is about {}.", "The name of the hero is {}."),
-    "place": ("The {} is the scene.", "All of it is at the {}.", "The place is the {}."),
-    "weather": ("It is {}.", "{} is the weather.", "It feels {}."),
-    "job": ("The hero is a {}.", "A {} is the hero.", "The job of the hero is that of a {}."),
-    "mood": ("{} is the mood.", "The hero is {}.", "It is {} in mood."),
-    "animal": ("A {} is there.", "The animal is a {}.", "A {} is near."),
-    "object": ("It has a {}.", "The object is a {}.", "A {} is told of."),
-    "time": ("It is {}.", "{} is the time.", "All of it is in the {}."),
-    "genre": ("It is a {}.", "A {} is this.", "The text is a {}."),
-    "tense": ("It is in the {}.", "{} is the tense.", "It is told in the {} tense."),
-    "ending": ("The {} is its end.", "At the end is the {}.", "The last is the {}."),
+    "hero": ("It is about somebody called {}.", "{} is the one whom we follow."),
+    "place": ("All of it happens at the {}.", "The {} is where we are."),
+    "weather": ("Outside it is {}.", "Outdoors one finds it {}."),
+    "job": ("Somebody in it is a {} by trade.", "Its main person earns a living as a {}."),
+    "mood": ("Those in it feel {}.", "Its tone is {}."),
+    "animal": ("Among those in it is a {}.", "It has a {} in it."),
+    "object": ("One thing in it is a {}.", "A {} matters in it."),
+    "time": ("It is {} when this happens.", "All this goes on while it is {}."),
+    "genre": ("By its form it is a {}.", "What we read is a {}."),
+    "tense": ("Its verbs are in the {}.", "It is told in the {} tense."),
+    "ending": ("Its last words are about the {}.", "At its close it speaks of the {}."),
 }
 NOTHING = "Nothing is known yet."  # of a context that has revealed no fact
 
@@ -51,8 +52,7 @@ OUTSIDE_IN = ("genre", "tense", "time", "place", "weather", "hero", "job", "mood
 
 def reworded(kind: str, value: str, rng: random.Random) -> str:
     """One fact in one of `WORDINGS`."""
-    text = rng.choice(WORDINGS[kind]).format(value)
-    return text[0].upper() + text[1:]
+    return rng.choice(WORDINGS[kind]).format(value)
 
 
 def describe(facts: dict[str, str], count: int, rng: random.Random, order: Sequence[str] | None = tuple(STEMS)) -> str:

@@ -5,12 +5,13 @@ token's distribution is compared with the clean one. Beside the reconstruction: 
 activation, and the activation itself, which must change nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
+from rich import box
 from rich.table import Table
 from torch import Tensor
 
@@ -26,15 +27,15 @@ from nla.evaluation.token_types import token_types
 
 # What takes the activation's place, in the order of the table.
 VECTORS = {
-    "explanation": "this pair's reconstruction",
-    "warm_start": "the warm start's reconstruction",
-    "source_text": "reconstruction of the context's last tokens",
-    "same_document": "reconstruction of the nearest other position of the text",
-    "shuffled": "reconstruction of another document",
-    "mean": "mean of the activations",
+    "explanation": "reconstruction",
+    "warm_start": "that of the warm start",
+    "source_text": "of the last tokens",
+    "same_document": "of another position",
+    "shuffled": "of another document",
+    "mean": "mean activation",
     "noise": "random direction",
-    "zero": "nothing (zero)",
-    "activation": "the activation itself",
+    "zero": "zero",
+    "activation": "the activation",
 }
 CONTROLS = ("source_text", "same_document", "shuffled", "mean", "noise", "zero")
 SAME = 0.05  # relative difference between the activation as evaluated and as read again; rounding in 16 bits gives 0.01
@@ -212,18 +213,22 @@ def _flags(vectors: Mapping[str, dict[str, Any]]) -> list[str]:
 def table(result: dict[str, Any]) -> Table:
     """KL and loss recovered of each vector, then of the explanation by token type."""
     title = f"Spliced into the model in place of the activation, {result['n']} rows"
-    shown = Table(title=title, title_justify="left")
-    for title in ("vector", "KL, nats", "95%", "share of the mean's KL", "95%", "loss recovered", "95%"):
-        shown.add_column(title, justify="left" if title == "vector" else "right")
-    keys = ("kl", "kl_share", "loss_recovered")
+    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shown.add_column("vector", no_wrap=True)
+    for heading in ("KL, nats", "95%", "of mean's", "95%", "loss\nrecovered"):
+        shown.add_column(heading, justify="right", no_wrap=True)
     for name, label in VECTORS.items():
         if name in result["vectors"]:
-            shown.add_row(label, *_cells(result["vectors"][name], keys))
+            shown.add_row(label, *_cells(result["vectors"][name]))
     shown.add_section()
     for name, figures in result["by_token_type"].items():
-        shown.add_row(f"at a {name} ({figures['n']})", *_cells(figures, keys))
+        shown.add_row(f"at {name} ({figures['n']})", *_cells(figures))
     return shown
 
 
-def _cells(figures: dict[str, Any], keys: Sequence[str]) -> list[str]:
-    return [text for key in keys for text in cells(figures[key]["value"], figures[key]["ci95"], "{:.3f}")]
+def _cells(figures: dict[str, Any]) -> Iterator[str]:
+    for key in ("kl", "kl_share", "loss_recovered"):
+        value, interval = cells(figures[key]["value"], figures[key]["ci95"], "{:.2f}")
+        yield value
+        if key != "loss_recovered":  # its interval has no room
+            yield interval.replace(" to ", "–")

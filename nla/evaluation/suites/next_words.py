@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
+from rich import box
 from rich.table import Table
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -27,13 +28,13 @@ from nla.models.backbone import body, head_logits
 from nla.models.explanations import QUOTED
 
 METHODS = {
-    "explanation": "words that the explanation expects",
-    "warm_start": "words that the warm start's explanation expects",
-    "reconstruction": "the reconstruction through the tuned lens",
-    "tuned_lens": "the activation through the tuned lens",
-    "logit_lens": "the activation through the logit lens",
-    "last_tokens": "the model on the last 8 tokens alone",
-    "other_document": "what the model expects in another document",
+    "explanation": "the explanation",
+    "warm_start": "the warm start's explanation",
+    "reconstruction": "reconstruction, tuned lens",
+    "tuned_lens": "activation, tuned lens",
+    "logit_lens": "activation, logit lens",
+    "last_tokens": "the model, last 8 tokens",
+    "other_document": "the model, other document",
 }
 LENSES = ("tuned_lens", "logit_lens")
 READ_FROM_TEXTS = ("explanation", "warm_start", "reconstruction")
@@ -78,7 +79,7 @@ def next_words(subject: Subject, documents: int | None = None) -> dict[str, Any]
                 figures[f"above_{rival}"] = ahead
                 if name == "explanation" and ahead["ci95"] is not None and ahead["ci95"][1] < 0:
                     lead = f"{-ahead['value']:.2f} more of the next words at hit@1"
-                    result["flags"].append(f"{METHODS[rival]} knows {lead} than the explanation states")
+                    result["flags"].append(f"the {METHODS[rival]}, knows {lead} than the explanation states")
         result["methods"][name] = figures
     if "explanation" not in offered:
         result["reason"] = "no explanation says which words come next"
@@ -153,16 +154,22 @@ def _lens(subject: Subject, documents: int) -> TunedLens | str:
 
 
 def _ranked(subject: Subject, words: TokenWords, tokens: list[list[int]]) -> list[list[str]]:
-    """The words that the target finds most probable after each row of tokens."""
+    """The words that the target finds most probable after each row of tokens; rows of one length together."""
     target = subject.target
+    rows_of: dict[int, list[int]] = {}
+    for index, row in enumerate(tokens):
+        rows_of.setdefault(len(row), []).append(index)
+    batches = [rows[first : first + AT_ONCE] for rows in rows_of.values() for first in range(0, len(rows), AT_ONCE)]
 
     @torch.no_grad()
-    def row(index: int) -> list[str]:
-        given = torch.tensor([tokens[index]], device=target.device)
-        hidden = body(target.model)(input_ids=given, use_cache=False).last_hidden_state[0, -1:]
-        return _best(words, head_logits(target.model, hidden))[0]
+    def batch(chosen: list[int]) -> list[list[str]]:
+        given = torch.tensor([tokens[index] for index in chosen], device=target.device)
+        hidden = body(target.model)(input_ids=given, use_cache=False).last_hidden_state[:, -1]
+        return _best(words, head_logits(target.model, hidden))
 
-    return shared(range(len(tokens)), row)
+    found = shared(batches, batch)
+    best = {index: row for chosen, rows in zip(batches, found, strict=True) for index, row in zip(chosen, rows)}
+    return [best[index] for index in range(len(tokens))]
 
 
 def _read_by(subject: Subject, words: TokenWords, states: Float[Tensor, "batch d_model"]) -> list[list[str]]:
@@ -177,16 +184,17 @@ def _best(words: TokenWords, logits: Float[Tensor, "batch vocab"]) -> list[list[
 
 
 def table(result: dict[str, Any]) -> Table:
-    """hit@k of each method."""
+    """hit@k of each method, the first with its interval."""
     title = f"The next word: the model's most probable one among the first k offered, {result['n']} rows"
-    shown = Table(title=title, title_justify="left")
-    shown.add_column("offered by")
-    for heading in ("words", *(text for k in AT for text in (f"hit@{k}", "95%", "by chance"))):
-        shown.add_column(heading, justify="right")
+    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shown.add_column("words offered by", no_wrap=True)
+    for heading in ("words", "hit@1", "95%", "chance", *(f"hit@{k}" for k in AT[1:])):
+        shown.add_column(heading, justify="right", no_wrap=True)
     for name, label in METHODS.items():
         if name in result["methods"]:
             method = result["methods"][name]
-            figures = [method[f"hit@{k}"] for k in AT]
-            texts = [(*cells(f["value"], f["ci95"], "{:.2f}"), cells(f["chance"], None, "{:.2f}")[0]) for f in figures]
-            shown.add_row(label, f"{method['words']:.1f}", *(text for row in texts for text in row))
+            first, *others = (method[f"hit@{k}"] for k in AT)
+            value, interval = cells(first["value"], first["ci95"], "{:.2f}")
+            plain = [cells(figure, None, "{:.2f}")[0] for figure in (first["chance"], *(f["value"] for f in others))]
+            shown.add_row(label, f"{method['words']:.1f}", value, interval.replace(" to ", "–"), *plain)
     return shown

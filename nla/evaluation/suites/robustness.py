@@ -13,6 +13,7 @@ from rich.console import Group
 from rich.table import Table
 from torch import Tensor
 
+from nla.data.source import GroundTruth
 from nla.evaluation.cells import cells
 from nla.evaluation.edits import (
     Edit,
@@ -26,6 +27,7 @@ from nla.evaluation.edits import (
 )
 from nla.evaluation.explanations import score
 from nla.evaluation.subject import Subject
+from nla.evaluation.suites.claims import ground_truth
 
 EDITS = {  # what is done to the texts, in the order of the table
     "paraphrase": "the same in other words",
@@ -85,11 +87,13 @@ def _wrong_facts(subject: Subject, texts: Sequence[str | None], rows: int) -> di
     if make_wrong is None:
         return {"value": None, "ci95": None, "n": 0, "reason": "no way to make one fact of such texts wrong is known"}
     chosen = list(range(0, len(texts), max(1, -(-len(texts) // rows))))
+    truth = ground_truth(subject)
     edited: list[tuple[int, str, str]] = []
     for row in chosen:
         text = texts[row]
-        if text is not None:
-            edited += [(row, *fact) for fact in make_wrong(text, row_rng(subject.seed, "wrong", row))]
+        for kind, value, changed in [] if text is None else make_wrong(text, row_rng(subject.seed, "wrong", row)):
+            if truth is None or _made_wrong(truth, subject, row, (kind, value), changed):
+                edited.append((row, kind, changed))
     if not edited:
         return {"value": None, "ci95": None, "n": 0, "reason": "no fact was found in these texts"}
     index = torch.tensor([row for row, _, _ in edited])
@@ -98,6 +102,16 @@ def _wrong_facts(subject: Subject, texts: Sequence[str | None], rows: int) -> di
     kinds = [kind for _, kind, _ in edited]
     by_kind = {kind: _raised(subject, index, rise, [other == kind for other in kinds]) for kind in sorted(set(kinds))}
     return {**_raised(subject, index, rise, [True] * len(kinds)), "by_kind": by_kind}
+
+
+def _made_wrong(truth: GroundTruth, subject: Subject, row: int, claim: tuple[str, str], changed: str) -> bool:
+    """Whether the claim was true, and what stands in its place is not."""
+    place = subject.rows.document_id[row], subject.rows.text[row]
+    before, after = (
+        {(found.kind, found.value) for found in truth.claims(text, *place) if found.true}
+        for text in (subject.greedy.texts.explanation[row] or "", changed)
+    )
+    return claim in before and after < before
 
 
 def _raised(subject: Subject, index: Tensor, rise: Float[Tensor, " edit"], inside: Sequence[bool]) -> dict[str, Any]:
