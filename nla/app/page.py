@@ -218,4 +218,7 @@ def _nearness(said: Explanation) -> str:
 
 
 def _bars(words: Words) -> dict[str, float] | None:
-    return {visible(word): probability for word, probability in words} or None
+    shown: dict[str, float] = {}
+    for word, probability in words:
+        shown[visible(word)] = shown.get(visible(word), 0.0) + probability
+    return shown or None
