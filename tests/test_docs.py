@@ -40,7 +40,7 @@ MODULE = re.compile(r"(?<![\w./-])nla(?:\.[A-Za-z_]\w*)+")
 NAME = re.compile(r"([A-Za-z_]\w*)\.([A-Za-z_]\w*)")
 NAMED_TEST = re.compile(r"`((?:\w+/)*test_\w+\.py)?(?:::(test_\w+))?`")
 FOREIGN = ("nla_inference.py",)  # a file of the released code
-FILE_ENDINGS = ("yaml", "py", "json", "md", "sqlite", "csv", "parquet", "jsonl", "toml", "ipynb")
+FILE_ENDINGS = ("yaml", "py", "json", "md", "sqlite", "csv", "parquet", "jsonl", "toml", "ipynb", "html")
 
 
 def without_blocks(text: str) -> str:

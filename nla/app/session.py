@@ -11,10 +11,10 @@ from torch import Tensor
 from nla.core.objectives import normalize
 from nla.core.summary import remarks
 from nla.errors import DataError
-from nla.models.backbone import stop_ids
 from nla.models.explanations import format_response, parse_explanation
 from nla.models.pair import NLA
 from nla.models.prompts import token_ids
+from nla.models.steering import SteeredPrompts, unit_difference
 from nla.models.target import Target
 from nla.report.measures import score, sentence_spans, training_mean
 from nla.report.reading import probable_words
@@ -126,7 +126,10 @@ class Session:
         steered = activation + strength * (after - before)
         spliced = torch.stack([torch.full_like(activation, torch.nan), before, after, steered])
         own_words, before_words, after_words, steered_words = self._next_words(index, spliced)
-        own_text, steered_text = self._continuations(index, torch.stack([activation, steered]), tokens)
+        prompt = SteeredPrompts(self.target, [self._ids[: self.position[index] + 1]])
+        direction = unit_difference(after.unsqueeze(0), before.unsqueeze(0))
+        (own_text,) = prompt.continuations(tokens=tokens)
+        (steered_text,) = prompt.continuations(direction.to(self.target.device), strength, tokens=tokens)
         told, told_edited = self.score(index, [original, edited])
         return Edit(
             before=told,
@@ -145,21 +148,3 @@ class Session:
         read = torch.tensor(self._ids[: self.position[index] + 1], device=self.target.device)
         logits, _ = self.target.next_logits(read, vectors.to(self.target.device), rescale=False)
         return probable_words(self.target, logits, WORDS)
-
-    # SEAM: nla.models.steering (SteeredPrompts.continuations) keeps the keys of the prompt; once it is here, it takes
-    # the place of this loop, which reads the whole text again for each token.
-    def _continuations(self, index: int, vectors: Float[Tensor, "variant d_model"], tokens: int) -> list[str]:
-        """Greedy tokens after this one, with each vector in the activation's place, as it is."""
-        device, count, place = self.target.device, len(vectors), self.position[index]
-        stops = torch.tensor(sorted(stop_ids(self.target.model, self.target.tokenizer)), device=device)
-        read = torch.tensor([self._ids[: place + 1]] * count, device=device)
-        where, ended = torch.full((count,), place, device=device), torch.zeros(count, dtype=torch.bool, device=device)
-        for _ in range(tokens):
-            chosen = self.target.splice(read, where, vectors.to(device), rescale=False)[:, -1].argmax(-1)
-            ended |= torch.isin(chosen, stops)
-            if bool(ended.all()):
-                break
-            read = torch.cat([read, chosen.unsqueeze(1)], 1)
-        rows = read[:, place + 1 :].tolist()
-        written = [list(itertools.takewhile(lambda token: token not in stops, row)) for row in rows]
-        return [str(text) for text in self.target.tokenizer.batch_decode(written, skip_special_tokens=True)]

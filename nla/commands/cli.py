@@ -4,6 +4,7 @@
     nla compare <pair> <pair> ...      what several pairs, layers or checkpoints say about the same text
     nla report <pair> "some text"      report.html: every token with its explanation and how far to believe it
     nla app <pair>                     the same live in a browser: choose tokens, sample again, edit an explanation
+    nla steer <pair> "text" --replace old=new   a word of the explanation edited: what the model says then
     nla info <pair>                    what a saved pair is
     nla preflight experiment=world ... everything that can go wrong in a training run, tried out in under a minute
     nla plan [train.py's overrides]    memory, time and cost of a run, before anything is loaded
@@ -88,6 +89,22 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--device", default="cpu", help="cpu (default), cuda, mps")
     explain.set_defaults(verb=_explain)
 
+    steer = verbs.add_parser("steer", help="edit an explanation, and let the model go on as if it were true")
+    steer.add_argument("pair", help="folder or hub id of a saved pair, or the name of a run")
+    steer.add_argument("text", help="the prompt; its last token is explained")
+    steer.add_argument("--replace", action="append", required=True, metavar="old=new", help="may be given again")
+    steer.add_argument("--layer-position", choices=("last", "all"), default="last",
+                       help="steer the prompt's last token alone (default), or all from there on")  # fmt: skip
+    steer.add_argument("--scale", type=float, default=1.0, help="in units of the activation's norm (default 1)")
+    steer.add_argument("--tokens", type=int, default=32, help="of each continuation (default 32)")
+    steer.add_argument("--temperature", type=float, default=0.0, help="of the continuations; 0 (default) is greedy")
+    steer.add_argument("--max-new-tokens", type=int, default=150, help="of the explanation (default 150)")
+    steer.add_argument("--seed", type=int, default=0)
+    steer.add_argument("--dtype", default="float32", help="of the weights: float32 (default), bfloat16, float16, nf4")
+    steer.add_argument("--device", default="cpu", help="cpu (default), cuda, mps")
+    steer.add_argument("--json", action="store_true", help="print JSON instead")
+    steer.set_defaults(verb=_steer)
+
     info = verbs.add_parser("info", help="show a saved pair: base model, layer, scales, prompts")
     info.add_argument("pair", help="folder or hub id of a saved pair")
     info.set_defaults(verb=_info)
@@ -169,6 +186,12 @@ def _explain(options: argparse.Namespace) -> int:
             )
     Console(highlight=False).print(table)
     return 0
+
+
+def _steer(options: argparse.Namespace) -> int:
+    from nla.commands.steer import steer
+
+    return steer(named_pair(options.pair), options)
 
 
 def _preflight(overrides: Sequence[str]) -> int:

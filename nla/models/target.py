@@ -1,6 +1,7 @@
 """The frozen language model at one layer: reads activations from text, and takes one back in."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nla.core.objectives import normalize
 from nla.core.padding import length_buckets
 from nla.core.records import Reading
-from nla.errors import DataError
+from nla.errors import DataError, ModelError
 from nla.models.backbone import (
     blocks,
     body,
@@ -223,6 +224,31 @@ class Target(nn.Module):
         finally:
             handle.remove()
         return head_logits(self.model, states[0, time:]), present[0]
+
+    @contextmanager
+    def edited(self, change: Callable[[Tensor], Tensor], passes: int = 1) -> Iterator[None]:
+        """In this context block `layer`'s output `[document, time, d_model]` is replaced by `change` of it.
+
+        Raises ModelError at its end unless the block ran exactly `passes` times: then some of what was computed inside
+        is not what it seems.
+        """
+        calls = 0
+
+        def hook(_module: nn.Module, _inputs: tuple, output: Tensor | tuple) -> Tensor | tuple:
+            nonlocal calls
+            calls += 1
+            return change(output) if isinstance(output, Tensor) else (change(output[0]), *output[1:])
+
+        handle = blocks(body(self.model))[self.layer].register_forward_hook(hook)
+        try:
+            yield
+        finally:
+            handle.remove()
+        if calls != passes:
+            raise ModelError(
+                f"block {self.layer} was edited {calls} times, expected {passes}: this model does not run each block "
+                "once in a forward pass, so its activations cannot be edited"
+            )
 
 
 def _after_blocks(

@@ -107,7 +107,7 @@ def test_every_error_is_visible(opened: Page):
     """Not by colour alone: the bar under a token is half its width at error 1."""
     widths = opened.run(
         "return [...document.querySelectorAll('#text .t')].map((e) => "
-        "parseFloat(getComputedStyle(e, '::after').width) / e.clientWidth)"
+        "parseFloat(getComputedStyle(e, '::after').width) / e.getBoundingClientRect().width)"
     )
     assert widths == pytest.approx([0.0, 0.05, 0.1, 0.85], abs=0.01)
     assert [e.get_attribute("title") for e in opened.driver.find_elements("css selector", "#text .t")][
@@ -269,10 +269,9 @@ def test_hostile_strings_are_inert(driver: Any, tmp_path: Path):
 
 def test_five_thousand_tokens(driver: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     page = Page(driver, tmp_path)
-    started = time.perf_counter()
     page.open(large_report())
     page.settle()
-    drawn = time.perf_counter() - started
+    drawn = page.run("return performance.now()") / 1000  # since the page was asked for
     moves = page.run("""
         const text = document.getElementById("text"), started = performance.now();
         for (let k = 0; k < 100; k++) {
@@ -281,7 +280,7 @@ def test_five_thousand_tokens(driver: Any, tmp_path: Path, capsys: pytest.Captur
         }
         return (performance.now() - started) / 100;""")
     with capsys.disabled():
-        print(f"\n5000 tokens: {drawn:.2f} s from the records to the drawn page, {moves:.1f} ms for a move")
+        print(f"\n5000 tokens: {drawn:.2f} s until they are drawn, {moves:.1f} ms for a move")
     assert len(page.texts("#text .t")) == 5000
     # no listener of its own for any token: what is clicked is found from the one of the text
     page.hover(17)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nla.data.teachers.cached import CachedTeacher
 from nla.data.teachers.prompt import SYSTEM
@@ -38,6 +39,10 @@ class LocalTeacher(CachedTeacher):
         self.dtype, self.revision, self.batch_size, self.device = dtype, revision, batch_size, device
         self._loaded: tuple[Any, Any] | None = None
 
+    def borrow(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Ask this loaded model instead of loading one. Raises TeacherError if it has no chat template."""
+        self._loaded = model, self._with_template(tokenizer)
+
     def identity(self) -> dict[str, Any]:
         return {**super().identity(), "revision": self.revision, "dtype": self.dtype}
 
@@ -45,15 +50,16 @@ class LocalTeacher(CachedTeacher):
         items = sorted(passages.items(), key=lambda item: len(item[1].text))
         for first in range(0, len(items), self.batch_size):
             batch = items[first : first + self.batch_size]
-            for (key, _), reply in zip(batch, self._generate([passage for _, passage in batch]), strict=True):
+            for (key, _), reply in zip(batch, self.replies([passage for _, passage in batch]), strict=True):
                 entry = self.ledger.enter(key, reply.input_tokens + reply.output_tokens, 0.0)
                 self.ledger.settle(entry, key, reply, 0.0)
                 yield key, reply
 
     @torch.no_grad()
-    def _generate(self, passages: list[Passage]) -> list[Reply]:
+    def replies(self, passages: list[Passage]) -> list[Reply]:
+        """One reply to each passage, all at once: neither judged nor kept."""
         model, tokenizer = self._load()
-        prompts = [self._rendered(tokenizer, self.prompt(passage)) for passage in passages]
+        prompts = [self.prompt_ids(passage) for passage in passages]
         longest = max(map(len, prompts))
         pad = pad_id(tokenizer)
         device = next(model.parameters()).device
@@ -76,14 +82,19 @@ class LocalTeacher(CachedTeacher):
 
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is None:
-            tokenizer = load_tokenizer(self.model, self.revision)
-            if not tokenizer.chat_template:
-                raise TeacherError(f"teacher.model={self.model}: has no chat template; give an instruct model")
+            tokenizer = self._with_template(load_tokenizer(self.model, self.revision))
             device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
             self._loaded = load_model(self.model, self.dtype, self.revision).to(device).eval(), tokenizer  # pyright: ignore
         return self._loaded
 
-    def _rendered(self, tokenizer: Any, prompt: str) -> list[int]:
+    def _with_template(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+        if not tokenizer.chat_template:
+            raise TeacherError(f"teacher.model={self.model}: has no chat template; give an instruct model")
+        return tokenizer
+
+    def prompt_ids(self, passage: Passage) -> list[int]:
+        """The question about a passage in the model's chat template."""
+        tokenizer, prompt = self._load()[1], self.prompt(passage)
         messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": prompt}]
         try:
             ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)

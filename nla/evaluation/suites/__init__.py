@@ -22,7 +22,10 @@ from nla.evaluation.suites import (
     next_words,
     planning,
     readability,
+    rivals,
     robustness,
+    steering,
+    text_rivals,
 )
 
 __all__ = ["SUITES", "Suite", "chosen"]
@@ -47,6 +50,9 @@ SUITES = (
     Suite("readability", readability.readability, readability.table),
     Suite("causal", causal.causal, causal.table),
     Suite("next_words", next_words.next_words, next_words.table),
+    Suite("rivals", rivals.rivals, rivals.table),
+    Suite("text_rivals", text_rivals.text_rivals, text_rivals.table),
+    Suite("steering", steering.steering, steering.table),
     Suite("planning", planning.planning, planning.table),
     Suite("awareness", awareness.awareness, awareness.table),
 )

@@ -21,7 +21,7 @@ function head() {
   const bars = measured.length ? measured : ownBars();
   byId("bars").append(barTable(bars));
   byId("bars-note").textContent = measured.length
-    ? "FVE: fraction of variance explained on held-out documents, with 95 % intervals by document. The grey rows need no reading of the activation: a pair has to be above each."
+    ? "FVE: fraction of variance explained on held-out documents, with 95 % intervals by document. The grey rows know nothing of the activation or need no verbalizer: a pair has to be above each."
     : "Of the tokens on this page alone: 1 − Σ error / Σ error of the mean activation. Without intervals, since a few texts give none; evaluate.py measures on many.";
 }
 

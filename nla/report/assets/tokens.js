@@ -24,7 +24,7 @@ function drawText() {
     before = token;
     const error = token.relative_error;
     const bad = error > 1;
-    const classes = ["t", bad && "bad", look.blank && "sign", token.description === undefined || token.description === null ? "malformed" : ""];
+    const classes = ["t", bad && "bad", look.blank && "sign", look.shown.length > 24 && "long", token.description === undefined || token.description === null ? "malformed" : ""];
     const chip = make("span", { role: "option", id: `t${index}`, class: classes.filter(Boolean).join(" "), "aria-selected": "false",
       title: `error ${fixed(error)}` });
     chip.style.setProperty("--a", Math.min(1, Math.abs(1 - error)).toFixed(3));
@@ -131,6 +131,7 @@ function drawPanel() {
   const here = { text: state.text, index: state.active };
   const shown = state.kept.slice(0, 2);
   if (shown.length < 2 && !shown.some((ref) => same(ref, here))) shown.push(here);
-  byId("panel").replaceChildren(...shown.map(card));
-  byId("reading").classList.toggle("comparing", shown.length > 1);
+  const beside = state.kept.length && shown.length < 2 ? make("p", { class: "card token empty" }, "Choose another token to see it beside this one.") : null;
+  byId("panel").replaceChildren(...shown.map(card), ...(beside ? [beside] : []));
+  byId("reading").classList.toggle("comparing", state.kept.length > 0);  // not by what is shown: the text would move under the mouse
 }
