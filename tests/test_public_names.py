@@ -11,6 +11,7 @@ import nla
 
 PUBLIC = {
     "nla": ["NLA", "Target", "check_hook", "compare", "from_hook", "read_chat"],
+    "nla.app": ["Edit", "Explanation", "Session"],
     "nla.commands": [],
     "nla.config": [],
     "nla.core": [],

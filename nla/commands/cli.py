@@ -3,6 +3,7 @@
     nla explain <pair> "some text"     explanations of the activations at its tokens, with their cosine
     nla compare <pair> <pair> ...      what several pairs, layers or checkpoints say about the same text
     nla report <pair> "some text"      report.html: every token with its explanation and how far to believe it
+    nla app <pair>                     the same live in a browser: choose tokens, sample again, edit an explanation
     nla steer <pair> "text" --replace old=new   a word of the explanation edited: what the model says then
     nla info <pair>                    what a saved pair is
     nla preflight experiment=world ... everything that can go wrong in a training run, tried out in under a minute
@@ -52,6 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from nla.commands.report import main as report
 
             return report(given[1:])
+        if given[:1] == ["app"]:
+            from nla.commands.app import main as app
+
+            return app(given[1:])
         if given[:1] == ["layers"]:
             from nla.commands.layers import main as layers
 
@@ -120,6 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     preflight = verbs.add_parser("preflight", help="try out a training run: modules, injection, one step of each stage")
     preflight.add_argument("overrides", nargs="*", help="those of train.py: experiment=<name> key=value ...")
     verbs.add_parser("plan", help="what a run will need: memory, time, cost", add_help=False)
+    verbs.add_parser("app", help="read, explain and edit live, in a browser", add_help=False)
     verbs.add_parser("compare", help="what several pairs say about the same text, side by side", add_help=False)
     verbs.add_parser("report", help="a page of what a pair says at every token of a text", add_help=False)
     verbs.add_parser("layers", help="which layer to explain, measured before any training", add_help=False)

@@ -213,14 +213,19 @@ def _next_words(target: Target, tokens: _Tokens, count: int) -> list[list[tuple[
         return [[] for _ in tokens.position]
     ids = torch.tensor([tokens.ids], device=target.device)
     hidden = body(target.model)(input_ids=ids, use_cache=False).last_hidden_state[0, tokens.position]
+    rows = hidden.split(LOGITS_AT_ONCE)
+    return [words for part in rows for words in probable_words(target, head_logits(target.model, part), count)]
+
+
+def probable_words(target: Target, logits: Float[Tensor, "row vocab"], count: int) -> list[list[tuple[str, float]]]:
+    """The most probable next words of each row of logits, with their probabilities."""
     found: list[list[tuple[str, float]]] = []
-    for rows in hidden.split(LOGITS_AT_ONCE):
-        top = head_logits(target.model, rows).softmax(-1).topk(3 * count)
-        for candidates, probabilities in zip(top.indices.tolist(), top.values.tolist(), strict=True):
-            words: dict[str, float] = {}
-            for token, probability in zip(candidates, probabilities, strict=True):
-                piece = str(target.tokenizer.decode([token]))
-                word = piece.strip() or piece
-                words[word] = words.get(word, 0.0) + probability
-            found.append(sorted(words.items(), key=lambda item: -item[1])[:count])
+    top = logits.softmax(-1).topk(3 * count)
+    for candidates, probabilities in zip(top.indices.tolist(), top.values.tolist(), strict=True):
+        words: dict[str, float] = {}
+        for token, probability in zip(candidates, probabilities, strict=True):
+            piece = str(target.tokenizer.decode([token]))
+            word = piece.strip() or piece
+            words[word] = words.get(word, 0.0) + probability
+        found.append(sorted(words.items(), key=lambda item: -item[1])[:count])
     return found
