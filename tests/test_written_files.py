@@ -16,6 +16,7 @@ ALLOWED = {
     "models/pretrained/format.py": "into the scratch folder of a pair (files.new_folder)",
     "data/shards/format.py": "a scratch file, read back with its checksums before it is moved",
     "data/prepare/released.py": "a scratch file, written in several tables before it is moved",
+    "evaluation/figures.py": "within files.new_file",
     "evaluation/files.py": "within files.new_file",
     "evaluation/sweep.py": "within files.new_file",
     "commands/layers.py": "within files.new_file",

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from nla import files
+
 FIGURE = "by_tokens_read.png"
 
 
@@ -33,5 +35,6 @@ def plot_tokens_read(metrics: dict[str, Any], folder: Path) -> Path | None:
         axes.set_title(title)
         axes.grid(alpha=0.3)
     folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / FIGURE, dpi=120)
+    with files.new_file(folder / FIGURE) as scratch:
+        figure.savefig(scratch, dpi=120, format="png")
     return folder / FIGURE
