@@ -13,6 +13,15 @@ from nla.config.run_folder import record_config
 from nla.errors import ConfigError
 from nla.evaluation.program import evaluation_dtype, recorded_data
 
+# the recipe of that time, where it differs from today's
+THEN = [
+    "experiment=world_smoke",
+    "hardware=cpu",
+    "data.min_context=48",
+    "stage.verbalizer.data.min_context=48",
+    "stage.reconstructor.data.min_context=48",
+    "stage.joint.data.min_context=48",
+]
 OLD = Path(__file__).parent / "old_run.yaml"  # as commit b543393 wrote it for `train.py experiment=world_smoke`
 
 
@@ -34,7 +43,7 @@ def test_every_old_class_path_leads_to_a_class() -> None:
 
 def test_an_old_run_is_continued(run: Path) -> None:
     assert "nla.world.WorldSource" in (run / "config.yaml").read_text()
-    cfg = compose("train", ["experiment=world_smoke", "hardware=cpu"])
+    cfg = compose("train", THEN)
     cfg.layer.index = read_recorded(run)["layer"]["index"]
     record_config(plain_config(cfg), run)
     assert "nla.data.world.WorldSource" in (run / "config.yaml").read_text()
@@ -44,7 +53,7 @@ def test_an_old_run_with_another_value_is_still_refused(run: Path) -> None:
     recorded = yaml.safe_load(OLD.read_text())
     recorded["stage"]["joint"]["warmup_steps"] += 1
     (run / "config.yaml").write_text(yaml.safe_dump(recorded))
-    cfg = compose("train", ["experiment=world_smoke", "hardware=cpu"])
+    cfg = compose("train", THEN)
     cfg.layer.index = recorded["layer"]["index"]
     with pytest.raises(ConfigError, match=r"another stage\.joint\.warmup_steps"):
         record_config(plain_config(cfg), run)
