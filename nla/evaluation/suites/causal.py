@@ -24,6 +24,7 @@ from nla.evaluation.ranks import shared
 from nla.evaluation.subject import Subject
 from nla.evaluation.suites.controls import other_document
 from nla.evaluation.token_types import token_types
+from nla.models.target import Target
 
 # What takes the activation's place, in the order of the table.
 VECTORS = {
@@ -38,8 +39,10 @@ VECTORS = {
     "activation": "the activation",
 }
 CONTROLS = ("source_text", "same_document", "shuffled", "mean", "noise", "zero")
-SAME = 0.05  # relative difference between the activation as evaluated and as read again; rounding in 16 bits gives 0.01
-UNCHANGED = 0.01  # of the mean's KL: what the activation itself may cause by rounding
+# Relative difference between the activation as evaluated and as read again; and what the activation itself may cause by
+# rounding, of the mean's KL. In 16 bits another batch moves single activations of SmolLM2's block 20 by 0.09.
+SAME, UNCHANGED = 0.05, 0.01
+SAME_IN_16_BITS, UNCHANGED_IN_16_BITS = 0.25, 0.05
 ROUNDING = 1e-3  # nats, besides
 HALF = 0.5  # of the mean's KL: the reconstruction should stay below
 TEMPLATE = "special"  # the token type whose next token is fixed by the template: told apart
@@ -140,7 +143,7 @@ def _row(subject: Subject, index: int, vectors: Float[Tensor, "variant d_model"]
     logits, present = target.next_logits(tokens, vectors.to(target.device))
     activation = rows.activation[index].to(present)
     apart = float((present - activation).norm() / activation.norm())
-    if not apart <= SAME:  # also if it is NaN
+    if not apart <= (SAME if _full(target) else SAME_IN_16_BITS):  # also if it is NaN
         raise ModelError(
             f"row {index} ({rows.document_id[index]}): its context read again gives an activation {apart:.2f} of its "
             "norm away: the splice would be about another activation"
@@ -153,8 +156,14 @@ def _row(subject: Subject, index: int, vectors: Float[Tensor, "variant d_model"]
     return torch.stack([kl, loss], 1).cpu().double()
 
 
+def _full(target: Target) -> bool:
+    """Whether the target computes in full precision."""
+    return next(target.model.parameters()).dtype == torch.float32
+
+
 def _check_unchanged(changed: float, mean: float, subject: Subject) -> None:
-    if not changed <= UNCHANGED * mean + ROUNDING:
+    share = UNCHANGED if _full(subject.target) else UNCHANGED_IN_16_BITS
+    if not changed <= share * mean + ROUNDING:
         raise ModelError(
             f"the activation itself, spliced in, changes the next token's distribution by {changed:.3g} nats, the mean "
             f"by {mean:.3g}: the splice does not reproduce {subject.nla.base_model} at layer {subject.target.layer}"
