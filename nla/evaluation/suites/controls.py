@@ -119,7 +119,7 @@ def nearest_neighbour(
     if documents == 0:
         return missing("switched off by neighbour_documents=0")
     try:
-        training = _training_rows(target, data, documents)
+        training = training_rows(target, data, documents)
     except DataError as error:
         return missing(f"no training activations: {error}")
     nearest = _nearest(rows.activation, training.activation)
@@ -169,13 +169,14 @@ def frozen_reconstructor(
     return variance.fve(score(prediction, rows.activation, texts.explanation).error)
 
 
-def _training_rows(target: Target, data: EvaluationData, documents: int) -> EvaluatedRows:
+def training_rows(target: Target, data: EvaluationData, documents: int, tail_tokens: int = 1) -> EvaluatedRows:
+    """Activations of training documents: the joint split's, else the warm start's. Raises DataError."""
     for split in TRAINING_SPLITS[:-1]:
         try:
-            return read_rows(target, data, split, documents, tail_tokens=1)
+            return read_rows(target, data, split, documents, tail_tokens)
         except DataError:
             continue
-    return read_rows(target, data, TRAINING_SPLITS[-1], documents, tail_tokens=1)
+    return read_rows(target, data, TRAINING_SPLITS[-1], documents, tail_tokens)
 
 
 def _nearest(

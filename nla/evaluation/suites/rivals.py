@@ -17,13 +17,12 @@ from torch import Tensor
 from nla.core.fve import normalized_activations
 from nla.core.ridge import PENALTIES, NormalEquations
 from nla.errors import DataError
-from nla.evaluation.activations import EvaluatedRows, read_rows, with_positions
+from nla.evaluation.activations import EvaluatedRows, with_positions
 from nla.evaluation.bootstrap import Variance
 from nla.evaluation.cells import cells
 from nla.evaluation.explanations import score
 from nla.evaluation.subject import Subject
-from nla.evaluation.suites.controls import TRAINING_SPLITS, missing
-from nla.models.prompts import token_ids
+from nla.evaluation.suites.controls import missing, training_rows
 
 HELD_OUT = 5  # every fifth training document chooses the penalty
 TAIL = 32  # tokens of a context that the bag of words is of
@@ -50,15 +49,15 @@ def rivals(
     their number, `reason` why there are none.
     """
     rows, variance = subject.rows, subject.variance
-    tails = _tails(subject, rows)
+    tails = _tails(rows)
     result: dict[str, Any] = {"n": len(rows), "last_tokens": last_tokens(subject, tails, last)}
     try:
-        training = training_rows(subject, documents, positions)
+        training = training_rows(subject.target, with_positions(subject.data, positions), documents)
     except DataError as error:
         nothing = missing(f"no training activations: {error}")
         return {**result, "activations": 0, **dict.fromkeys(LABELS, nothing), "pca": nothing}
     truth, seen = normalized_activations(rows.activation), normalized_activations(training.activation)
-    training_tails = _tails(subject, training)
+    training_tails = _tails(training)
     bag = bag_of(training_tails, vocabulary)
     embedding: Any = subject.target.model.get_input_embeddings().weight
     ends, training_ends = (torch.tensor([row[-1] for row in each]) for each in (tails, training_tails))
@@ -83,17 +82,6 @@ def last_tokens(subject: Subject, tails: Tokens, lengths: Sequence[int]) -> list
         found.append({"tokens": length, **subject.variance.fve(error)})
     error = score(subject.source_text, rows.activation).error
     return [*found, {"tokens": subject.settings.source_tokens, **subject.variance.fve(error)}]
-
-
-def training_rows(subject: Subject, documents: int, positions: int | None) -> EvaluatedRows:
-    """Activations of training documents: the joint split's, else the warm start's. Raises DataError."""
-    data = with_positions(subject.data, positions)
-    for split in TRAINING_SPLITS[:-1]:
-        try:
-            return read_rows(subject.target, data, split, documents, TAIL)
-        except DataError:
-            continue
-    return read_rows(subject.target, data, TRAINING_SPLITS[-1], documents, TAIL)
 
 
 def bag_of(texts: Tokens, vocabulary: int) -> Callable[[Tokens], Float[Tensor, "text id"]]:
@@ -201,11 +189,9 @@ def squared_error(
     return (prediction - truth).square().mean(-1)
 
 
-def _tails(subject: Subject, rows: EvaluatedRows) -> list[list[int]]:
-    """Token ids of each context's last `TAIL` tokens; at least one."""
-    tokenizer = subject.target.tokenizer
-    texts = [text[-40 * TAIL :] for text in rows.text]
-    return [row[-TAIL:] or [0] for row in token_ids(tokenizer, texts, special=False)]
+def _tails(rows: EvaluatedRows) -> list[list[int]]:
+    """Ids of each context's last `TAIL` tokens."""
+    return [tokens[-TAIL:] for tokens in rows.tokens]
 
 
 def _of_rows(embedding: Tensor, tokens: Int[Tensor, " batch"]) -> Float[Tensor, "batch d_model"]:

@@ -61,7 +61,7 @@ def steering(
     if not edits:
         return None
     directions = directions_of(subject, edits)
-    ids = _contexts(subject, edits)
+    ids = [subject.rows.tokens[edit.row] for edit in edits]
     new, old = (torch.tensor([first[getattr(edit, name)] for edit in edits]) for name in ("new", "old"))
     effects = _effects(target, ids, directions, scales, new, old)
     resamples = Resamples([subject.rows.document[edit.row] for edit in edits], subject.settings.bootstrap, subject.seed)
@@ -216,17 +216,6 @@ def spread(items: list[Any], count: int) -> list[Any]:
     """At most `count` of them, evenly spaced."""
     count = min(count, len(items))
     return [items[k * len(items) // count] for k in range(count)]
-
-
-def _contexts(subject: Subject, edits: Sequence[Edit]) -> list[list[int]]:
-    """Token ids of each edit's context, up to the row's own token."""
-    tokenizer = subject.target.tokenizer
-    special = set(tokenizer.all_special_ids)
-    found = []
-    for ids in token_ids(tokenizer, [subject.rows.text[edit.row] for edit in edits]):
-        last = max((index for index, token in enumerate(ids) if token not in special), default=len(ids) - 1)
-        found.append(ids[: last + 1])
-    return found
 
 
 def table(result: dict[str, Any]) -> Group:

@@ -21,8 +21,8 @@ from nla.evaluation.cells import cells
 from nla.evaluation.explanations import ORTHOGONAL, Texts, explain, score
 from nla.evaluation.ranks import shared
 from nla.evaluation.subject import Subject
-from nla.evaluation.suites.controls import missing
-from nla.evaluation.suites.rivals import bag_of, ridge, squared_error, training_rows
+from nla.evaluation.suites.controls import missing, training_rows
+from nla.evaluation.suites.rivals import bag_of, ridge, squared_error
 from nla.models.explanations import CLOSE, OPEN
 from nla.models.prompts import token_ids
 
@@ -44,7 +44,7 @@ def text_rivals(
     training documents, the first as `examples` in its prompt.
     """
     try:
-        training = training_rows(subject, documents, None)
+        training = training_rows(subject.target, subject.data, documents)
     except DataError as error:
         nothing = missing(f"no training activations: {error}")
         return {"prompt_only": nothing, "bag_of_explanation": nothing}
