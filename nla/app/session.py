@@ -11,12 +11,12 @@ from torch import Tensor
 from nla.core.objectives import normalize
 from nla.core.summary import remarks
 from nla.errors import DataError
-from nla.models.explanations import format_response, parse_explanation
+from nla.models.explanations import format_response, parse_explanation, sentence_spans
 from nla.models.pair import NLA
 from nla.models.prompts import token_ids
 from nla.models.steering import SteeredPrompts, unit_difference
 from nla.models.target import Target
-from nla.report.measures import score, sentence_spans, training_mean
+from nla.report.measures import score, training_mean
 from nla.report.reading import probable_words
 
 MOST_TOKENS = 512  # of a text: a page that answers at once

@@ -70,6 +70,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def read(pair_name: str, texts: list[str], options: argparse.Namespace) -> Report:
+    """Load the pair and read the texts with it."""
     from nla.models.backbone import usable_device
     from nla.models.pair import NLA
     from nla.models.target import Target
@@ -81,7 +82,8 @@ def read(pair_name: str, texts: list[str], options: argparse.Namespace) -> Repor
         tasks: dict[str, Any] = {}
 
         def progress(phase: str, done: int, total: int) -> None:
-            tasks.setdefault(phase, bars.add_task(phase) if phase not in tasks else None)
+            if phase not in tasks:
+                tasks[phase] = bars.add_task(phase)
             bars.update(tasks[phase], completed=done, total=total)
 
         return read_tokens(

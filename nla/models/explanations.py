@@ -18,7 +18,7 @@ QUOTED = re.compile(
     r'"[^"]*(?:"|$)|“[^”]*(?:”|$)|«[^»]*(?:»|$)|`[^`]*(?:`|$)'
     r"|(?<!\w)'(?:[^'\n]|(?<=\w)'(?=\w))+'(?!\w)|‘(?:[^‘’]|(?<=\w)’(?=\w))+’"
 )
-SENTENCE = re.compile(r"(?<=[.!?;])\s+|\n+")
+SENTENCE_END = re.compile(r"(?<=[.!?;])\s+|\n+")
 
 
 def parse_explanation(text: str, forbidden: Sequence[str] = ()) -> str | None:
@@ -79,9 +79,20 @@ def without_quotes(text: str) -> str:
     return " ".join(QUOTED.sub(" ", text).split())
 
 
+def sentence_spans(text: str) -> list[tuple[int, int]]:
+    """Characters of each sentence: the text is split after . ! ? ; and at line breaks."""
+    spans, start = [], 0
+    for separator in [*SENTENCE_END.finditer(text), None]:
+        end = len(text) if separator is None else separator.start()
+        if text[start:end].strip():
+            spans.append((start, end))
+        start = end if separator is None else separator.end()
+    return spans
+
+
 def sentences(text: str) -> list[str]:
-    """A text's statements: split after . ! ? ; and at line breaks."""
-    return [sentence.strip() for sentence in SENTENCE.split(text) if sentence.strip()]
+    """A text's statements, without the space around them."""
+    return [text[start:end].strip() for start, end in sentence_spans(text)]
 
 
 def prefixes(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], lengths: Sequence[int]) -> list[str]:

@@ -1,7 +1,6 @@
 """How well explanations fit activations, and what their parts are worth: pure functions on tensors and texts."""
 
 import math
-import re
 from collections.abc import Sequence
 
 import torch
@@ -12,7 +11,6 @@ from nla.core.objectives import cosine, normalize, reconstruction_error
 from nla.core.summary import ActivationSummary
 
 ORTHOGONAL = 2.0  # error of a malformed explanation at scale sqrt(d)
-SENTENCE_END = re.compile(r"(?<=[.!?;])\s+|\n+")
 ROWS_AT_ONCE = 256  # of the matrix of all explanations against all activations
 
 
@@ -66,14 +64,3 @@ def agreement(
     centred = torch.where(torch.tensor([text is not None for text in texts]).unsqueeze(1), centred, 0.0)
     pairs = torch.triu_indices(len(texts), len(texts), 1)
     return float((centred[pairs[0]] * centred[pairs[1]]).sum(-1).mean())
-
-
-def sentence_spans(text: str) -> list[tuple[int, int]]:
-    """Characters of each sentence: the text is split after . ! ? ; and at line breaks."""
-    spans, start = [], 0
-    for separator in [*SENTENCE_END.finditer(text), None]:
-        end = len(text) if separator is None else separator.start()
-        if text[start:end].strip():
-            spans.append((start, end))
-        start = end if separator is None else separator.end()
-    return spans

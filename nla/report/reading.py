@@ -14,10 +14,11 @@ from nla.core.objectives import normalize
 from nla.core.summary import remarks
 from nla.errors import ConfigError, DataError, ModelError
 from nla.models.backbone import body, head_logits
+from nla.models.explanations import sentence_spans
 from nla.models.pair import NLA
 from nla.models.sampling import SamplingParams
 from nla.models.target import Target
-from nla.report.measures import agreement, nearest_wrong, score, sentence_spans, training_mean
+from nla.report.measures import agreement, nearest_wrong, score, training_mean
 from nla.report.records import Report, SampleRecord, Sentence, TextRecord, TokenRecord, Wrong
 
 LOGITS_AT_ONCE = 256  # rows of them

@@ -7,7 +7,8 @@ import torch
 
 from nla.core.objectives import normalize
 from nla.core.summary import ActivationSummary, remarks
-from nla.report.measures import agreement, nearest_wrong, score, sentence_spans, training_mean
+from nla.models.explanations import sentence_spans
+from nla.report.measures import agreement, nearest_wrong, score, training_mean
 
 EAST, NORTH = torch.tensor([2.0, 0.0]), torch.tensor([0.0, 5.0])
 DIAGONAL = torch.tensor([1.0, 1.0])
