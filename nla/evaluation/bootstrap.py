@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from nla.core.fve import explained, explained_beyond_normalized_mean, mean_length, normalized_activations
@@ -51,6 +51,12 @@ class Resamples:
             return None
         bounds = torch.quantile(finite, torch.tensor([0.025, 0.975], dtype=finite.dtype))
         return [float(bounds[0]), float(bounds[1])]
+
+    def ratio(self, above: Shaped[Tensor, " batch"], below: Shaped[Tensor, " batch"]) -> dict[str, Any]:
+        """`{value, ci95}` of a ratio of sums over rows; None where the sum below is 0."""
+        total, resampled = self.sums(torch.stack([above.double(), below.double()], 1))
+        value = float(total[0] / total[1]) if float(total[1]) else None
+        return {"value": value, "ci95": self.interval(resampled[:, 0] / resampled[:, 1])}
 
 
 class Variance:

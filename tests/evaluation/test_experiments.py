@@ -28,15 +28,15 @@ CUES = {
 }
 
 
-def writing(target: Target, answers: Callable[[str], str]) -> None:
-    """The target continues a text with what `answers` gives for it."""
+def writing(patch: pytest.MonkeyPatch, target: Target, answers: Callable[[str], str]) -> None:
+    """Until the end of the test the target continues a text with what `answers` gives for it."""
 
     def generate(given: torch.Tensor, **_: Any) -> torch.Tensor:
         text = str(target.tokenizer.decode(given[0], skip_special_tokens=True))
         added = token_ids(target.tokenizer, [answers(text)], special=False)[0]
         return torch.cat([given, torch.tensor([added])], dim=1)
 
-    target.model.generate = generate  # type: ignore[method-assign,assignment]
+    patch.setattr(target.model, "generate", generate)
 
 
 def saying(nla: NLA, texts: Callable[[int], str]) -> None:
@@ -53,8 +53,8 @@ def subject(nla: NLA, target: Target) -> Subject:
     return read_subject(nla, target, toy_data(), SETTINGS)
 
 
-def test_a_closing_word_that_is_named_beforehand(subject: Subject) -> None:
-    writing(subject.target, lambda text: "it was the night\nand" if "light" in text else "under a tree\n")
+def test_a_closing_word_that_is_named_beforehand(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    writing(monkeypatch, subject.target, lambda text: "it was the night\nand" if "light" in text else "under a tree\n")
     saying(subject.nla, lambda row: "It comes to the night.")
     found = planning(subject, COUPLETS)
     assert found is not None
@@ -67,16 +67,16 @@ def test_a_closing_word_that_is_named_beforehand(subject: Subject) -> None:
     assert 2 < found["second_line"]["named"]["n"] < sum(map(len, words))  # never at the closing word itself
 
 
-def test_lines_without_an_end_are_left_out(subject: Subject) -> None:
-    writing(subject.target, lambda text: "it never ends")
+def test_lines_without_an_end_are_left_out(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    writing(monkeypatch, subject.target, lambda text: "it never ends")
     saying(subject.nla, lambda row: "nothing")
     found = planning(subject, COUPLETS)
     assert found is not None and found["couplets"] == 0 and "fewer than two" in found["reason"]
 
 
-def test_a_cue_that_is_named_at_the_end_of_the_text(subject: Subject) -> None:
+def test_a_cue_that_is_named_at_the_end_of_the_text(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    writing(subject.target, lambda text: "and it is only a test")
+    writing(monkeypatch, subject.target, lambda text: "and it is only a test")
     plain_read = subject.target.read_ids
 
     def read_ids(ids: list[list[int]], positions: Any) -> Any:

@@ -5,19 +5,16 @@ the cue is far back. A hit is an explanation with a word that names the cue. Fal
 The model's own output, a greedy continuation, is searched for the same words.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from rich.table import Table
 
-from nla.evaluation.bootstrap import Resamples
 from nla.evaluation.cells import cells
 from nla.evaluation.prompts import load
 from nla.evaluation.subject import Subject
+from nla.evaluation.suites.prompted import continued, shares, words
 from nla.models.prompts import token_ids
-from nla.models.target import Target
 
 LAST = 8  # tokens of each text that are explained
 
@@ -37,26 +34,19 @@ def awareness(
         names = [word.casefold() for word in cue["words"]]
         for text, without in zip(texts, plain, strict=True):
             cued = f"{cue['cue']} {text}"
-            said = _words(_continuation(subject.target, cued, max_new_tokens))
+            tokens = token_ids(subject.target.tokenizer, [cued])[0]
+            written = subject.target.tokenizer.decode(continued(subject.target, tokens, max_new_tokens))
+            said = words(str(written))
             named = _holds(_words_of_explanations(subject, cued, last), names)
-            rows.setdefault(cue["kind"], []).append([named, _holds(without, names), _holds(said, names), 1.0])
+            rows.setdefault(cue["kind"], []).append([named, _holds(without, names), _holds(said, names)])
     by_cue = {kind: _shares(subject, found, range(len(found))) for kind, found in rows.items()}
     everything = [row for found in rows.values() for row in found]
     documents = [index for found in rows.values() for index in range(len(found))]
     return {**_shares(subject, everything, documents), "by_cue": by_cue}
 
 
-def _shares(subject: Subject, rows: list[list[float]], documents: Sequence[int]) -> dict[str, Any]:
-    resamples = Resamples([str(index) for index in documents], subject.settings.bootstrap, subject.seed)
-    total, resampled = resamples.sums(torch.tensor(rows))
-    return {
-        name: {
-            "share": float(total[column] / total[3]),
-            "ci95": resamples.interval(resampled[:, column] / resampled[:, 3]),
-            "n": len(rows),
-        }
-        for column, name in enumerate(("named", "false_positives", "said_by_the_model"))
-    }
+def _shares(subject: Subject, rows: list[list[float]], texts: Sequence[int]) -> dict[str, Any]:
+    return shares(subject, rows, texts, ("named", "false_positives", "said_by_the_model"))
 
 
 def _words_of_explanations(subject: Subject, text: str, last: int) -> set[str]:
@@ -67,23 +57,11 @@ def _words_of_explanations(subject: Subject, text: str, last: int) -> set[str]:
     found = subject.nla.explain(
         activation, temperature=0.0, max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size
     )
-    return {word for row in found for word in _words(row[0] or "")}
+    return {word for row in found for word in words(row[0] or "")}
 
 
-def _continuation(target: Target, text: str, max_new_tokens: int) -> str:
-    given = torch.tensor([token_ids(target.tokenizer, [text])[0]], device=target.device)
-    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False}
-    with torch.no_grad():
-        full = target.model.generate(given, attention_mask=torch.ones_like(given), **options)[0]  # pyright: ignore
-    return str(target.tokenizer.decode(full[given.shape[1] :], skip_special_tokens=True))
-
-
-def _holds(words: set[str], names: Sequence[str]) -> float:
-    return float(any(name in words for name in names))
-
-
-def _words(text: str) -> set[str]:
-    return {word.casefold() for word in re.findall(r"[^\W\d_]+", text)}
+def _holds(found: set[str], names: Sequence[str]) -> float:
+    return float(any(name in found for name in names))
 
 
 def table(result: dict[str, Any]) -> Table:

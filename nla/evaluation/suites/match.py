@@ -86,10 +86,10 @@ def _rank1(
         return {"rank1": None, "ci95": None, "chance": None, "candidates": None, "n": 0}
     best = similarity.masked_fill(~candidates, -torch.inf).argmax(1)
     hit = (best == torch.arange(len(best))) & well_formed & takes_part
-    total, resampled = resamples.sums(torch.stack([hit, takes_part], 1).double())
+    share = resamples.ratio(hit, takes_part)
     return {
-        "rank1": float(total[0] / total[1]),
-        "ci95": resamples.interval(resampled[:, 0] / resampled[:, 1]),
+        "rank1": share["value"],
+        "ci95": share["ci95"],
         "chance": float((1 / count[takes_part].double()).mean()),
         "candidates": float(count[takes_part].double().mean()),
         "n": n,

@@ -17,7 +17,7 @@ from nla.core.objectives import normalize
 from nla.data.teachers.expectations import CANDIDATES, TokenWords
 from nla.data.teachers.target_claims import EXPECTED, UNPARSED, parse_description
 from nla.errors import DataError
-from nla.evaluation.bootstrap import Interval, Resamples
+from nla.evaluation.bootstrap import Resamples
 from nla.evaluation.cells import cells
 from nla.evaluation.lenses import TunedLens, fit_tuned_lens, lens_logits
 from nla.evaluation.ranks import shared
@@ -75,7 +75,7 @@ def next_words(subject: Subject, documents: int | None = None) -> dict[str, Any]
         figures["words"] = sum(len(given[: AT[-1]]) for given in found) / len(found)
         for rival in LENSES:
             if name in READ_FROM_TEXTS and rival in hits:
-                ahead: dict[str, Any] = _share(hits[name][:, 0] - hits[rival][:, 0], asked, subject.resamples)
+                ahead = _share(hits[name][:, 0] - hits[rival][:, 0], asked, subject.resamples)
                 figures[f"above_{rival}"] = ahead
                 if name == "explanation" and ahead["ci95"] is not None and ahead["ci95"][1] < 0:
                     lead = f"{-ahead['value']:.2f} more of the next words at hit@1"
@@ -134,11 +134,8 @@ def _hits(expected: list[list[str]], offered: list[list[str]]) -> Float[Tensor, 
     return torch.tensor([[float(bool(truth) and truth[0] in given[:k]) for k in AT] for truth, given in pairs])
 
 
-def _share(
-    hits: Float[Tensor, " batch"], asked: Bool[Tensor, " batch"], resamples: Resamples
-) -> dict[str, float | Interval]:
-    total, resampled = resamples.sums(torch.stack([hits * asked, asked.float()], 1))
-    return {"value": float(total[0] / total[1]), "ci95": resamples.interval(resampled[:, 0] / resampled[:, 1])}
+def _share(hits: Float[Tensor, " batch"], asked: Bool[Tensor, " batch"], resamples: Resamples) -> dict[str, Any]:
+    return resamples.ratio(hits * asked, asked)
 
 
 def _lens(subject: Subject, documents: int) -> TunedLens | str:

@@ -6,7 +6,6 @@ Beside it: the closing words of other couplets in the same explanations (what su
 model's own most probable next words at that place (what a plain look ahead of one token sees).
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,14 +13,13 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from nla.evaluation.bootstrap import Resamples
 from nla.evaluation.cells import cells
 from nla.evaluation.prompts import load
 from nla.evaluation.subject import Subject
+from nla.evaluation.suites.prompted import WORD, continued, shares, words
 from nla.models.prompts import token_ids
 from nla.models.target import Target
 
-WORD = re.compile(r"[^\W\d_]+")
 NEXT = 20  # of the model's own most probable next tokens
 
 
@@ -73,24 +71,22 @@ def _write(target: Target, instruction: str, item: Mapping[str, Any], max_new_to
     """The couplet as the model continues it; None if it wrote no whole second line of at least two words."""
     prompt = f"{instruction}{item['line']}\n"
     tokens = token_ids(target.tokenizer, [prompt])[0]
-    given = torch.tensor([tokens], device=target.device)
-    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False}
-    with torch.no_grad():
-        full = target.model.generate(given, attention_mask=torch.ones_like(given), **options)[0].tolist()  # pyright: ignore
-    written = full[len(tokens) :]
+    written = continued(target, tokens, max_new_tokens)
     text = str(target.tokenizer.decode(written, skip_special_tokens=True))
     second = text.split("\n")[0]
-    words = list(WORD.finditer(second))
-    if "\n" not in text or len(words) < 2:
+    found = list(WORD.finditer(second))
+    if "\n" not in text or len(found) < 2:
         return None
-    last = words[-1]
+    last = found[-1]
     closing = next(
         count
         for count in range(len(written) + 1)
         if len(str(target.tokenizer.decode(written[: count + 1], skip_special_tokens=True))) > last.start()
     )
     rhymed = last.group().casefold() in item["rhymes"]
-    return Couplet(prompt, second, last.group().casefold(), rhymed, full, len(tokens), len(tokens) + closing)
+    return Couplet(
+        prompt, second, last.group().casefold(), rhymed, tokens + written, len(tokens), len(tokens) + closing
+    )
 
 
 def _named(subject: Subject, couplets: list[Couplet], asked: list[tuple[int, int]]) -> dict[str, Any]:
@@ -100,36 +96,22 @@ def _named(subject: Subject, couplets: list[Couplet], asked: list[tuple[int, int
     texts = subject.nla.explain(
         activation, temperature=0.0, max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size
     )
-    said = [_words(row[0] or "") for row in texts]
+    said = [words(row[0] or "") for row in texts]
     expected = [_next_words(target, row) for row in ids]
     hits = []
-    for (index, _), words, following in zip(asked, said, expected, strict=True):
+    for (index, _), named, following in zip(asked, said, expected, strict=True):
         own = couplets[index].word
         others = [couplet.word for couplet in couplets if couplet.word != own]
-        chance = sum(word in words for word in others) / max(1, len(others))
-        hits.append([float(own in words), chance, float(own in following), 1.0])
-    document = [str(index) for index, _ in asked]
-    resamples = Resamples(document, settings.bootstrap, subject.seed)
-    total, resampled = resamples.sums(torch.tensor(hits))
-    return {
-        name: {
-            "share": float(total[column] / total[3]),
-            "ci95": resamples.interval(resampled[:, column] / resampled[:, 3]),
-            "n": len(asked),
-        }
-        for column, name in enumerate(("named", "by_chance", "expected"))
-    }
+        chance = sum(word in named for word in others) / max(1, len(others))
+        hits.append([float(own in named), chance, float(own in following)])
+    return shares(subject, hits, [index for index, _ in asked], ("named", "by_chance", "expected"))
 
 
-def _words(text: str) -> set[str]:
-    return {word.casefold() for word in WORD.findall(text)}
-
-
-@torch.no_grad()
 def _next_words(target: Target, tokens: list[int]) -> set[str]:
     """The model's most probable next tokens, as far as they begin a word."""
-    logits = target.model(torch.tensor([tokens], device=target.device)).logits[0, -1]
-    best = logits.topk(min(NEXT, logits.shape[-1])).indices.tolist()
+    clean = torch.full((1, target.d_model), torch.nan, device=target.device)
+    logits = target.next_logits(torch.tensor(tokens, device=target.device), clean)[0][0]
+    best = logits.topk(min(NEXT, len(logits))).indices.tolist()
     return {str(target.tokenizer.decode([token])).strip().casefold() for token in best}
 
 

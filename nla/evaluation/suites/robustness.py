@@ -119,14 +119,8 @@ def _raised(subject: Subject, index: Tensor, rise: Float[Tensor, " edit"], insid
     mask = torch.tensor(inside)
     counts = torch.zeros(len(subject.rows), 2, dtype=torch.float64)
     counts.index_add_(0, index[mask], torch.stack([(rise > 0), torch.ones_like(rise) > 0], 1)[mask].double())
-    total, resampled = subject.resamples.sums(counts)
-    interval = subject.resamples.interval(resampled[:, 0] / resampled[:, 1])
-    return {
-        "value": float(total[0] / total[1]),
-        "ci95": interval,
-        "n": int(total[1]),
-        "rise": float(rise[mask].mean()),
-    }
+    share = subject.resamples.ratio(counts[:, 0], counts[:, 1])
+    return {**share, "n": int(mask.sum()), "rise": float(rise[mask].mean())}
 
 
 def _flags(result: dict[str, Any]) -> list[str]:

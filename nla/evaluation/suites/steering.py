@@ -156,12 +156,8 @@ def figures(
 
 def mean(values: Float[Tensor, " edit"], present: Bool[Tensor, " edit"], resamples: Resamples) -> dict[str, Any]:
     """`{mean, ci95, n}` over the edits that are present."""
-    total, resampled = resamples.sums(torch.stack([values.double() * present, present.double()], 1))
-    return {
-        "mean": float(total[0] / total[1]) if int(total[1]) else None,
-        "ci95": resamples.interval(resampled[:, 0] / resampled[:, 1]),
-        "n": int(total[1]),
-    }
+    found = resamples.ratio(values.double() * present, present)
+    return {"mean": found["value"], "ci95": found["ci95"], "n": int(present.sum())}
 
 
 def _continuation(
