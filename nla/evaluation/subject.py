@@ -4,11 +4,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
+from nla.data.source import GroundTruth
+from nla.data.teachers.target_claims import TargetGroundTruth, are_descriptions
 from nla.errors import ConfigError
 from nla.evaluation.activations import EvaluatedRows, EvaluationData, read_rows, with_positions
 from nla.evaluation.bootstrap import Resamples, Variance
@@ -40,7 +43,7 @@ class Clock:
         self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - started, 3)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Subject:
     """The test rows as read and explained once; a suite is a plain function of it.
 
@@ -64,6 +67,20 @@ class Subject:
     @property
     def greedy(self) -> Variant:
         return self.variants["greedy"]
+
+    @cached_property
+    def truth(self) -> GroundTruth | None:
+        """What claims are judged by: the source, if it knows the truth; else the target, for the words of `teacher=self`.
+
+        Made once, since the target reads every context for it.
+        """
+        source, target = self.data.source, self.target
+        if isinstance(source, GroundTruth):
+            return source
+        if not are_descriptions(self.greedy.texts.explanation):
+            return None
+        documents = {document.id: document.text for document in source.documents("test")}
+        return TargetGroundTruth(target.model, target.tokenizer, documents, self.rows.text)
 
     def reconstruct(self, texts: list[str] | list[str | None]) -> Float[Tensor, "sample d_model"]:
         """What this pair's reconstructor makes of the texts; None is read as an empty text."""

@@ -88,3 +88,20 @@ def test_readability_by_hand(nla: NLA, target: Target) -> None:
         nats, tokens = nats + float(loss) * (ids.shape[1] - 1), tokens + ids.shape[1] - 1
     assert found["nats_per_token"]["value"] == pytest.approx(nats / tokens, rel=1e-4)
     assert metrics["readability"]["given"]["unknown_words"]["value"] == 0
+
+
+def test_the_best_of_several_samples_by_hand(nla: NLA, target: Target) -> None:
+    subject = read_subject(nla, target, toy_data(), SETTINGS)
+    activation = subject.rows.activation
+    remembering(nla, activation)
+
+    def sample(given: torch.Tensor, params: SamplingParams, *_: object, **__: object) -> Completions:
+        """The k-th of the samples of row i names row i + k: only the first is right."""
+        rows = [(given[i] - activation).norm(dim=1).argmin().item() for i in range(len(given))]
+        texts = [f"row {(row + k) % len(activation)}." for row in rows for k in range(params.group_size)]
+        mask = torch.ones(len(texts), 3, dtype=torch.bool)
+        return Completions(torch.zeros(len(texts), 3, dtype=torch.long), mask, list(texts))
+
+    nla.verbalizer.sample = sample  # type: ignore[method-assign,assignment]
+    subject = read_subject(nla, target, toy_data(), SETTINGS)
+    assert confidence(subject, samples=3)["best_of"]["fve"] == pytest.approx(1, abs=1e-6)

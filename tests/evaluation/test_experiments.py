@@ -83,7 +83,7 @@ def test_a_cue_that_is_named_at_the_end_of_the_text(subject: Subject, monkeypatc
         asked.append(str(subject.target.tokenizer.decode(ids[0], skip_special_tokens=True)))
         return plain_read(ids, positions)
 
-    subject.target.read_ids = read_ids  # type: ignore[method-assign]
+    monkeypatch.setattr(subject.target, "read_ids", read_ids)
     saying(subject.nla, lambda row: "It is a test." if asked[-1].startswith("This is a test") and row == 3 else "None.")
     found = awareness(subject, CUES, last=4)
     assert found["named"] == {"share": 1.0, "ci95": [1.0, 1.0], "n": 2}

@@ -16,22 +16,17 @@ from nla.core.fve import normalized_activations
 from nla.data.source import Kinds
 from nla.evaluation.bootstrap import Resamples
 from nla.evaluation.cells import cells
-from nla.evaluation.explanations import explain, score
+from nla.evaluation.explanations import score
 from nla.evaluation.subject import Subject
 from nla.evaluation.token_types import TYPES, token_types
 from nla.evaluation.tokens_read import tokens_read
 from nla.models.explanations import sentences
 
 QUARTERS = ("lowest quarter", "second quarter", "third quarter", "highest quarter")
-BEST_OF = 4
 
 
-def breakdown(subject: Subject, best_of: int = BEST_OF) -> dict[str, Any]:
-    """FVE by tokens read, token type, norm and kind of document, each part `{fve, ci95, n}`; `sentences`; `best_of`.
-
-    Args:
-        best_of: samples of which the one with the least error counts; 0 leaves it out.
-    """
+def breakdown(subject: Subject) -> dict[str, Any]:
+    """FVE by tokens read, token type, norm and kind of document, each part `{fve, ci95, n}`; `sentences`."""
     rows, error = subject.rows, subject.greedy.scores.error
     types = token_types(subject.target.tokenizer, rows.tokens, rows.following.tolist())
     parts = {
@@ -48,7 +43,6 @@ def breakdown(subject: Subject, best_of: int = BEST_OF) -> dict[str, Any]:
         name: partial_fve(rows.activation, error, masks, subject.resamples) for name, masks in parts.items()
     }
     result["sentences"] = _by_sentence(subject)
-    result["best_of"] = _best_of(subject, best_of) if best_of else None
     return result
 
 
@@ -123,22 +117,6 @@ def _fve(subject: Subject, error: Float[Tensor, " batch"], mask: Bool[Tensor, " 
     return {"fve": found["fve"], "ci95": found["ci95"]}
 
 
-def _best_of(subject: Subject, samples: int) -> dict[str, Any]:
-    """FVE of the best of several samples, chosen by the reconstructor with the activation at hand."""
-    settings, rows = subject.settings, subject.rows
-    texts = explain(
-        subject.nla,
-        rows.activation,
-        samples=samples,
-        temperature=settings.temperature,
-        seed=subject.seed,
-        max_new_tokens=settings.max_new_tokens,
-        batch_size=max(1, settings.batch_size // samples),
-    ).explanation
-    errors = score(subject.reconstruct(texts), rows.activation.repeat_interleave(samples, 0), texts).error
-    return {"samples": samples, **subject.variance.fve(errors.view(-1, samples).amin(1))}
-
-
 def table(result: dict[str, Any]) -> Table:
     """FVE of each part, then of single sentences."""
     shown = Table(title="Where the FVE comes from", title_justify="left")
@@ -158,8 +136,4 @@ def table(result: dict[str, Any]) -> Table:
         for key, title in (("alone", "sentence {} alone"), ("without", "all but sentence {}")):
             figures = cells(found[key]["fve"], found[key]["ci95"])
             shown.add_row(title.format(found["sentence"]), str(found["n"]), *figures)
-    if result["best_of"] is not None:
-        best = result["best_of"]
-        shown.add_section()
-        shown.add_row(f"best of {best['samples']} samples", "", *cells(best["fve"], best["ci95"]))
     return shown

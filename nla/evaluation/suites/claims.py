@@ -18,7 +18,6 @@ from rich.text import Text
 from torch import Tensor
 
 from nla.data.source import GroundTruth
-from nla.data.teachers.target_claims import TargetGroundTruth, are_descriptions
 from nla.evaluation.activations import EvaluatedRows
 from nla.evaluation.bootstrap import Resamples
 from nla.evaluation.cells import cells
@@ -57,7 +56,7 @@ def claims(subject: Subject) -> dict[str, Any] | None:
 
     None for data without ground truth.
     """
-    source = ground_truth(subject)
+    source = subject.truth
     if source is None:
         return None
     rows, resamples, variants = subject.rows, subject.resamples, subject.variants
@@ -75,17 +74,6 @@ def claims(subject: Subject) -> dict[str, Any] | None:
         return {**found, "warm_start": None}
     before = judge(source, rows, variants["warm_start"].texts.explanation)
     return {**found, "warm_start": summarize(before, resamples), "change": change(after, before, resamples)}
-
-
-def ground_truth(subject: Subject) -> GroundTruth | None:
-    """The source, if it knows what is true; else the target, for explanations in the words of `teacher=self`."""
-    source, target = subject.data.source, subject.target
-    if isinstance(source, GroundTruth):
-        return source
-    if not are_descriptions(subject.greedy.texts.explanation):
-        return None
-    documents = {document.id: document.text for document in source.documents("test")}
-    return TargetGroundTruth(target.model, target.tokenizer, documents, subject.rows.text)
 
 
 def judge(source: GroundTruth, rows: EvaluatedRows, explanations: Sequence[str | None]) -> Counts:

@@ -16,16 +16,16 @@ from nla.core.objectives import cosine
 from nla.data.source import GroundTruth
 from nla.evaluation.bootstrap import Resamples
 from nla.evaluation.cells import cells
-from nla.evaluation.explanations import explain
+from nla.evaluation.explanations import explain, score
 from nla.evaluation.subject import Subject
-from nla.evaluation.suites.claims import ground_truth
 
 SAMPLES = 4
 WANTED = 0.7  # AUROC of agreement for truth
 
 
 def confidence(subject: Subject, samples: int = SAMPLES) -> dict[str, Any]:
-    """`claims`: auroc, ece and the abstention curve, where truth is known; `reconstruction`: agreement against error.
+    """`claims`: auroc, ece and the abstention curve, where truth is known; `reconstruction`: agreement against error;
+    `best_of`: FVE of the sample that the reconstructor reads best, which needs the activation at hand.
 
     Args:
         samples: explanations of each activation, at `evaluation.temperature`.
@@ -40,8 +40,11 @@ def confidence(subject: Subject, samples: int = SAMPLES) -> dict[str, Any]:
         max_new_tokens=settings.max_new_tokens,
         batch_size=max(1, settings.batch_size // samples),
     ).explanation
-    result: dict[str, Any] = {"samples": samples, "reconstruction": _reconstruction(subject, drawn, samples)}
-    source = ground_truth(subject)
+    predicted = subject.reconstruct(drawn)
+    errors = score(predicted, rows.activation.repeat_interleave(samples, 0), drawn).error.view(-1, samples)
+    result: dict[str, Any] = {"samples": samples, "reconstruction": _reconstruction(subject, predicted, samples)}
+    result["best_of"] = subject.variance.fve(errors.amin(1))
+    source = subject.truth
     result["flags"] = []
     if source is None:
         result["claims"] = {"auroc": {"value": None, "ci95": None}, "reason": "the data have no ground truth"}
@@ -114,9 +117,9 @@ def _ece(counts: Float[Tensor, "*set level 2"]) -> Float[Tensor, "*set"]:
     return (counts[..., 1] - number * level).abs().sum(-1) / number.sum(-1)
 
 
-def _reconstruction(subject: Subject, drawn: list[str | None], samples: int) -> dict[str, Any]:
+def _reconstruction(subject: Subject, predicted: Float[Tensor, "sample d_model"], samples: int) -> dict[str, Any]:
     """Spearman's correlation of the samples' agreement in reconstruction with the greedy error, and n."""
-    predicted = subject.reconstruct(drawn).double().view(len(subject.rows), samples, -1)
+    predicted = predicted.double().view(len(subject.rows), samples, -1)
     own = subject.greedy.prediction.double().unsqueeze(1).expand_as(predicted)
     agreement = cosine(predicted.flatten(0, 1), own.flatten(0, 1)).view(len(subject.rows), samples).mean(1)
     x, y = _ranks(agreement), _ranks(subject.greedy.scores.error)
@@ -153,6 +156,8 @@ def table(result: dict[str, Any]) -> Group:
         if claims.get(name) is not None:
             figures.add_row(label, *cells(claims[name]["value"], claims[name]["ci95"]))
     figures.add_row("rank correlation of reconstructions' agreement with error", *cells(found["value"], found["ci95"]))
+    best = result["best_of"]
+    figures.add_row(f"FVE, best of {result['samples']} samples", *cells(best["fve"], best["ci95"]))
     if "abstention" not in claims:
         return Group(figures)
     curve = Table(title="Claims that enough samples make", title_justify="left")

@@ -27,7 +27,6 @@ from nla.evaluation.edits import (
 )
 from nla.evaluation.explanations import score
 from nla.evaluation.subject import Subject
-from nla.evaluation.suites.claims import ground_truth
 
 EDITS = {  # what is done to the texts, in the order of the table
     "paraphrase": "the same in other words",
@@ -87,7 +86,7 @@ def _wrong_facts(subject: Subject, texts: Sequence[str | None], rows: int) -> di
     if make_wrong is None:
         return {"value": None, "ci95": None, "n": 0, "reason": "no way to make one fact of such texts wrong is known"}
     chosen = list(range(0, len(texts), max(1, -(-len(texts) // rows))))
-    truth = ground_truth(subject)
+    truth = subject.truth
     edited: list[tuple[int, str, str]] = []
     for row in chosen:
         text = texts[row]
