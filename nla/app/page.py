@@ -81,10 +81,12 @@ def page(nla: NLA, target: Target, max_new_tokens: int = 150) -> gr.Blocks:
             after = gr.Label(label="Next, from the edited text", elem_id="after", show_heading=False, buttons=[])
             steered = gr.Label(label="Next, steered by the edit", elem_id="steered", show_heading=False, buttons=[])
         with gr.Row():
-            goes_on = gr.Textbox(label="The model goes on", interactive=False, lines=2, elem_id="continuation")
-            differently = gr.Textbox(label="… steered by the edit", interactive=False, lines=2, elem_id="steered-on")
+            plainly = gr.Textbox(label="Continuation", interactive=False, lines=2, elem_id="continuation")
+            steered_text = gr.Textbox(
+                label="Continuation, steered by the edit", interactive=False, lines=2, elem_id="steered-on"
+            )
 
-        changes = [distance, before, after, steered, goes_on, differently]
+        changes = [distance, before, after, steered, plainly, steered_text]
         details = [figures, parts, edited, *changes]
         panel = [explanations, tokens, chosen, own, *details]
 
@@ -94,62 +96,70 @@ def page(nla: NLA, target: Target, max_new_tokens: int = 150) -> gr.Blocks:
             nothing = [[[] for _ in new.tokens], _shaded(new, []), gr.Radio(choices=[], value=None), None]
             return [new, gr.Dropdown(choices=names, value=None), *nothing, *_details(None, None)]
 
-        def explain(session: Session | None, found: list[list[Explanation]], index: int | None) -> list[Any]:
-            if session is None or index is None:
-                return [gr.skip()] * len(panel)
-            if not found[index]:
-                found[index] = session.explain(index)
-            shown = found[index][0]
-            radio = gr.Radio(choices=_choices(found[index]), value=0)
-            words = _bars(session.next_words(index))
-            return [found, _shaded(session, found), radio, words, *_details(shown, session.remark(index))]
-
-        def sample(
-            session: Session | None, found: list[list[Explanation]], index: int | None, seed: int, count: int,
-            heat: float,
-        ) -> list[Any]:  # fmt: skip
-            if session is None or index is None:
-                raise gr.Error("Choose a token first.")
-            found[index] = found[index] + session.explain(index, int(count), float(heat), seed)
-            last = len(found[index]) - 1
-            radio = gr.Radio(choices=_choices(found[index]), value=last)
-            return [found, seed + 1, radio, *_details(found[index][last], session.remark(index))]
-
-        def choose(
-            session: Session | None, found: list[list[Explanation]], index: int | None, which: int | None
-        ) -> list[Any]:
-            if session is None or index is None or which is None:
-                return [gr.skip()] * len(details)
-            return _details(found[index][which], session.remark(index))
-
-        def edit(
-            session: Session | None, found: list[list[Explanation]], index: int | None, which: int | None, edited: str,
-            strength: float,
-        ) -> list[Any]:  # fmt: skip
-            if session is None or index is None or which is None:
-                raise gr.Error("Choose a token first.")
-            original = found[index][which].text
-            if original is None:
-                raise gr.Error("This explanation is malformed: sample another one to edit.")
-            result = session.edit(index, original, edited, strength)
-            told = "\n".join(f"{name}: {_nearness(said)}" for name, said in
-                             (("original", result.before), ("edited", result.after)))  # fmt: skip
-            words = [_bars(each) for each in (result.before_words, result.after_words, result.steered_words)]
-            return [told, *words, result.own_continuation, result.steered_continuation]
-
-        def clicked(event: gr.SelectData) -> int:
-            return event.index
-
         one: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
         here = [session, explanations, token]
         for start in (read.click, text.submit):
             start(_told(begin), text, [session, token, *panel], **one)
-        tokens.select(clicked, None, token, **one)
-        token.change(_told(explain), here, panel, **one)
-        again.click(_told(sample), [*here, seed, samples, temperature], [explanations, seed, chosen, *details], **one)
-        chosen.input(_told(choose), [*here, chosen], details, **one)
-        change.click(_told(edit), [*here, chosen, edited, strength], changes, **one)
+        tokens.select(_clicked, None, token, **one)
+        token.change(_told(_explain), here, panel, **one)
+        again.click(_told(_sample), [*here, seed, samples, temperature], [explanations, seed, chosen, *details], **one)
+        chosen.input(_told(_choose), [*here, chosen], details, **one)
+        change.click(_told(_edit), [*here, chosen, edited, strength], changes, **one)
     return blocks
+
+
+def _explain(session: Session | None, found: list[list[Explanation]], index: int | None) -> Any:
+    """The greedy explanation of a token, made when the token is first chosen."""
+    if session is None or index is None:
+        return gr.skip()
+    if not found[index]:
+        found[index] = session.explain(index)
+    shown = found[index][0]
+    radio = gr.Radio(choices=_choices(found[index]), value=0)
+    words = _bars(session.next_words(index))
+    return [found, _shaded(session, found), radio, words, *_details(shown, session.remark(index))]
+
+
+def _sample(
+    session: Session | None, found: list[list[Explanation]], index: int | None, seed: int, count: int,
+    heat: float,
+) -> list[Any]:  # fmt: skip
+    """Further explanations of the token, and the newest one shown."""
+    if session is None or index is None:
+        raise gr.Error("Choose a token first.")
+    found[index] = found[index] + session.explain(index, int(count), float(heat), seed)
+    last = len(found[index]) - 1
+    radio = gr.Radio(choices=_choices(found[index]), value=last)
+    return [found, seed + 1, radio, *_details(found[index][last], session.remark(index))]
+
+
+def _choose(session: Session | None, found: list[list[Explanation]], index: int | None, which: int | None) -> Any:
+    """Another one of the explanations, shown."""
+    if session is None or index is None or which is None:
+        return gr.skip()
+    return _details(found[index][which], session.remark(index))
+
+
+def _edit(
+    session: Session | None, found: list[list[Explanation]], index: int | None, which: int | None, edited: str,
+    strength: float,
+) -> list[Any]:  # fmt: skip
+    """What an edited explanation changes in the model."""
+    if session is None or index is None or which is None:
+        raise gr.Error("Choose a token first.")
+    original = found[index][which].text
+    if original is None:
+        raise gr.Error("This explanation is malformed: sample another one to edit.")
+    result = session.edit(index, original, edited, strength)
+    told = "\n".join(f"{name}: {_nearness(said)}" for name, said in
+                     (("original", result.before), ("edited", result.after)))  # fmt: skip
+    words = [_bars(each) for each in (result.before_words, result.after_words, result.steered_words)]
+    return [told, *words, result.own_continuation, result.steered_continuation]
+
+
+def _clicked(event: gr.SelectData) -> int:
+    """The index of the token that was clicked."""
+    return event.index
 
 
 def serve(blocks: gr.Blocks, port: int | None = None, *, share: bool = False, wait: bool = True) -> str:
@@ -169,11 +179,11 @@ def visible(text: str) -> str:
     return "".join(sign if sign.isprintable() else "·" for sign in text.replace("\n", "⏎"))
 
 
-def _told(handler: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+def _told(handler: Callable[..., Any]) -> Callable[..., Any]:
     """A person's mistake becomes a note on the page; as text, since Gradio's notes take markup."""
 
     @functools.wraps(handler)
-    def run(*given: Any) -> list[Any]:
+    def run(*given: Any) -> Any:
         try:
             return handler(*given)
         except NLAError as error:

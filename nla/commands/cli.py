@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--device", default="cpu", help="cpu (default), cuda, mps")
     explain.set_defaults(verb=_explain)
 
-    steer = verbs.add_parser("steer", help="edit an explanation, and let the model go on as if it were true")
+    steer = verbs.add_parser("steer", help="edit an explanation and see how the model's output changes")
     steer.add_argument("pair", help="folder or hub id of a saved pair, or the name of a run")
     steer.add_argument("text", help="the prompt; its last token is explained")
     steer.add_argument("--replace", action="append", required=True, metavar="old=new", help="may be given again")

@@ -1,4 +1,4 @@
-"""`nla steer <pair> "text" --replace old=new`: an explanation is edited, and the model goes on as if it were true."""
+"""`nla steer <pair> "text" --replace old=new`: edit a word of an explanation, steer the model with the difference."""
 
 import argparse
 import json

@@ -70,7 +70,7 @@ class Subject:
 
     @cached_property
     def truth(self) -> GroundTruth | None:
-        """What claims are judged by: the source, if it knows the truth; else the target, for the words of `teacher=self`.
+        """What judges claims: the source, if it knows the truth; else the target, for the words of `teacher=self`.
 
         Made once, since the target reads every context for it.
         """

@@ -16,7 +16,7 @@ from rich.text import Text
 from nla import files
 
 METRICS = Path("evaluation", "metrics.json")
-HEADLINES = {  # what is compared beside FVE: where it stands in metrics.json, and its column
+HEADLINES = {  # compared beside FVE: the path in metrics.json, and the column's title
     "true_share": (("claims", "true_share"), "true statements"),
     "position_match": (("position_match", "greedy", "same_document", "rank1"), "position match"),
     "kl_share": (("causal", "vectors", "explanation", "kl_share", "value"), "KL / mean's"),

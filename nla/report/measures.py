@@ -22,7 +22,7 @@ def training_mean(summary: ActivationSummary) -> Float[Tensor, " d_model"]:
 def score(
     prediction: Float[Tensor, "row d_model"], activation: Float[Tensor, "rows d_model"], texts: Sequence[str | None]
 ) -> tuple[Float[Tensor, " row"], Float[Tensor, " row"]]:
-    """Error at scale sqrt(d) and cosine; 2 and 0 where there is no text. One activation may stand for all rows."""
+    """Error at scale sqrt(d) and cosine; 2 and 0 without a text. A single activation is used for all rows."""
     formed = torch.tensor([text is not None for text in texts], dtype=torch.bool)
     activation = activation.expand(len(prediction), -1)
     error = reconstruction_error(prediction, activation, math.sqrt(activation.shape[-1]))

@@ -1,7 +1,7 @@
 """Records as one self-contained HTML file that loads nothing and runs nothing but its own script.
 
-The data stand in a block that no browser executes, as ASCII without `<`, `>` and `&`; the script puts them into the
-page as text, never as markup. The policy allows this script and this style by their hashes and nothing else.
+The data are in a block that no browser executes, as ASCII without `<`, `>` and `&`; the script inserts them as text,
+never as markup. The content security policy allows this script and this style by their hashes, and nothing else.
 """
 
 import base64

@@ -1,7 +1,7 @@
-"""Does the model go on as before when the reconstruction takes the activation's place?
+"""Does the model's output change when the reconstruction replaces the activation?
 
-At each row's last token the output of block `layer` is replaced by a vector, at the activation's norm, and the next
-token's distribution is compared with the clean one. Beside the reconstruction: vectors that know less about the
+At each row's last token the output of block `layer` is replaced by a vector at the activation's norm, and the
+next-token distribution is compared with the clean one. Beside the reconstruction: vectors that carry less about the
 activation, and the activation itself, which must change nothing.
 """
 

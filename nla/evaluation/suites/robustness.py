@@ -104,7 +104,7 @@ def _wrong_facts(subject: Subject, texts: Sequence[str | None], rows: int) -> di
 
 
 def _made_wrong(truth: GroundTruth, subject: Subject, row: int, claim: tuple[str, str], changed: str) -> bool:
-    """Whether the claim was true, and what stands in its place is not."""
+    """Whether the claim was true and its replacement is false."""
     place = subject.rows.document_id[row], subject.rows.text[row]
     before, after = (
         {(found.kind, found.value) for found in truth.claims(text, *place) if found.true}
