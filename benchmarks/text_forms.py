@@ -6,7 +6,8 @@
 
 Each text gives the last words of a context and the words that the target expects next. `natural` quotes the words in
 the order of the text, after the expected ones; `backward` lists them from the last one back, before the expected ones;
-`after` says the last word, what is expected after it, and then quotes (`teacher=self`). Figures are of validation.
+`after` says the last word, what is expected after it, and then quotes (`teacher=self`); `once` quotes nothing.
+Figures are of validation.
 """
 
 import argparse
@@ -36,7 +37,7 @@ from nla.models.target import Target
 TEMPLATES = Templates(
     "<concept>{injection_char}</concept>", "Summary of the following text: <text>{explanation}</text> <summary>"
 )
-FORMS = ("natural", "backward", "after")
+FORMS = ("natural", "backward", "after", "once")
 SPLITS = {"warm_start": 0.7, "validation": 0.3}
 QUOTED = re.compile(r'"([^"]*)"')
 
@@ -48,7 +49,9 @@ def main() -> int:
     parser.add_argument("half", choices=["verbalizer", "reconstructor"])
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS)
     parser.add_argument("--scales", nargs="+", type=float, default=[1000.0], help="at which activations are injected")
-    parser.add_argument("--words", type=int, default=3, help="last words, and expected words")
+    parser.add_argument("--read", type=int, default=3, help="last words")
+    parser.add_argument("--expected", type=int, default=3, help="expected words")
+    parser.add_argument("--record", default="text_forms", help="name of the record in benchmarks/results")
     parser.add_argument("--layer", type=int, default=20)
     parser.add_argument("--rank", type=int, default=16, help="of the adapters; 0: all weights")
     parser.add_argument("--lr", type=float, help="2e-3 for the verbalizer, 3e-3 for the reconstructor")
@@ -63,7 +66,7 @@ def main() -> int:
     parts = read(given)
     runs = []
     for form in given.forms:
-        rows = {split: texts(part, form, given.words) for split, part in parts.items()}
+        rows = {split: texts(part, form, given.read, given.expected) for split, part in parts.items()}
         for scale in given.scales if given.half == "verbalizer" else given.scales[:1]:
             torch.manual_seed(0)
             found = train(rows, scale, given)
@@ -71,9 +74,9 @@ def main() -> int:
             print(json.dumps(runs[-1]), flush=True)
     folder: Path = ROOT / ("runs/benchmarks" if given.quick else "benchmarks/results")
     folder.mkdir(parents=True, exist_ok=True)
-    settings = {key: value for key, value in vars(given).items() if key not in ("quick", "forms", "scales")}
+    settings = {key: value for key, value in vars(given).items() if key not in ("quick", "forms", "scales", "record")}
     written = {"command": "python benchmarks/text_forms.py", "machine": cpu_model(), **settings, "runs": runs}
-    (folder / f"text_forms_{given.half}.json").write_text(json.dumps(written, indent=1) + "\n")
+    (folder / f"{given.record}_{given.half}.json").write_text(json.dumps(written, indent=1) + "\n")
     return 0
 
 
@@ -97,12 +100,12 @@ def read(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
     return parts
 
 
-def texts(part: dict[str, Any], form: str, count: int) -> list[Row]:
+def texts(part: dict[str, Any], form: str, read: int, following: int) -> list[Row]:
     rows = []
     for activation, context, expected in zip(part["activation"], part["context"], part["expected"], strict=True):
         words = last_words(context, 12)[::-1]
         if words and expected:
-            rows.append((activation, say(form, words[:count], expected[:count]), words, expected))
+            rows.append((activation, say(form, words[:read], expected[:following]), words, expected))
     return rows
 
 
@@ -114,7 +117,8 @@ def say(form: str, words: list[str], expected: list[str]) -> str:
     if form == "backward":
         before = f", before it {', '.join(f'{chr(34)}{word}{chr(34)}' for word in words[1:])}" if words[1:] else ""
         return f'The last word is "{words[0]}"{before}.\nNext comes {following}.'
-    return f'After "{words[0]}" comes {following}.\nIt just said "{quotation}".'
+    after = f'After "{words[0]}" comes {following}.'
+    return after if form == "once" else f'{after}\nIt just said "{quotation}".'
 
 
 def train(rows: dict[str, list[Row]], scale: float, given: argparse.Namespace) -> dict[str, Any]:
