@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -40,7 +41,8 @@ def main() -> int:
     sizes = {"warm_start": 500, "validation": 100} if arguments.quick else {"warm_start": 40_000, "validation": 4000}
     target = Target.from_pretrained("smollm2", 0, arguments.dtype)
     layers = list(range(0 if arguments.quick else 4, depth(target.model), 5 if arguments.quick else 2))
-    embedding = target.model.get_input_embeddings().weight.detach().float()
+    table: Any = target.model.get_input_embeddings()
+    embedding = table.weight.detach().float()
     embedding = torch.nn.functional.normalize(embedding - embedding.mean(0), dim=1)
     source = TextSource("sotu", {"warm_start": 0.7, "validation": 0.3}, "nla", "text", None, None, 200, 600, 5, None)
     width = embedding.shape[1]

@@ -31,8 +31,13 @@ KEYS = {"rollout": "sampling"}  # of the config, and of its joint stage
 ADDED = {  # keys that are required since, with what held before
     "nla.training.optim.MuonAdamW": {"betas": [0.9, 0.98]},
     "nla.data.text.TextSource": {"max_chunks": None},
-    "nla.training.stages.JointStage": {"gate_rows": 0, "error": "plain"},
-    "nla.training.stages.ReconstructorStage": {"head_start": "identity", "head_texts": 4096, "error": "plain"},
+    "nla.training.stages.JointStage": {"gate_rows": 0, "error": "plain", "reworded": 0.0},
+    "nla.training.stages.ReconstructorStage": {
+        "head_start": "identity",
+        "head_texts": 4096,
+        "error": "plain",
+        "reworded": 0.0,
+    },
 }
 
 
@@ -41,7 +46,7 @@ def read_recorded(run: Path) -> dict[str, Any]:
     config = _with_new_keys(renamed(read_yaml(run / CONFIG)))
     stages = config.get("stage")
     if isinstance(stages, dict):
-        config["stage"] = {name: _with_new_keys(node) for name, node in stages.items()}
+        config["stage"] = {name: _with_data(_with_new_keys(node)) for name, node in stages.items()}
     return config
 
 
@@ -53,6 +58,11 @@ def renamed(node: Any) -> Any:
         return node
     copy = {key: CLASSES.get(str(value), value) if key == "_target_" else renamed(value) for key, value in node.items()}
     return ADDED.get(str(copy.get("_target_")), {}) | copy
+
+
+def _with_data(stage: Any) -> Any:
+    data = stage.get("data") if isinstance(stage, dict) else None
+    return {**stage, "data": {"early": 0.0, **data}} if isinstance(data, dict) else stage
 
 
 def _with_new_keys(node: Any) -> Any:

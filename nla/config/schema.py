@@ -92,6 +92,7 @@ class DataSettings(Settings):
     source: dict[str, Any]
     positions_per_document: PositiveInt
     min_context: int = Field(ge=0)
+    early: float = Field(0.0, ge=0, le=1)
     max_tokens: PositiveInt
     validation_documents: PositiveInt | None
     num_workers: int = Field(ge=0)
@@ -104,6 +105,7 @@ class StageData(Settings):
     batch_size: PositiveInt
     positions_per_document: PositiveInt
     min_context: int = Field(ge=0)
+    early: float = Field(0.0, ge=0, le=1)
 
 
 class StageSettings(Settings):

@@ -28,7 +28,11 @@ def build_data(data: DataSettings, stage: StageData, target: Target, seed: int) 
         raise ConfigError(
             "data.teacher: data=shards has its texts already; leave the teacher out, or use data=text_self"
         )
-    plan = ReadingPlan(stage.positions_per_document, stage.min_context, data.max_tokens, seed)
+    if isinstance(source, ShardSource) and stage.early:
+        raise ConfigError(
+            f"stage data.early={stage.early}: stored activations have their positions already; set data.early=0"
+        )
+    plan = ReadingPlan(stage.positions_per_document, stage.min_context, data.max_tokens, seed, stage.early)
     if isinstance(source, ShardSource):
         reader = ShardReader(source, target.layer, target.d_model)
     else:

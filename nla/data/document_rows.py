@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -30,7 +30,8 @@ class DocumentReader:
         if selection.documents is not None:
             documents = _keyed_choice(documents, selection.documents)
         warm_start = self.warm_start if selection.explanations else None
-        prepared, skipped = prepare(documents, self.tokenizer, self.plan, warm_start)
+        plan = self.plan if selection.shuffled else replace(self.plan, early=0.0)  # validation and test: uniform
+        prepared, skipped = prepare(documents, self.tokenizer, plan, warm_start)
         if not prepared:
             raise DataError(self._nothing(selection.split, skipped))
         return DocumentRows(self, selection, prepared, skipped)
@@ -79,7 +80,9 @@ class DocumentRows:
 
     def fingerprint(self) -> int:
         ids = (item.document.id for item in self.prepared)
-        return keyed_seed(self.selection.split, self.selection.seed, self.reader.plan, *ids)
+        plan = self.reader.plan
+        early = [plan.early] if plan.early else []
+        return keyed_seed(self.selection.split, self.selection.seed, plan, *early, *ids)
 
     def _at(self, number: int) -> tuple[int, int]:
         """Epoch, and index of the document with this number in the endless order."""

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -41,12 +41,14 @@ class ReadingPlan:
         min_context: least number of ordinary tokens to the left of a position.
         max_tokens: tokens to which a document is cut.
         seed: positions depend only on it and on the document's id.
+        early: share of the positions that are drawn from a document's first tokens alone (`draw_positions`).
     """
 
     positions_per_document: int
     min_context: int
     max_tokens: int
     seed: int
+    early: float = field(default=0.0, repr=False)  # not in the fingerprint of runs without it
 
 
 def prepare(
@@ -80,7 +82,7 @@ def prepare(
             return_special_tokens_mask=True,
         )
         fields = ("input_ids", "offset_mapping", "special_tokens_mask")
-        for document, tokens, offsets, added in zip(chunk, *(encoded[field] for field in fields), strict=True):
+        for document, tokens, offsets, added in zip(chunk, *(encoded[name] for name in fields), strict=True):
             special = [bool(flag) or token in specials for flag, token in zip(added, tokens)]
             positions = _choose(document, offsets, special, plan, warm_start)
             if isinstance(positions, str):
@@ -115,7 +117,7 @@ def _choose(
         return "too few tokens"
     if warm_start is not None and warm_start.lacks(document, offsets[eligible[-1]][1]):
         return "no explanation"
-    return draw_positions(eligible, plan.positions_per_document, plan.seed, document.id)
+    return draw_positions(eligible, plan.positions_per_document, plan.seed, document.id, plan.early)
 
 
 def collate(

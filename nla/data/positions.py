@@ -4,6 +4,8 @@ import hashlib
 import random
 from collections.abc import Sequence
 
+EARLY = 8  # readable tokens at the beginning of a document
+
 
 def keyed_seed(*parts: object) -> int:
     """A 63-bit seed from the text of `parts`; Python's own hash() differs from process to process."""
@@ -16,9 +18,16 @@ def keyed_fraction(*parts: object) -> float:
     return (keyed_seed(*parts) >> 10) / 2**53
 
 
-def draw_positions(eligible: Sequence[int], count: int, seed: int, document_id: str) -> list[int]:
-    """`count` distinct positions from `eligible`, ascending, by an RNG keyed by (seed, document id)."""
-    return sorted(random.Random(keyed_seed("position", seed, document_id)).sample(list(eligible), count))
+def draw_positions(eligible: Sequence[int], count: int, seed: int, document_id: str, early: float = 0.0) -> list[int]:
+    """`count` distinct positions from `eligible`, ascending, by an RNG keyed by (seed, document id).
+
+    `early`: the share that is drawn from the first `EARLY` alone; the others are drawn from all, uniformly.
+    """
+    rng = random.Random(keyed_seed("position", seed, document_id))
+    first = sum(rng.random() < early for _ in range(count)) if early else 0
+    chosen = rng.sample(list(eligible[:EARLY]), min(first, len(eligible[:EARLY])))
+    rest = [position for position in eligible if position not in chosen] if chosen else list(eligible)
+    return sorted(chosen + rng.sample(rest, count - len(chosen)))
 
 
 def eligible_positions(

@@ -52,6 +52,11 @@ class Rows(Protocol):
 class RowReader(Protocol):
     """Makes the rows of a split: `DocumentReader`, `ShardReader`."""
 
+    @property
+    def source(self) -> object:
+        """Where the rows come from; may know more of its texts (`nla.data.source`)."""
+        ...
+
     def __call__(self, selection: Selection) -> Rows:
         """Raises DataError if the selection is empty."""
         ...

@@ -111,8 +111,11 @@ class Kinds(Protocol):
 
 @runtime_checkable
 class Paraphrases(Protocol):
-    def paraphrase(self, explanation: str, rng: random.Random) -> str:
-        """The same statements in words that are in no training text; what cannot be parsed stays as it is."""
+    def paraphrase(self, explanation: str, rng: random.Random, *, training: bool = False) -> str:
+        """The same statements in other words; what cannot be parsed stays as it is.
+
+        With `training` in wordings that training may use, else in those kept for evaluation.
+        """
         ...
 
 

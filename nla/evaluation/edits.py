@@ -5,8 +5,8 @@ import re
 from collections.abc import Callable, Sequence
 
 from nla.data.positions import keyed_seed
-from nla.data.source import Counterfactuals, Paraphrases
-from nla.data.teachers.target_claims import are_descriptions, paraphrased_description, wrong_descriptions
+from nla.data.source import Counterfactuals
+from nla.data.teachers.target_claims import are_descriptions, wrong_descriptions
 from nla.models.explanations import sentences, without_quotes
 
 Edit = Callable[[str, random.Random], str]
@@ -40,15 +40,6 @@ def _reordered(parts: Sequence[str], rng: random.Random) -> str:
     while order == sorted(order):
         rng.shuffle(order)
     return " ".join(parts[index] for index in order)
-
-
-def paraphrase_of(source: object, texts: Sequence[str | None]) -> Edit | None:
-    """How such texts are put in other words: by the source, or as those of `teacher=self`; None if unknown."""
-    if isinstance(source, Paraphrases):
-        return source.paraphrase
-    if are_descriptions(texts):
-        return lambda text, rng: paraphrased_description(text)
-    return None
 
 
 def wrong_facts_of(

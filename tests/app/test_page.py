@@ -15,7 +15,7 @@ from nla.models.pair import NLA
 from nla.models.target import Target
 
 live = pytest.importorskip(
-    "nla.app.page", reason="no Gradio: pip install 'nla[app]'; it needs pillow<13, constraints.txt pins 13",
+    "nla.app.page", reason="no Gradio: pip install 'nla[app]'",
     exc_type=ImportError,
 )  # fmt: skip
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))

@@ -17,6 +17,9 @@ from nla.evaluation.program import evaluation_dtype, recorded_data
 THEN = [
     "experiment=world_smoke",
     "hardware=cpu",
+    "data.early=0",
+    "stage.reconstructor.reworded=0",
+    "stage.joint.reworded=0",
     "data.min_context=48",
     "stage.verbalizer.data.min_context=48",
     "stage.reconstructor.data.min_context=48",

@@ -18,7 +18,8 @@ from nla.data.build import build_data
 from nla.data.datamodule import NLADataModule
 from nla.data.document_rows import DocumentReader
 from nla.data.documents import ReadingPlan
-from nla.data.positions import draw_positions, eligible_positions, keyed_fraction, keyed_seed
+from nla.data.positions import EARLY, draw_positions, eligible_positions, keyed_fraction, keyed_seed
+from nla.data.rows import Selection
 from nla.data.teachers import Passage, TargetTeacher
 from nla.data.warm_start import Context
 from nla.errors import ConfigError, DataError
@@ -40,6 +41,29 @@ def test_choices_depend_only_on_names():
     chosen = draw_positions(range(5, 50), 8, seed=3, document_id="x")
     assert chosen == sorted(set(chosen)) == draw_positions(range(5, 50), 8, seed=3, document_id="x")
     assert chosen != draw_positions(range(5, 50), 8, seed=3, document_id="y")
+
+
+def test_a_share_of_the_positions_is_drawn_from_the_first_tokens():
+    drawn = [draw_positions(range(5, 105), 4, 0, str(number), early=0.5) for number in range(400)]
+    assert all(chosen == sorted(set(chosen)) and len(chosen) == 4 for chosen in drawn)
+    share = sum(position < 5 + EARLY for chosen in drawn for position in chosen) / 1600
+    assert abs(share - (0.5 + 0.5 * EARLY / 100)) < 0.04
+    assert draw_positions(range(3), 3, 0, "short", early=1.0) == [0, 1, 2]
+    assert len(draw_positions(range(20), 12, 0, "more than are early", early=1.0)) == 12
+
+
+def test_only_training_reads_early_positions_more_often(tokenizer: PreTrainedTokenizerBase):
+    reader = DocumentReader(Corpus(30), tokenizer, ReadingPlan(4, 0, 200, 0, early=1.0), Taught())
+    plain = DocumentReader(Corpus(30), tokenizer, ReadingPlan(4, 0, 200, 0), Taught())
+
+    def positions(reader: DocumentReader, shuffled: bool) -> list[int]:
+        rows = reader(Selection("joint", shuffled, False, None, 0))
+        return [position for item in rows.prepared for position in item.positions]
+
+    assert max(positions(reader, shuffled=True)) < EARLY <= max(positions(plain, shuffled=True))
+    assert positions(reader, shuffled=False) == positions(plain, shuffled=False)
+    fingerprints = [each(Selection("joint", True, False, None, 0)).fingerprint() for each in (reader, plain)]
+    assert fingerprints[0] != fingerprints[1]
 
 
 def test_positions_leave_out_specials_short_context_and_split_characters():

@@ -1,6 +1,7 @@
 """Edited explanations: a reader of facts keeps its FVE and minds a wrong fact; private codes are caught."""
 
 import random
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,8 +14,9 @@ from nla.core.records import Completions
 from nla.data.source import Claim
 from nla.data.teachers.target_claims import paraphrased_description, parse_description, wrong_descriptions
 from nla.data.world import WorldSource
-from nla.data.world.statements import STEMS, WORDINGS, parse_statements
+from nla.data.world.statements import NOTHING, STEMS, parse_statements
 from nla.data.world.vocabulary import CONTENT, KINDS
+from nla.data.world.wordings import EVALUATION, TRAINING
 from nla.evaluation import EvaluationData, evaluate
 from nla.evaluation.activations import EvaluatedRows, read_rows
 from nla.evaluation.edits import first_half, sentence_order, word_order
@@ -37,7 +39,7 @@ class Rephrasing(ToySource):
         super().__init__()
         self.seen: dict[str, str] = {}
 
-    def paraphrase(self, explanation: str, rng: random.Random) -> str:
+    def paraphrase(self, explanation: str, rng: random.Random, *, training: bool = False) -> str:
         return explanation.replace("tens ", "ten times ").replace("ones ", "and then ")
 
     def wrong_facts(self, explanation: str, rng: random.Random) -> list[tuple[str, str, str]]:
@@ -137,7 +139,7 @@ def test_a_scrambled_vocabulary_is_caught(nla: NLA, target: Target, rows: Evalua
     written = [f"{spoken[k // 10]} {spoken[k % 10]} it is." for k in range(len(rows))]
 
     class Scrambled(ToySource):
-        def paraphrase(self, explanation: str, rng: random.Random) -> str:
+        def paraphrase(self, explanation: str, rng: random.Random, *, training: bool = False) -> str:
             first, second, *_ = explanation.split()
             return f"{10 * NUMBERS.index(first) + NUMBERS.index(second)} is what it is."
 
@@ -163,9 +165,12 @@ def test_edits_by_hand() -> None:
 
 def test_the_words_of_teacher_self() -> None:
     text = 'After "by" comes perhaps "the", "a" or "laws".\nIt just said "governed by".'
-    assert paraphrased_description(text) == (
+    assert paraphrased_description(text, random.Random(0)) == (
         'The word "by" is followed by perhaps "the", "a" or "laws".\n"governed by" were the words read last.'
     )
+    trained = {paraphrased_description(text, random.Random(seed), training=True) for seed in range(20)}
+    assert len(trained) == 4 and 'Next, after "by": perhaps "the", "a" or "laws".\nLast read: "governed by".' in trained
+    assert paraphrased_description("Something else.", random.Random(0), training=True) == "Something else."
     others = ['After "sea" comes surely "and" or "is".\nIt just said "his sea".']
     edited = wrong_descriptions(text, others, random.Random(0))
     assert [kind for kind, _, _ in edited] == ["last", "expected", "expected", "expected", "read"]
@@ -182,6 +187,9 @@ def test_the_world_says_the_same_in_other_words_and_one_fact_otherwise() -> None
     said = source.paraphrase(text, random.Random(0))
     assert "Anna" in said and "tormy" in said and "Nonsense here." in said
     assert "The hero is Anna." not in said and "The weather is stormy." not in said
+    trained = source.paraphrase(text, random.Random(0), training=True)
+    assert "Anna" in trained and "tormy" in trained and "Nonsense here." in trained and trained not in (said, text)
+    assert source.paraphrase(NOTHING, random.Random(0)) == NOTHING
     edited = source.wrong_facts(text, random.Random(0))
     assert [fact[:2] for fact in edited] == [("hero", "Anna"), ("weather", "stormy")]
     assert "Anna" not in edited[0][2] and "The weather is stormy." in edited[0][2] and "stormy" not in edited[1][2]
@@ -190,10 +198,21 @@ def test_the_world_says_the_same_in_other_words_and_one_fact_otherwise() -> None
 def test_other_wordings_hold_the_value_and_nothing_that_training_or_the_facts_have() -> None:
     values = {value for known in KINDS.values() for value in known}
     evidence = {word for known in CONTENT.values() for value in known for word in value.words}
-    assert set(WORDINGS) == set(KINDS)
-    for kind, wordings in WORDINGS.items():
-        for wording in wordings:
+    assert set(EVALUATION) == set(TRAINING) == set(KINDS)
+    for kind in KINDS:
+        for wording in (*EVALUATION[kind], *TRAINING[kind]):
             assert wording.count("{}") == 1 and wording.endswith(".") and wording.count(".") == 1
             assert not any(wording.startswith(stem) for stem in STEMS.values())
             assert not set(wording.replace(".", "").split()) & (values | evidence)
             assert parse_statements(wording.format(KINDS[kind][0]))[0][0] is None
+
+
+def test_each_evaluation_wording_has_a_word_that_training_never_has() -> None:
+    trained = {word for known in (*TRAINING.values(), STEMS.values()) for text in known for word in words_of(text)}
+    for wordings in EVALUATION.values():
+        for wording in wordings:
+            assert set(words_of(wording)) - trained, wording
+
+
+def words_of(text: str) -> list[str]:
+    return re.findall(r"[a-z]+", text.lower())

@@ -102,7 +102,7 @@ def stage_of(name: str, nla: NLA, target: Target, **more: Any) -> Any:
         options |= {
             "sampling": SamplingParams.policy(24, group_size=4), "reward": make_reward(), "kl": make_kl(0.05),
             "reconstructor_updates": 2, "frozen_reconstructor": True, "gate_rows": 0, "length": "sample_mean",
-            "error": "plain",
+            "error": "plain", "reworded": 0.0,
         }  # fmt: skip
     else:
         options |= {"max_new_tokens": 24} | (HEAD if name == "reconstructor" else {})

@@ -59,7 +59,7 @@ def make_kl(coefficient: float, **changes: Any) -> KLToReference:
 
 
 # what the reconstructor's stage takes besides
-HEAD: dict[str, Any] = {"head_start": "identity", "head_texts": 64, "error": "plain"}
+HEAD: dict[str, Any] = {"head_start": "identity", "head_texts": 64, "error": "plain", "reworded": 0.0}
 
 
 def reconstructor(nla: NLA, target: Target, **more: Any) -> ReconstructorStage:
@@ -75,6 +75,7 @@ def joint(nla: NLA, target: Target, steps: int = 1, **more: Any) -> JointStage:
         "reconstructor_updates": 1,
         "frozen_reconstructor": False,
         "gate_rows": 0,
+        "reworded": 0.0,
         "error": "plain",
     }
     return JointStage(nla, target, **options(steps, **{**settings, **more}))

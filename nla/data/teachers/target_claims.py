@@ -21,6 +21,20 @@ EXAMPLE = re.compile(r',? ?as in ".*$')  # the continuation is no claim of one w
 QUOTED = re.compile(r'"([^"]+)"')
 TOPIC, EXPECTED, LAST, READ, UNPARSED = "topic", "expected", "last", "read", "unparsed"
 NEXT_WORDS = 20  # an expected word is true if it is among the target's 20 most probable
+# Other ways to say the three lines (what it is about, what follows a word, what follows, what was just read): some for
+# training, others for evaluation alone.
+TRAINING = (
+    ("Topics: {}.", "The text deals with {}."),
+    ('Next, after "{1}": {0}.', '"{1}", and then {0}.'),
+    ("To come: {}.", "Then {}."),
+    ('Last read: "{}".', 'The text stops at "{}".'),
+)
+EVALUATION = (
+    ("Its subject: {}.",),
+    ('The word "{1}" is followed by {0}.',),
+    ("What follows is {}.",),
+    ('"{}" were the words read last.',),
+)
 LAST_WORDS = 12  # a word before the last is true if it is among the text's last 12
 
 
@@ -95,17 +109,20 @@ class TargetGroundTruth:
         return kind == READ and value in last_words(text, LAST_WORDS)
 
 
-def paraphrased_description(explanation: str) -> str:
-    """The same sentences in words that no training text has; a line of no known form stays."""
+def paraphrased_description(explanation: str, rng: random.Random, *, training: bool = False) -> str:
+    """The same sentences in other words; a line of no known form stays.
+
+    With `training` in wordings that training may use, else in those kept for evaluation.
+    """
+    about_it, after_it, next_it, said_it = TRAINING if training else EVALUATION
     lines = []
     for line in map(str.strip, explanation.splitlines()):
         if about := ABOUT.fullmatch(line):
-            line = f"Its subject: {about[1]}."
+            line = rng.choice(about_it).format(about[1])
         elif following := NEXT.fullmatch(line):
-            before = f'The word "{following[1]}" is followed by' if following[1] else "What follows is"
-            line = f"{before} {following[2]}."
+            line = rng.choice(after_it if following[1] else next_it).format(following[2], following[1])
         elif said := SAID.fullmatch(line):
-            line = f'"{said[1]}" were the words read last.'
+            line = rng.choice(said_it).format(said[1])
         lines.append(line)
     return "\n".join(lines)
 

@@ -7,6 +7,7 @@ from nla.data.source import Claim, Document
 from nla.data.world.generator import generate
 from nla.data.world.statements import OUTSIDE_IN, STEMS, describe, parse_statements, reworded, statement
 from nla.data.world.vocabulary import KINDS
+from nla.data.world.wordings import EVALUATION, TRAINING
 from nla.errors import DataError
 
 
@@ -80,10 +81,9 @@ class WorldSource:
         """The document's genre."""
         return generate(document_id, self.seed).facts["genre"]
 
-    def paraphrase(self, explanation: str, rng: random.Random) -> str:
-        """Each statement in other words, none of them in a training text."""
-        claims = parse_statements(explanation)
-        return " ".join(reworded(kind, value, rng) if kind in STEMS else value for kind, value in claims)
+    def paraphrase(self, explanation: str, rng: random.Random, *, training: bool = False) -> str:
+        """Each statement in other words: those kept for evaluation, or those for training."""
+        return reworded(explanation, TRAINING if training else EVALUATION, rng)
 
     def wrong_facts(self, explanation: str, rng: random.Random) -> list[tuple[str, str, str]]:
         """Each stated fact in turn with another value of its kind, at all of its mentions."""

@@ -5,7 +5,7 @@
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from nla.data.world.vocabulary import KINDS
 
@@ -23,21 +23,6 @@ STEMS: dict[str, str] = {
     "ending": "It ends with the",
 }
 
-# Other ways to say the same, for evaluation alone: no training text may have them. None holds a word that gives a fact
-# away, or another value.
-WORDINGS: dict[str, tuple[str, ...]] = {
-    "hero": ("It is about somebody called {}.", "{} is the one whom we follow."),
-    "place": ("All of it happens at the {}.", "The {} is where we are."),
-    "weather": ("Outside it is {}.", "Outdoors one finds it {}."),
-    "job": ("Somebody in it is a {} by trade.", "Its main person earns a living as a {}."),
-    "mood": ("Those in it feel {}.", "Its tone is {}."),
-    "animal": ("Among those in it is a {}.", "It has a {} in it."),
-    "object": ("One thing in it is a {}.", "A {} matters in it."),
-    "time": ("It is {} when this happens.", "All this goes on while it is {}."),
-    "genre": ("By its form it is a {}.", "What we read is a {}."),
-    "tense": ("Its verbs are in the {}.", "It is told in the {} tense."),
-    "ending": ("Its last words are about the {}.", "At its close it speaks of the {}."),
-}
 NOTHING = "Nothing is known yet."  # of a context that has revealed no fact
 
 
@@ -50,9 +35,11 @@ OUTSIDE_IN = ("genre", "tense", "time", "place", "weather", "hero", "job", "mood
 """the order of a text that tells everything: the frame first, what happened last"""
 
 
-def reworded(kind: str, value: str, rng: random.Random) -> str:
-    """One fact in one of `WORDINGS`."""
-    return rng.choice(WORDINGS[kind]).format(value)
+def reworded(explanation: str, wordings: Mapping[str, Sequence[str]], rng: random.Random) -> str:
+    """Each statement in one of the wordings of its kind; a sentence of no known form stays."""
+    claims = parse_statements(explanation)
+    return " ".join(rng.choice(wordings[kind]).format(value) if kind in STEMS else value or NOTHING
+                    for kind, value in claims)  # fmt: skip
 
 
 def describe(facts: dict[str, str], count: int, rng: random.Random, order: Sequence[str] | None = tuple(STEMS)) -> str:

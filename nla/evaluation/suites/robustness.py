@@ -13,12 +13,12 @@ from rich.console import Group
 from rich.table import Table
 from torch import Tensor
 
+from nla.data.rewording import rewording_of
 from nla.data.source import GroundTruth
 from nla.evaluation.cells import cells
 from nla.evaluation.edits import (
     Edit,
     first_half,
-    paraphrase_of,
     row_rng,
     sentence_order,
     unquoted,
@@ -53,7 +53,7 @@ def robustness(subject: Subject, rows: int = ROWS) -> dict[str, Any]:
         "without_quotes": unquoted,
         "first_half": first_half,
     }
-    paraphrase = paraphrase_of(source, texts)
+    paraphrase = rewording_of(source, texts)
     if paraphrase is not None:
         edits["paraphrase"] = paraphrase
     found = {name: _edited(subject, texts, name, edits[name]) for name in EDITS if name in edits}

@@ -202,6 +202,11 @@ class Stage(LightningModule):
             count = min(count, -(-rows // (VALIDATION_POSITIONS * self.trainer.world_size)))
         return self._batches(data, "validation", count)
 
+    @property
+    def source(self) -> object:
+        """Where the rows come from."""
+        return cast(NLADataModule, cast(Any, self.trainer).datamodule).reader.source
+
     def _batches(self, data: NLADataModule, split: str, count: int) -> Iterator[ActivationBatch]:
         for number in range(count):
             yield self.on_after_batch_transfer(data.batch(split, 0, number).to(self.device), 0)

@@ -45,6 +45,7 @@ from nla.training.gate import Discrimination, Errors
 from nla.training.out_of_memory import in_micro_batches
 from nla.training.parallel import gathered, whole
 from nla.training.rewards import KLToReference, Reward
+from nla.training.reworded import check_share, reworded
 from nla.training.stages.base import Stage
 from nla.training.stages.texts import text_metrics
 
@@ -81,6 +82,7 @@ class JointStage(Stage):
             learnt nothing from them (``validation/fve_frozen``). Costs a copy of it.
         gate_rows: validation rows on which the reconstructor of the start must tell an explanation from another row's
             and from an empty text, or else the stage stops before its first step (`nla.training.gate`); 0: no gate.
+        reworded: share of the activations whose samples the reconstructor reads in other words (`nla.data.rewording`).
         error: trained on and rewarded: `plain`, or `whitened`, each dimension's square over its own variance.
     """
 
@@ -97,6 +99,7 @@ class JointStage(Stage):
         reconstructor_updates: int,
         frozen_reconstructor: bool,
         gate_rows: int,
+        reworded: float,
         error: ErrorKind,
         **kwargs: Any,
     ) -> None:
@@ -106,6 +109,7 @@ class JointStage(Stage):
             raise ConfigError(f"stage.joint.gate_rows={gate_rows}: must be 0 (no gate) or more")
         super().__init__(*args, max_new_tokens=sampling.max_new_tokens, **kwargs)
         self.gate_rows, self.error_kind = gate_rows, error
+        self.reworded = check_share(self.name, reworded)
         self.sampling, self.reward, self.kl = sampling, reward, kl
         self.length: LengthKind = length
         self.reconstructor_updates = reconstructor_updates
@@ -173,6 +177,10 @@ class JointStage(Stage):
         completions = self.sample(batch.activation, self.sampling, seed, first_row)
         key, first = self.seed + self.global_step, self.global_rank * len(batch)
         reading = self.reward.reading(completions, group, self.nla.reconstructor.tokenizer, key, first)
+        if self.reworded:
+            texts = [text or "" for text in completions.explanation] if reading is None else reading
+            keys = [f"{key}/{first + sample // group}" for sample in range(len(texts))]
+            reading = reworded(texts, keys, self.reworded, self.source)
         return Rollout(batch.activation, group, completions, reading)
 
     def with_reference(self, rollout: Rollout, size: int) -> Rollout:

@@ -1,5 +1,6 @@
 """Warm start of the reconstructor: the error of its prediction from a given explanation."""
 
+import dataclasses
 import logging
 from typing import Any
 
@@ -13,6 +14,7 @@ from nla.errors import ConfigError
 from nla.training.head_start import HeadStart, ridge_head
 from nla.training.out_of_memory import in_micro_batches
 from nla.training.parallel import gathered
+from nla.training.reworded import check_share, reworded
 from nla.training.stages.base import Stage
 
 log = logging.getLogger(__name__)
@@ -25,17 +27,21 @@ class ReconstructorStage(Stage):
         error: `plain`, or `whitened`: each dimension's square over its own variance.
         head_start: of the head: ``identity``, or ``ridge``, the least-squares map from the untrained model's states.
         head_texts: explained rows that the ridge head is fitted to, over all ranks.
+        reworded: share of the texts that it is trained on in other words (`nla.data.rewording`).
     """
 
     name = "reconstructor"
     trains = ("reconstructor",)
 
-    def __init__(self, *args: Any, error: ErrorKind, head_start: HeadStart, head_texts: int, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, error: ErrorKind, head_start: HeadStart, head_texts: int, reworded: float, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         if head_texts < 1:
             raise ConfigError(f"stage.reconstructor.head_texts={head_texts}: must be at least 1")
         self.error_kind = error
         self.head_start, self.head_texts = head_start, head_texts
+        self.reworded = check_share(self.name, reworded)
         self.fve_shuffled = FractionOfVarianceExplained(self.target.d_model)
 
     def on_train_start(self) -> None:
@@ -85,6 +91,11 @@ class ReconstructorStage(Stage):
 
     def training_step(self, batch: ActivationBatch, batch_idx: int) -> None:
         rows = self.mean_over_ranks(torch.tensor(len(batch), device=self.device))
+        if self.reworded:
+            places = zip(batch.document, batch.position.tolist(), strict=True)
+            keys = [f"{self.seed}/{self.global_step}/{document}/{position}" for document, position in places]
+            texts = reworded(self.explanations_of(batch), keys, self.reworded, self.source)
+            batch = dataclasses.replace(batch, explanation=texts)
 
         def backward(size: int) -> torch.Tensor:
             errors = []
