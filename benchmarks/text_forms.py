@@ -6,8 +6,8 @@
 
 Each text gives the last words of a context and the words that the target expects next. `natural` quotes the words in
 the order of the text, after the expected ones; `backward` lists them from the last one back, before the expected ones;
-`after` says the last word, what is expected after it, and then quotes (`teacher=self`); `once` quotes nothing.
-Figures are of validation.
+`after` says the last word, what is expected after it, and then quotes (`teacher=self`); `once` quotes nothing;
+`continued` gives the target's greedy continuation besides. Figures are of validation.
 """
 
 import argparse
@@ -37,9 +37,11 @@ from nla.models.target import Target
 TEMPLATES = Templates(
     "<concept>{injection_char}</concept>", "Summary of the following text: <text>{explanation}</text> <summary>"
 )
-FORMS = ("natural", "backward", "after", "once")
+FORMS = ("natural", "backward", "after", "once", "continued")
 SPLITS = {"warm_start": 0.7, "validation": 0.3}
 QUOTED = re.compile(r'"([^"]*)"')
+
+CONTINUED = 6  # tokens
 
 Row = tuple[Tensor, str, list[str], list[str]]  # activation, text, last words (last first), expected words
 
@@ -94,22 +96,28 @@ def read(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
             activation.append(target(batch.tokens, batch.mask, batch.row, batch.position).float())
         contexts = [item.document.text[:end] for item in prepared for end in item.ends]
         expected: list[list[str]] = [[] for _ in contexts]
-        for index, expectation in expectations(target.model, target.tokenizer, contexts, 0, surprisal=False):
+        continuation = [""] * len(contexts)
+        count = CONTINUED if "continued" in given.forms else 0
+        for index, expectation in expectations(target.model, target.tokenizer, contexts, count, surprisal=False):
             expected[index] = [bare(word) for word, _ in expectation.next_words[:20]]
-        parts[split] = {"activation": torch.cat(activation), "context": contexts, "expected": expected}
+            continuation[index] = bare(expectation.continuation)
+        values = {"activation": torch.cat(activation), "context": contexts, "expected": expected}
+        parts[split] = {**values, "continuation": continuation}
     return parts
 
 
 def texts(part: dict[str, Any], form: str, read: int, following: int) -> list[Row]:
     rows = []
-    for activation, context, expected in zip(part["activation"], part["context"], part["expected"], strict=True):
+    for activation, context, expected, continuation in zip(
+        *(part[name] for name in ("activation", "context", "expected", "continuation")), strict=True
+    ):
         words = last_words(context, 12)[::-1]
         if words and expected:
-            rows.append((activation, say(form, words[:read], expected[:following]), words, expected))
+            rows.append((activation, say(form, words[:read], expected[:following], continuation), words, expected))
     return rows
 
 
-def say(form: str, words: list[str], expected: list[str]) -> str:
+def say(form: str, words: list[str], expected: list[str], continuation: str = "") -> str:
     following = " or ".join(f'"{word}"' for word in expected)
     quotation = " ".join(reversed(words))
     if form == "natural":
@@ -118,6 +126,8 @@ def say(form: str, words: list[str], expected: list[str]) -> str:
         before = f", before it {', '.join(f'{chr(34)}{word}{chr(34)}' for word in words[1:])}" if words[1:] else ""
         return f'The last word is "{words[0]}"{before}.\nNext comes {following}.'
     after = f'After "{words[0]}" comes {following}.'
+    if form == "continued":
+        after = f'{after[:-1]}, as in "{continuation}".'
     return after if form == "once" else f'{after}\nIt just said "{quotation}".'
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nla.core.objectives import normalize
-from nla.core.padding import length_buckets
+from nla.core.padding import length_buckets, padded
 from nla.core.records import Reading
 from nla.errors import DataError, ModelError
 from nla.models.backbone import (
@@ -27,7 +27,7 @@ from nla.models.backbone import (
 from nla.models.packing import shared_prefix_mask
 from nla.models.pretrained.loading import find_halves
 from nla.models.pretrained.metadata import METADATA, read_metadata
-from nla.models.prompts import token_ids
+from nla.models.prompts import pad_id, token_ids
 
 TOKENS_AT_ONCE = 4096  # in a forward pass, padding included
 TEXTS_AT_ONCE = 1024  # held as one padded matrix of ids
@@ -159,6 +159,20 @@ class Target(nn.Module):
         row = torch.tensor([i for i, indices in enumerate(wanted) for _ in indices], dtype=torch.long, device=device)
         position = torch.tensor([p for indices in wanted for p in indices], dtype=torch.long, device=device)
         return self(tokens, mask, row, position)
+
+    @torch.no_grad()
+    def surprisal(self, texts: Sequence[str]) -> list[tuple[float, int]]:
+        """Nats of each text under the whole model, and the number of its tokens that were predicted: not the first."""
+        ids = token_ids(self.tokenizer, texts)
+        found = [(0.0, 0)] * len(texts)
+        for bucket in length_buckets([len(row) for row in ids], TOKENS_AT_ONCE):
+            tokens = padded([ids[index] for index in bucket], pad_id(self.tokenizer))[0].to(self.device)
+            hidden = body(self.model)(input_ids=tokens, use_cache=False).last_hidden_state
+            for row, index in enumerate(bucket):
+                following = tokens[row, 1 : len(ids[index])]
+                log_probs = head_logits(self.model, hidden[row, : len(following)]).log_softmax(-1)
+                found[index] = -float(log_probs.gather(1, following.unsqueeze(1)).sum()), len(following)
+        return found
 
     @torch.no_grad()
     def splice(

@@ -132,3 +132,15 @@ def test_reading_several_layers_again_and_again_changes_nothing(family_folder: s
     torch.testing.assert_close(target(tokens, mask, row, position), first[:, 1])
     states = target.model(tokens, output_hidden_states=True).hidden_states
     torch.testing.assert_close(states[2][row, position], first[:, 1], atol=1e-4, rtol=1e-4)
+
+
+def test_surprisal_is_the_models_own_loss_and_texts_do_not_touch_each_other(target: Target) -> None:
+    texts = ["It rains.", "Tom walks to the town and the dog jumps.", "dog"]
+    together = target.surprisal(texts)
+    for text, (nats, count) in zip(texts, together, strict=True):
+        ids = torch.tensor([target.tokenizer(text)["input_ids"]])
+        assert count == ids.shape[1] - 1
+        if count:
+            loss = target.model(input_ids=ids, labels=ids).loss
+            assert nats == pytest.approx(count * float(loss), rel=1e-4)
+    assert target.surprisal([]) == []

@@ -88,11 +88,23 @@ def test_joint_step_moves_both_halves_and_starts_at_kl_zero(nla: NLA, target: Ta
     before = weights(nla.verbalizer), weights(nla.reconstructor)
     trainer = fit(joint(nla, target), 1)
     assert float(trainer.callback_metrics["joint/kl"]) == 0.0
+    assert float(trainer.callback_metrics["joint/validation/nats_per_token"]) >= 0.0
     assert float(trainer.callback_metrics["joint/sampling_gap"]) < 1e-4
     moved = not same(before[1], weights(nla.reconstructor))
     assert moved == (float(trainer.callback_metrics["joint/well_formed"]) > 0)  # it learns from well-formed texts only
     assert not same(before[0], weights(nla.verbalizer)) or float(trainer.callback_metrics["joint/equal_groups"]) == 1
     assert trainer.global_step == 1
+
+
+def test_validation_says_how_likely_the_explanations_are_under_the_target(nla: NLA, target: Target) -> None:
+    stage = joint(nla, target)
+    said = completions_of(nla, ["It rains.", "Tom walks.", None, "dog"])
+    stage.sample = lambda *_: said  # pyright: ignore[reportAttributeAccessIssue]
+    trainer = fit(stage, 1, limit_train_batches=0)
+    trainer.validate(stage, DataLoader([batch()], batch_size=None), verbose=False)
+    found = target.surprisal(["It rains.", "Tom walks.", "dog"])
+    expected = sum(nats for nats, _ in found) / sum(count for _, count in found)
+    assert float(trainer.callback_metrics["joint/validation/nats_per_token"]) == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("length", ["sample_mean", "token_mean"])

@@ -15,9 +15,7 @@ from nla.evaluation.explanations import repeated_share
 from nla.evaluation.ranks import shared
 from nla.evaluation.subject import Subject
 from nla.evaluation.suites.claims import FullDescription
-from nla.models.backbone import body, head_logits
 from nla.models.explanations import sentences
-from nla.models.prompts import token_ids
 
 WORD = re.compile(r"[^\W\d_]+")
 FIGURES = {  # numerator and denominator of each text, in the order of the table
@@ -90,20 +88,9 @@ def _counts(subject: Subject, texts: Sequence[str | None], vocabulary: set[str])
 
 def _nats(subject: Subject, texts: Sequence[str | None]) -> list[tuple[float, int]]:
     """Surprisal of each text under the frozen target, alone, and the number of tokens that it predicted."""
-    target = subject.target
     different = list(dict.fromkeys(text for text in texts if text))
-    ids = token_ids(target.tokenizer, different)
-
-    @torch.no_grad()
-    def one(index: int) -> tuple[float, int]:
-        tokens = torch.tensor([ids[index]], device=target.device)
-        if tokens.shape[1] < 2:
-            return 0.0, 0
-        hidden = body(target.model)(input_ids=tokens, use_cache=False).last_hidden_state
-        log_probs = head_logits(target.model, hidden[0, :-1]).log_softmax(-1)
-        return -float(log_probs.gather(1, tokens[0, 1:].unsqueeze(1)).sum()), tokens.shape[1] - 1
-
-    found = dict(zip(different, shared(range(len(different)), one), strict=True))
+    nats = shared(different, lambda text: subject.target.surprisal([text])[0])
+    found = dict(zip(different, nats, strict=True))
     return [found[text] if text else (0.0, 0) for text in texts]
 
 

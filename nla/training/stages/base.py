@@ -313,7 +313,7 @@ class Stage(LightningModule):
             sums = torch.stack(list(self._validated.values())).float().to(self.device)
             shares = self.trainer.strategy.reduce(sums, reduce_op="sum")
             for name, (total, weight) in zip(self._validated, shares, strict=True):
-                self.log(f"{self.name}/validation/{name}", total / weight)
+                self.log(f"{self.name}/validation/{name}", total / weight.clamp_min(1))
             self._validated.clear()
         if self.fve.update_called:
             for name, value in self.fve.compute().items():

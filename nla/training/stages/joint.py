@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
 from nla.core.fve import FractionOfVarianceExplained
@@ -299,7 +300,15 @@ class JointStage(Stage):
             formed = well_formed(rows["explanation"], self.device)
             counted = slice(0 if batch.padding else None)
             self.fve_frozen.update(prediction[counted], batch.activation[counted], formed[counted])
+        if not isinstance(self.trainer.strategy, ModelParallelStrategy):  # there the target's head may lie elsewhere
+            self._log_readability([text for text in rows["explanation"] if text and not batch.padding])
         return rows
+
+    def _log_readability(self, texts: list[str]) -> None:
+        """``validation/nats_per_token``: of the greedy explanations under the frozen target. Do they stay language?"""
+        found = self.target.surprisal(texts)
+        nats, tokens = sum(nats for nats, _ in found), sum(count for _, count in found)
+        self.log_validation({"nats_per_token": torch.tensor(nats / max(1, tokens))}, tokens)
 
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()
