@@ -120,6 +120,7 @@ def is_config_key(key: str) -> bool:
     """Whether a file of conf/ sets it, or the constructor that its parent names, or Lightning's Trainer, takes it."""
     if "<stage>" in key:
         return all(is_config_key(key.replace("<stage>", stage)) for stage in STAGES)
+    key = re.sub(r"^evaluation\.judge(?=\.)", "teacher", key)  # where a teacher is mounted
     parent, _, name = key.rpartition(".")
     if name == "*":
         return is_config_key(parent)

@@ -205,6 +205,13 @@ def test_the_notebook_own_vectors_runs(folder: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
+def test_the_notebook_steering_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"PAIR": '"runs/world_smoke/nla"', "TEXT": '"On a stormy night Anna found a map in the harbour and"'}
+    said = executed("steering", folder, monkeypatch, **settings)
+    assert "norm of the direction" in said and "as it is" in said and "random" in said
+
+
+@pytest.mark.slow
 def test_the_notebook_which_layer_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "texts").mkdir(exist_ok=True)
     for number in range(40):

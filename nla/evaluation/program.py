@@ -57,6 +57,8 @@ def evaluate_pair(settings: EvaluateSettings) -> Path:
     pair = NLA.from_pretrained(settings.nla, dtype=dtype, adapter="saved", base=target.model).to(device)
     output = Path(settings.output) if settings.output else default_output(Path(settings.nla), run)
     how = instantiate(settings.evaluation, _convert_="all")
+    if how.judge is not None:
+        how.judge.open(output)
     plan = ReadingPlan(data.positions_per_document, data.min_context, data.max_tokens, settings.seed)
     test = EvaluationData(build_source(data.source), plan)
     run_evaluation(

@@ -1,6 +1,7 @@
 """What is evaluated, and how: the config group `evaluation`."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from nla.errors import ConfigError
 
@@ -21,6 +22,8 @@ class EvaluationSettings:
         neighbour_documents: training documents in which the nearest neighbour is looked up; 0: no such control.
         source_tokens: last tokens of the context given to the reconstructor in the control `source_text`.
         prefix_tokens: lengths in tokens for the FVE of the explanations' beginnings; empty: none.
+        judge: a teacher that rates explanations in the suite `judged`, such as `teacher=local`; None: no judge.
+        judge_rows: rows that it rates.
         report_texts: texts of the test split on the page report.html, their first 64 tokens; 0: no page.
     """
 
@@ -36,10 +39,12 @@ class EvaluationSettings:
     source_tokens: int
     prefix_tokens: list[int]
     report_texts: int
+    judge: Any
+    judge_rows: int
 
     def __post_init__(self) -> None:
         least = {"documents": 1, "positions_per_document": 1, "batch_size": 1, "max_new_tokens": 1, "samples": 0}
-        least |= {"bootstrap": 1, "neighbour_documents": 0, "source_tokens": 1, "report_texts": 0}
+        least |= {"bootstrap": 1, "neighbour_documents": 0, "source_tokens": 1, "report_texts": 0, "judge_rows": 1}
         for name, bound in least.items():
             value = getattr(self, name)
             if value is not None and value < bound:

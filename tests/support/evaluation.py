@@ -99,5 +99,7 @@ SETTINGS = EvaluationSettings(
     neighbour_documents=5,
     source_tokens=32,
     prefix_tokens=[],
+    judge=None,
+    judge_rows=64,
     report_texts=0,
 )

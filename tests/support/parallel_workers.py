@@ -246,7 +246,7 @@ def evaluation(rank: int, ranks: int, strategy: str, work: Path, out: Path) -> N
     settings = EvaluationSettings(
         suites=["position_match", "claims", "causal", "next_words"], documents=None, positions_per_document=None,
         batch_size=4, max_new_tokens=24, samples=2, temperature=1.0,
-        bootstrap=20, neighbour_documents=0, source_tokens=4, prefix_tokens=[4],
+        bootstrap=20, neighbour_documents=0, source_tokens=4, prefix_tokens=[4], judge=None, judge_rows=1,
         report_texts=0,
     )  # fmt: skip
     activations.TOKENS_AT_ONCE = 64  # several buckets, so that there is something to share

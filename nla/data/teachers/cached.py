@@ -93,6 +93,12 @@ class CachedTeacher(ABC):
     def explain(self, passages: Sequence[Passage]) -> list[Explanation]:
         """One explanation per passage, `unasked` if the budget ran out before it. Raises TeacherError."""
         explanations: list[Explanation] = [Explanation(None, "unasked")] * len(passages)
+        for index, reply in self.ask(passages):
+            explanations[index] = self._judged(reply)
+        return explanations
+
+    def ask(self, passages: Sequence[Passage]) -> Iterator[tuple[int, Reply]]:
+        """The reply to each passage with its index, as it comes: none of those that the budget leaves out."""
         missing: dict[str, list[int]] = {}  # a text that occurs twice is asked about once
         for index, passage in enumerate(passages):
             key = self.key(passage)
@@ -100,11 +106,10 @@ class CachedTeacher(ABC):
             if reply is None:
                 missing.setdefault(key, []).append(index)
             else:
-                explanations[index] = self._judged(reply)
+                yield index, reply
         for key, reply in self.answers({key: passages[indices[0]] for key, indices in missing.items()}):
             for index in missing[key]:
-                explanations[index] = self._judged(reply)
-        return explanations
+                yield index, reply
 
     @abstractmethod
     def answers(self, passages: dict[str, Passage]) -> Iterator[tuple[str, Reply]]:
