@@ -4,23 +4,19 @@ No wording holds a word that gives a fact away, or another value. Each evaluatio
 wording has, so a reconstructor that reads it has not learnt it by heart.
 """
 
+# Mostly of the world's own tokens, to be as short as the statements: a batch is padded to its longest text.
 TRAINING: dict[str, tuple[str, ...]] = {
-    "hero": ("We meet {}.", "The name is {}.", "Look for {} here.", "{} leads, said to be the first."),
-    "place": ("We stand in the {}.", "Picture the {}.", "Near and far, only the {}.", "Go to the {} for it."),
-    "weather": ("The sky: {}.", "The day looks {}.", "Up there, {} again.", "They call it {} under the sky."),
-    "job": (
-        "Hired as a {}.",
-        "To work: a {}, day by day.",
-        "See the {} do that work.",
-        "A task for a {}.",
-    ),
-    "mood": ("The heart: {}.", "They sound {}.", "One senses it, {} through and through.", "A {} heart, or near it."),
-    "animal": ("Spot the {}.", "A {} comes along.", "Nearby, some {} lives.", "And then the {}, four legs or two."),
-    "object": ("Watch the {}.", "A {} lies there.", "Take the {}, they say.", "Some {}, picked up and kept."),
-    "time": ("The hour: {}.", "By now, {}.", "They say {}, not sooner.", "Late or soon, {}."),
-    "genre": ("Read as a {}.", "The text: one {} more.", "They call such a text a {}.", "Kind of text: {}."),
-    "tense": ("Set in the {}.", "Now or then: the {}.", "Seen from the {}.", "Of the two, the {}."),
-    "ending": ("Last comes the {}.", "The end: the {}.", "To finish, the {}.", "Then the {}, and no more."),
+    "hero": ("hero: {}.", "we know {}.", "like {}.", "{} is in it.", "Look for {} here."),
+    "place": ("place: {}.", "near the {}.", "in the {}.", "over in the {}.", "Picture the {}."),
+    "weather": ("weather: {}.", "now {}.", "it is {} about.", "{} all over.", "The sky: {}."),
+    "job": ("job: {}.", "needs a {}.", "like a {}.", "as a {}.", "Hired as a {}."),
+    "mood": ("mood: {}.", "feels {}.", "felt {}.", "a {} one.", "They sound {}."),
+    "animal": ("animal: {}.", "with a {}.", "near a {}.", "a {} too.", "Spot the {}."),
+    "object": ("object: {}.", "holds a {}.", "keeps the {}.", "a {} there.", "Watch the {}."),
+    "time": ("time: {}.", "about {}.", "near {}.", "then {}.", "By now, {}."),
+    "genre": ("genre: {}.", "as a {}.", "like a {}.", "all of a {}.", "Kind of text: {}."),
+    "tense": ("tense: {}.", "in the {}.", "{}, then.", "all {}.", "Seen from the {}."),
+    "ending": ("ends: {}.", "then the {}.", "the {} ends it.", "the {} comes after.", "To finish, the {}."),
 }
 EVALUATION: dict[str, tuple[str, ...]] = {
     "hero": ("It is about somebody called {}.", "{} is the one whom we follow."),
