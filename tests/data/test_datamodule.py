@@ -130,7 +130,7 @@ def test_a_persons_text_is_explained_by_the_target_itself(tiny_folder: str, tmp_
     target = Target.from_pretrained(model.id, 1, model.dtype, model.revision)
     data = build_data(settings.data, stage, target, 0)
     (batch,) = take(data, 1)
-    teacher = TargetTeacher(model.id, about=0, quoted=2, expected=3, continued=0)
+    teacher = TargetTeacher(model.id, about=0, quoted=1, expected=3, continued=0)
     assert batch.explanation == [text.text for text in teacher.explain([Passage("", text) for text in batch.text])]
     assert all('It just said "' in text for text in batch.explanation)
 
