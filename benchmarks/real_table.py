@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 from timing import ROOT
-from world_table import headline, interval, table, write
+from world_table import headline, interval, proven, table, write
 
 NAME = "smollm2"
 
@@ -30,7 +30,7 @@ def main() -> int:
     run: Path = arguments.run
     m = json.loads((run / "evaluation/metrics.json").read_text(encoding="utf-8"))
     took = f"{arguments.seconds / 60:.0f} minutes with the packages in place, {arguments.peak:.1f} GiB of memory."
-    tables = f"{headline(m)}\n\n{claims(m)}\n\n{remarks(m, run)}"
+    tables = f"{headline(m)}\n\n{claims(m)}\n\n{proven(m)}\n\n{remarks(m, run)}"
     write(arguments.pages / "README.md", f"{took}\n\n{tables}\n\n{samples(run, 3)}", NAME)
     write(arguments.pages / "docs/records/results.md", f"{took}\n\n{tables}\n\n{samples(run, 10)}", NAME)
     return 0
@@ -64,9 +64,9 @@ def remarks(m: dict[str, Any], run: Path) -> str:
         f"{read['reconstructor/validation/fve']:.3f}, on another row's texts "
         f"{read['reconstructor/validation/fve_shuffled']:.3f}. With each dimension over its own variance the FVE is "
         f"{interval(m['fve_whitened'], m['fve_whitened_ci95'])}; the two largest dimensions hold "
-        f"{top['variance_share']:.1%} of the variance. The last word is true if it is just that, a word read before it "
-        "if it is among the last 12, an expected word if it is among the model's own 20 most probable; by chance: the "
-        "same claims against another document. The reconstruction is nearer to its own activation than to those at "
+        f"{top['variance_share']:.1%} of the variance. The last word is true if it is just that, an expected word if "
+        "it is among the model's own 20 most probable; by chance: the same claims against another document. The "
+        "reconstruction is nearer to its own activation than to those at "
         f"other positions of the same piece of text in {same['rank1']:.2f} of rows (by chance {same['chance']:.2f}), "
         f"and than to all {others['candidates'] - 1:.0f} of other speeches in {others['rank1']:.2f} (by chance "
         f"{others['chance']:.3f}).",

@@ -19,6 +19,7 @@ from timing import ROOT
 
 from nla.data.world import WorldSource
 from nla.evaluation.suites.controls import CONTROLS
+from nla.evaluation.verdicts import verdicts
 
 
 def main() -> int:
@@ -31,7 +32,7 @@ def main() -> int:
     pages: Path = arguments.pages
     evaluations = [json.loads((run / "evaluation/metrics.json").read_text(encoding="utf-8")) for run in arguments.runs]
     took = f"{arguments.seconds:.0f} s with the packages already in place, {arguments.peak:.1f} GiB of memory"
-    demo = headline(evaluations[0]) + "\n\n" + texts(evaluations[0]) + "\n\n" + remarks(evaluations[0])
+    demo = "\n\n".join(part(evaluations[0]) for part in (headline, texts, proven, remarks))
     write(pages / "README.md", f"{took}.\n\n{demo}\n\n{samples(arguments.runs[0])}")
     sections = [f"{took}.", demo, seeds(evaluations), kinds(evaluations, arguments.runs), marks(evaluations, arguments)]
     write(pages / "docs/records/results.md", "\n\n".join(sections))
@@ -73,6 +74,12 @@ def headline(m: dict[str, Any]) -> str:
     if ceiling["fve"] is not None:
         rows.append(["the reconstructor on all known facts", interval(ceiling["fve"], ceiling["ci95"])])
     return table(["what", "FVE (95 % interval)"], *rows)
+
+
+def proven(m: dict[str, Any]) -> str:
+    """What the evaluation proves, and what it does not."""
+    found = sorted(verdicts(m), key=lambda verdict: not verdict.proven)
+    return table(["proven", "by this evaluation"], *(["yes" if each.proven else "no", each.text] for each in found))
 
 
 def texts(m: dict[str, Any]) -> str:

@@ -184,6 +184,17 @@ def executed(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **setting
     return "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_notebook_is_worth_reading_without_running_it(path: Path) -> None:
+    """Outputs are saved, at least one of them is a picture or a table of words, and none is an error."""
+    notebook = nbformat.read(path, as_version=4)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert not [output for output in outputs if output.output_type == "error"]
+    assert any(output.get("text", "").strip() for output in outputs), "python notebooks/run.py saves them"
+    assert path.stem == "own_vectors" or any("image/png" in output.get("data", {}) for output in outputs)
+    assert path.stat().st_size < 500_000
+
+
 @pytest.mark.slow
 def test_the_notebook_explore_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"PAIR": '"runs/world_smoke/nla"', "EVALUATION": '"runs/world_smoke/evaluation"'}

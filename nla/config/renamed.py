@@ -31,6 +31,7 @@ KEYS = {"rollout": "sampling"}  # of the config, and of its joint stage
 ADDED = {  # keys that are required since, with what held before
     "nla.training.optim.MuonAdamW": {"betas": [0.9, 0.98]},
     "nla.data.text.TextSource": {"max_chunks": None},
+    "nla.data.world.WorldSource": {"emphasis": None},
     "nla.training.stages.JointStage": {"gate_rows": 0, "error": "plain", "reworded": 0.0},
     "nla.training.stages.ReconstructorStage": {
         "head_start": "identity",

@@ -6,7 +6,7 @@ Training and evaluation need a `Source`, whose documents are held in memory. `nl
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
@@ -116,6 +116,13 @@ class Paraphrases(Protocol):
 
         With `training` in wordings that training may use, else in those kept for evaluation.
         """
+        ...
+
+
+@runtime_checkable
+class Prompts(Protocol):
+    def prompts(self, name: str) -> Mapping[str, Any] | None:
+        """The source's own prompt set of an experiment (`nla.evaluation.prompts`), such as `couplets`; None: none."""
         ...
 
 

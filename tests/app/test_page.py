@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from support.browser import chromium, missing
+from support.browser import axe, chromium, missing
 from support.evaluation import remembering
 from support.models import MARKER, TEMPLATES
 from support.reports import HOSTILE
@@ -21,6 +21,7 @@ live = pytest.importorskip(
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 TEXT = "Anna walks to the harbour"
 IMAGE = "<img src=x onerror='window.broken = 1'>"
+GRADIO: set[str] = set()  # rules that its components break
 SCRIPT = "</script><script>window.broken = 1</script>"
 
 
@@ -140,6 +141,31 @@ def test_it_asks_no_other_server_and_makes_no_error(page: Any, served: tuple[str
     assert sent and [url for url in sent if not url.startswith((served[0], "data:", "blob:", "chrome"))] == []
     assert served[0].startswith("http://127.0.0.1:")
     assert [entry for entry in page.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+def test_it_fits_a_phone(page: Any) -> None:
+    size = page.get_window_size()
+    page.set_window_size(390, 900)
+    try:
+        read(page, TEXT)
+        choose(page, 0)
+        until(page, lambda: "row 0." in part(page, "explanations").text)
+        assert page.execute_script("return document.documentElement.scrollWidth <= window.innerWidth + 1")
+    finally:
+        page.set_window_size(size["width"], size["height"])
+
+
+def test_a_screen_reader_finds_names_and_roles(page: Any) -> None:
+    """axe, without rules about parts that Gradio alone draws."""
+    read(page, TEXT)
+    choose(page, 1)
+    until(page, lambda: "row 1." in part(page, "explanations").text)
+    page.execute_script(axe())
+    found = page.execute_async_script(
+        "const done = arguments[arguments.length - 1]; axe.run().then(result => done(result.violations))"
+    )
+    grave = {violation["id"] for violation in found if violation["impact"] == "critical"}
+    assert grave <= GRADIO, [violation["help"] for violation in found if violation["id"] in grave - GRADIO]
 
 
 def test_hostile_texts_are_shown_and_not_run(browser: Any, tiny_folder: str, target: Target) -> None:

@@ -18,6 +18,7 @@ THEN = [
     "experiment=world_smoke",
     "hardware=cpu",
     "data.early=0",
+    "data.source.emphasis=null",
     "stage.reconstructor.reworded=0",
     "stage.joint.reworded=0",
     "data.min_context=48",

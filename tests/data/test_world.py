@@ -15,7 +15,7 @@ from nla.data.world import WorldSource
 from nla.data.world.generator import _OPENINGS, _SENTENCES, _SLOT, WorldDocument, generate
 from nla.data.world.statements import OUTSIDE_IN, STEMS, describe, parse_statements, statement
 from nla.data.world.vocabulary import CONTENT, GENRES, KINDS, TOPICS
-from nla.errors import DataError
+from nla.errors import ConfigError, DataError
 from nla.pretraining.tokenizer import train_tokenizer
 
 SIZES = {"pretrain": 400, "warm_start": 100, "joint": 100, "validation": 50, "test": 100}
@@ -250,6 +250,23 @@ def test_warm_start_texts_tell_each_known_fact_with_its_probability():
             assert parsed and all(facts[str(kind)] == value for kind, value in parsed)
             told, known = told + len(parsed), known + len(facts)
     assert told / known == pytest.approx(0.3, abs=0.02)
+
+
+def test_an_emphasized_fact_is_told_more_often_and_the_others_as_often_as_before():
+    plain, loud = WorldSource({"test": 400}), WorldSource({"test": 400}, emphasis={"ending": 0.5})
+    told: dict[str, list[float]] = {"ending": [0, 0], "others": [0, 0]}
+    for document in plain.documents("test"):
+        for index, source in enumerate((plain, loud)):
+            text = source.explanation(document, len(document.text), 0)
+            kinds = [kind for kind, _ in parse_statements(text or "")]
+            assert kinds == sorted(kinds, key=list(STEMS).index) or len(kinds) == len(STEMS)
+            told["ending"][index] += kinds.count("ending")
+            told["others"][index] += len(kinds) - kinds.count("ending")
+    assert told["others"][0] == told["others"][1]
+    share = (told["ending"][1] - told["ending"][0]) / (400 - told["ending"][0])
+    assert abs(share - 0.5) < 0.08
+    with pytest.raises(ConfigError, match=r"data\.source\.emphasis: 'colour' is no kind of fact"):
+        WorldSource({"test": 1}, emphasis={"colour": 1.0})
 
 
 def test_both_orders_contain_every_kind():

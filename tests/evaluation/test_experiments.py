@@ -67,6 +67,53 @@ def test_a_closing_word_that_is_named_beforehand(subject: Subject, monkeypatch: 
     assert 2 < found["second_line"]["named"]["n"] < sum(map(len, words))  # never at the closing word itself
 
 
+def test_an_edited_rhyme_changes_the_line_or_not(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model is a stub that follows the direction of the edit, and no other."""
+    import nla.evaluation.suites.planning as suite
+
+    prompts = {"instruction": "", "couplets": [{**item, "others": ["house"]} for item in COUPLETS["couplets"]]}  # type: ignore[dict-item]
+    writing(monkeypatch, subject.target, lambda text: "it was the night\nand" if "light" in text else "under a tree\n")
+    saying(subject.nla, lambda row: ("It comes to the night.", "It comes to the tree.")[row])
+    meant = torch.ones(1, subject.target.d_model)
+    monkeypatch.setattr(suite, "edit_direction", lambda pair, old, new: meant if new[0].endswith("house.") else -meant)
+
+    class Prompt:
+        def __init__(self, target: Target, ids: list[list[int]]) -> None:
+            self.text = str(target.tokenizer.decode(ids[0]))
+
+        def continuations(self, direction: torch.Tensor, *, tokens: int, onward: bool) -> list[str]:
+            own = "night" if "light" in self.text else "tree"
+            return [f"so it was the {'house' if torch.equal(direction, meant) else own}\nmore"]
+
+    monkeypatch.setattr(suite, "SteeredPrompts", Prompt)
+    found = planning(subject, prompts)
+    assert found is not None and found["edited"] is not None
+    shares = {name: figure["share"] for name, figure in found["edited"].items()}
+    assert shares == {"to_the_edit": 1.0, "changed": 1.0, "changed_at_random": 0.0}
+    assert found["edited"]["changed"]["n"] == 2
+    saying(subject.nla, lambda row: "It comes to nothing.")
+    again = planning(subject, prompts)
+    assert again is not None and again["edited"] is None
+
+
+def test_a_cue_may_have_another_opening_and_texts_of_its_own(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = {"cues": [{"kind": "box", "words": ["test"], "cue": "This is a test.", "without": "This is a dog.",
+                         "texts": ["The dog barks near the house."]}], "texts": ["never read"]}  # fmt: skip
+    asked: list[str] = []
+    plain_read = subject.target.read_ids
+
+    def read_ids(ids: list[list[int]], positions: Any) -> Any:
+        asked.append(str(subject.target.tokenizer.decode(ids[0], skip_special_tokens=True)))
+        return plain_read(ids, positions)
+
+    monkeypatch.setattr(subject.target, "read_ids", read_ids)
+    writing(monkeypatch, subject.target, lambda text: "and so on")
+    saying(subject.nla, lambda row: "It is a test.")
+    found = awareness(subject, prompts, last=2)
+    assert asked == ["This is a dog. The dog barks near the house.", "This is a test. The dog barks near the house."]
+    assert found["named"]["share"] == found["false_positives"]["share"] == 1.0
+
+
 def test_lines_without_an_end_are_left_out(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     writing(monkeypatch, subject.target, lambda text: "it never ends")
     saying(subject.nla, lambda row: "nothing")

@@ -1,14 +1,14 @@
 """The world as a data source: documents by split, the teacher's texts, and ground truth for evaluation."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from nla.data.source import Claim, Document
 from nla.data.world.generator import generate
-from nla.data.world.statements import OUTSIDE_IN, STEMS, describe, parse_statements, reworded, statement
+from nla.data.world.statements import OUTSIDE_IN, STEMS, describe, parse_statements, reworded, say, statement
 from nla.data.world.vocabulary import KINDS
 from nla.data.world.wordings import EVALUATION, TRAINING
-from nla.errors import DataError
+from nla.errors import ConfigError, DataError
 
 
 class WorldSource:
@@ -20,6 +20,8 @@ class WorldSource:
         statements: which of the known facts a warm-start text mentions; only a few, so that joint training has more to
             find. A number: each fact with this probability, independent of how many were told before. A pair: a random
             number of facts in this range, fewest and most.
+        emphasis: by kind, the probability with which a known fact that a text does not mention is added after all: for
+            a fact that changes along the text, which takes more texts to learn.
         thorough: share of the warm-start texts that tell all known facts instead, in a different order. A fact missing
             from a text that tells a few was mostly left out; one missing from these was never revealed by the context.
         shuffled: whether a warm-start text tells its facts in random order instead of a fixed one; the descriptions
@@ -35,10 +37,15 @@ class WorldSource:
         seed: int = 0,
         statements: float | Sequence[int] = 0.28,
         thorough: float = 0.1,
+        emphasis: Mapping[str, float] | None = None,
         shuffled: bool = False,
     ) -> None:
         self.sizes, self.seed, self.shuffled = dict(sizes), seed, shuffled
-        self.statements, self.thorough = statements, thorough
+        self.statements, self.thorough, self.emphasis = statements, thorough, dict(emphasis or {})
+        if unknown := [kind for kind in self.emphasis if kind not in STEMS]:
+            raise ConfigError(
+                f"data.source.emphasis: {unknown[0]!r} is no kind of fact; choose from {', '.join(STEMS)}"
+            )
 
     def documents(self, split: str) -> Sequence[Document]:
         if split not in self.sizes:
@@ -54,8 +61,11 @@ class WorldSource:
         known = generate(document.id, self.seed).known(end)
         if self.thorough and rng.random() < self.thorough:
             return describe(known, len(known), rng, OUTSIDE_IN)
-        order = None if self.shuffled else tuple(STEMS)
-        return describe(known, self._count(len(known), rng), rng, order)
+        chosen = rng.sample(sorted(known), min(self._count(len(known), rng), len(known)))
+        for kind, probability in self.emphasis.items():
+            if kind in known and kind not in chosen and rng.random() < probability:
+                chosen.append(kind)
+        return say(known, chosen, None if self.shuffled else tuple(STEMS))
 
     def _count(self, known: int, rng: random.Random) -> int:
         """Facts to mention, at least one."""

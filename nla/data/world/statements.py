@@ -26,9 +26,9 @@ STEMS: dict[str, str] = {
 NOTHING = "Nothing is known yet."  # of a context that has revealed no fact
 
 
-def statement(kind: str, value: str) -> str:
+def statement(kind: str, value: str, stems: Mapping[str, str] = STEMS) -> str:
     """One fact as a sentence: ``statement("weather", "stormy") == "The weather is stormy."``."""
-    return f"{STEMS[kind]} {value}."
+    return f"{stems[kind]} {value}."
 
 
 OUTSIDE_IN = ("genre", "tense", "time", "place", "weather", "hero", "job", "mood", "animal", "object", "ending")
@@ -46,17 +46,28 @@ def describe(facts: dict[str, str], count: int, rng: random.Random, order: Seque
     """``count`` statements of ``facts``, chosen at random, in this order; None: in random order, the ending last.
 
     In a fixed order, leaving out a kind is a separate choice at a known place, which joint training can explore.
-    From shuffled texts the verbalizer learnt to continue until every kind was named, revealed or not. Without facts the
-    text is `NOTHING`.
+    From shuffled texts the verbalizer learnt to continue until every kind was named, revealed or not.
     """
+    return say(facts, rng.sample(sorted(facts), min(count, len(facts))), order)
+
+
+def say(
+    facts: dict[str, str],
+    kinds: Sequence[str],
+    order: Sequence[str] | None = tuple(STEMS),
+    stems: Mapping[str, str] = STEMS,
+) -> str:
+    """The facts of these kinds, in this order; None: as they are given, the ending last. Without facts `NOTHING`."""
     if not facts:
         return NOTHING
-    chosen = rng.sample(sorted(facts), min(count, len(facts)))
+    chosen = list(kinds)
     chosen.sort(key=order.index if order else lambda kind: kind == "ending")
-    return " ".join(statement(kind, facts[kind]) for kind in chosen)
+    return " ".join(statement(kind, facts[kind], stems) for kind in chosen)
 
 
-def parse_statements(explanation: str) -> list[tuple[str | None, str]]:
+def parse_statements(
+    explanation: str, stems: Mapping[str, str] = STEMS, values: Mapping[str, Sequence[str]] = KINDS
+) -> list[tuple[str | None, str]]:
     """Split an explanation into ``(kind, value)``; a sentence without a known form has kind None.
 
     `NOTHING` is a claim of kind ``nothing``.
@@ -67,7 +78,7 @@ def parse_statements(explanation: str) -> list[tuple[str | None, str]]:
         if sentence == NOTHING:
             claims.append(("nothing", ""))
             continue
-        kind = next((kind for kind, stem in STEMS.items() if sentence.startswith(stem + " ")), None)
-        value = sentence[len(STEMS[kind]) + 1 :].removesuffix(".") if kind else sentence
-        claims.append((kind if kind and sentence.endswith(".") and value in KINDS[kind] else None, value))
+        kind = next((kind for kind, stem in stems.items() if sentence.startswith(stem + " ")), None)
+        value = sentence[len(stems[kind]) + 1 :].removesuffix(".") if kind else sentence
+        claims.append((kind if kind and sentence.endswith(".") and value in values[kind] else None, value))
     return claims

@@ -1,8 +1,9 @@
 """Hidden awareness: do explanations name a cue that the text opened with, long after it, and more often than the model?
 
-Each text is read with and without each cue in front. Explanations are asked for at the last tokens of the text, where
-the cue is far back. A hit is an explanation with a word that names the cue. False positives are hits without the cue.
-The model's own output, a greedy continuation, is searched for the same words.
+Each text is read with each cue in front and without it (a cue may have another opening in its place). Explanations are
+asked for at the last tokens of the text, where the cue is far back. A hit is an explanation with a word that names the
+cue. False positives are hits without the cue. The model's own output, a greedy continuation, is searched for the same
+words.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,9 +12,8 @@ from typing import Any
 from rich.table import Table
 
 from nla.evaluation.cells import cells
-from nla.evaluation.prompts import load
 from nla.evaluation.subject import Subject
-from nla.evaluation.suites.prompted import continued, shares, words
+from nla.evaluation.suites.prompted import continued, prompt_set, shares, words
 from nla.models.prompts import token_ids
 
 LAST = 8  # tokens of each text that are explained
@@ -26,13 +26,16 @@ def awareness(
 
     A text counts as named if any of the explanations at its `last` tokens names the cue. Intervals are by text.
     """
-    prompts = prompts or load("cues")
-    texts = list(prompts["texts"])
-    plain = [_words_of_explanations(subject, text, last) for text in texts]
+    prompts = prompts or prompt_set(subject, "cues")
     rows: dict[str, list[list[float]]] = {}
+    plain: dict[str, set[str]] = {}
     for cue in prompts["cues"]:
         names = [word.casefold() for word in cue["words"]]
-        for text, without in zip(texts, plain, strict=True):
+        for text in cue.get("texts", prompts["texts"]):
+            uncued = f"{cue.get('without', '')} {text}".strip()
+            if uncued not in plain:
+                plain[uncued] = _words_of_explanations(subject, uncued, last)
+            without = plain[uncued]
             cued = f"{cue['cue']} {text}"
             tokens = token_ids(subject.target.tokenizer, [cued])[0]
             written = subject.target.tokenizer.decode(continued(subject.target, tokens, max_new_tokens))

@@ -2,8 +2,11 @@
 
 The model continues the first line of a couplet greedily. Explanations are asked for at the end of that first line, and
 at each token of the second line before its last word. A hit is an explanation that holds the closing word itself.
-Beside it: the closing words of other couplets in the same explanations (what such hits are worth by chance), and in the
-model's own most probable next words at that place (what a plain look ahead of one token sees).
+Beside it: the closing words of other couplets in the same explanations (what such hits are worth by chance), and in
+the model's own most probable next words at that place (what a plain look ahead of one token sees).
+
+Where the closing word is named at the end of the first line, another rhyme is written in its place and the model is
+steered by the edit: does the line then close with that word?
 """
 
 from collections.abc import Mapping
@@ -14,10 +17,10 @@ import torch
 from rich.table import Table
 
 from nla.evaluation.cells import cells
-from nla.evaluation.prompts import load
 from nla.evaluation.subject import Subject
-from nla.evaluation.suites.prompted import WORD, continued, shares, words
+from nla.evaluation.suites.prompted import WORD, continued, prompt_set, shares, words
 from nla.models.prompts import token_ids
+from nla.models.steering import SteeredPrompts, edit_direction, random_direction, replaced
 from nla.models.target import Target
 
 NEXT = 20  # of the model's own most probable next tokens
@@ -35,6 +38,7 @@ class Couplet:
     tokens: list[int]
     end: int
     closing: int
+    others: list[str]  # further words that would rhyme
 
 
 def planning(
@@ -42,11 +46,14 @@ def planning(
 ) -> dict[str, Any] | None:
     """`first_line` and `second_line`, each `named`, `by_chance`, `expected`: shares with interval and n, by couplet.
 
+    `edited`: of the couplets whose closing word was named, `to_the_edit`, `changed`, `changed_at_random`: how often the
+    steered line closes with the edited word, with another word than before, and so under a random direction.
+
     Args:
         prompts: a set like `nla/evaluation/prompts/couplets.json`, the default.
         max_new_tokens: of a second line.
     """
-    prompts = prompts or load("couplets")
+    prompts = prompts or prompt_set(subject, "couplets")
     written = [_write(subject.target, prompts["instruction"], item, max_new_tokens) for item in prompts["couplets"]]
     couplets = [couplet for couplet in written if couplet is not None]
     if len(couplets) < 2:
@@ -63,6 +70,7 @@ def planning(
     }
     for name, asked in places.items():
         result[name] = _named(subject, couplets, asked) if asked else None
+    result["edited"] = _edited(subject, couplets, max_new_tokens)
     result["examples"] = [f"{item.prompt.splitlines()[-1]} / {item.second}" for item in couplets[:5]]
     return result
 
@@ -78,14 +86,22 @@ def _write(target: Target, instruction: str, item: Mapping[str, Any], max_new_to
     if "\n" not in text or len(found) < 2:
         return None
     last = found[-1]
+    others = [word for word in (*item.get("others", ()), *item["rhymes"]) if WORD.fullmatch(word)]
     closing = next(
         count
         for count in range(len(written) + 1)
         if len(str(target.tokenizer.decode(written[: count + 1], skip_special_tokens=True))) > last.start()
     )
-    rhymed = last.group().casefold() in item["rhymes"]
+    word = last.group().casefold()
     return Couplet(
-        prompt, second, last.group().casefold(), rhymed, tokens + written, len(tokens), len(tokens) + closing
+        prompt=prompt,
+        second=second,
+        word=word,
+        rhymed=word in item["rhymes"],
+        tokens=tokens + written,
+        end=len(tokens),
+        closing=len(tokens) + closing,
+        others=[other for other in others if other != word],
     )
 
 
@@ -105,6 +121,39 @@ def _named(subject: Subject, couplets: list[Couplet], asked: list[tuple[int, int
         chance = sum(word in named for word in others) / max(1, len(others))
         hits.append([float(own in named), chance, float(own in following)])
     return shares(subject, hits, [index for index, _ in asked], ("named", "by_chance", "expected"))
+
+
+def _edited(subject: Subject, couplets: list[Couplet], max_new_tokens: int) -> dict[str, Any] | None:
+    """What becomes of the closing word when the explanation at the first line's end names another one."""
+    target, settings = subject.target, subject.settings
+    ids = [couplet.tokens[: couplet.end] for couplet in couplets]
+    texts = subject.nla.explain(
+        target.read_ids(ids, [[-1]] * len(ids)).activation, temperature=0.0, max_new_tokens=settings.max_new_tokens,
+        batch_size=settings.batch_size,
+    )  # fmt: skip
+    rows, hits = [], []
+    for index, (couplet, (text, *_)) in enumerate(zip(couplets, texts, strict=True)):
+        if text is None or couplet.word not in words(text) or not couplet.others:
+            continue
+        named = next(word for word in WORD.findall(text) if word.casefold() == couplet.word)
+        direction = edit_direction(subject.nla, [text], [replaced(text, named, couplet.others[0])])
+        prompt = SteeredPrompts(target, [ids[index]])
+        closing = [
+            _closing(prompt.continuations(vector, tokens=max_new_tokens, onward=True)[0])
+            for vector in (direction, random_direction(direction, subject.seed))
+        ]
+        rows.append(index)
+        hits.append([closing[0] == couplet.others[0], *(found not in (couplet.word, None) for found in closing)])
+    if not rows:
+        return None
+    names = ("to_the_edit", "changed", "changed_at_random")
+    return shares(subject, [[float(hit) for hit in row] for row in hits], rows, names)
+
+
+def _closing(written: str) -> str | None:
+    """The last word of the line that was written."""
+    found = WORD.findall(written.split("\n")[0])
+    return found[-1].casefold() if found else None
 
 
 def _next_words(target: Target, tokens: list[int]) -> set[str]:
@@ -129,5 +178,10 @@ def table(result: dict[str, Any]) -> Table:
             named = found["named"]
             others = (cells(found[key]["share"], None, "{:.2f}")[0] for key in ("by_chance", "expected"))
             shown.add_row(label, str(named["n"]), *cells(named["share"], named["ci95"], "{:.2f}"), *others)
+    if result["edited"] is not None:
+        figures = result["edited"]
+        named = [cells(figure["share"], None, "{:.2f}")[0] for figure in figures.values()]
+        shown.add_row("edited to another rhyme", str(figures["changed"]["n"]), f"closes so: {named[0]}", "",
+                      f"otherwise: {named[1]}", f"at random: {named[2]}")  # fmt: skip
     shown.caption = f"{result['couplets']} couplets; {result['rhymed']:.0%} of the model's second lines rhyme"
     return shown

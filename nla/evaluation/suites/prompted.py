@@ -1,12 +1,14 @@
 """What the experiments on prompts share: the model's own continuation, words of a text, and shares by prompt."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from nla.data.source import Prompts
 from nla.evaluation.bootstrap import Resamples
+from nla.evaluation.prompts import load
 from nla.evaluation.subject import Subject
 from nla.models.target import Target
 
@@ -20,6 +22,13 @@ def continued(target: Target, tokens: list[int], max_new_tokens: int) -> list[in
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False}
     full = target.model.generate(given, attention_mask=torch.ones_like(given), **options)[0]  # pyright: ignore
     return full[len(tokens) :].tolist()
+
+
+def prompt_set(subject: Subject, name: str) -> Mapping[str, Any]:
+    """The source's own prompts of this name, if it has some; else the packaged ones."""
+    source = subject.data.source
+    own = source.prompts(name) if isinstance(source, Prompts) else None
+    return load(name) if own is None else own
 
 
 def words(text: str) -> set[str]:
