@@ -22,7 +22,7 @@ from nla.models.pretrained import loading
 from nla.models.pretrained.hub import cached_commit
 from nla.models.pretrained.loading import HALVES
 from nla.models.pretrained.metadata import Metadata, write_metadata
-from nla.models.prompts import Templates, build_verbalizer_prompt, resolve_marker
+from nla.models.prompts import Templates, build_verbalizer_prompt, resolve_marker, several
 from nla.models.reconstructor import Reconstructor
 from nla.models.sampling.params import Backend, SamplingParams
 from nla.models.verbalizer import Verbalizer
@@ -163,7 +163,7 @@ class NLA(nn.Module):
 
     def score(self, activation: Float[Tensor, "batch d_model"], texts: Sequence[str | None]) -> Score:
         """Error (at `mse_scale`) and cosine of each text's reconstruction; None scores as an orthogonal vector."""
-        if len(texts) != len(activation):
+        if len(several(texts)) != len(activation):
             raise DataError(f"{len(texts)} texts for {len(activation)} activations: give one text for each")
         truth = activation.to(self.device).float()
         prediction = self.reconstruct([text or "" for text in texts])

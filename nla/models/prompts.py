@@ -4,15 +4,16 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from nla.errors import ConfigError, InjectionError
+from nla.errors import ConfigError, DataError, InjectionError
 
+T = TypeVar("T")
 MARKERS = tuple(chr(code) for code in range(0x3200, 0x3400))  # enclosed CJK: rare in text, often one token
 CODE_POINT = re.compile(r"U\+[0-9A-Fa-f]{4,6}")  # a marker without quoting: model.marker=U+2588
 UNUSED = re.compile(r"[<\[].*(unused|reserved|extra_id).*[>\]]", re.IGNORECASE)  # tokens kept free for such a purpose
@@ -56,9 +57,16 @@ class VerbalizerPrompt:
     end_of_turn: int  # the token that ends an answer
 
 
+def several(texts: Sequence[T]) -> Sequence[T]:
+    """The texts. Raises DataError for a single string, whose characters would be read as texts of their own."""
+    if isinstance(texts, str):
+        raise DataError(f"{texts[:40]!r} is one text where several are expected: put it in a list, [text]")
+    return texts
+
+
 def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], special: bool = True) -> list[list[int]]:
     """Ids of many texts, with the tokenizer's own special tokens unless `special=False`."""
-    if not texts:
+    if not several(texts):
         return []
     encoded: Any = tokenizer(list(texts), add_special_tokens=special)
     return [list(row) for row in encoded["input_ids"]]

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nla.models.backbone import body, check_layer, embed, load_model, load_tokenizer, shared_copy, truncated
 from nla.models.lora import add_lora
-from nla.models.prompts import reconstructor_tokens, suffix_ids
+from nla.models.prompts import reconstructor_tokens, several, suffix_ids
 
 MAX_LENGTH = 512  # tokens of the filled prompt; longer explanations are cut, the suffix is kept
 
@@ -88,7 +88,7 @@ class Reconstructor(nn.Module):
         """Predictions for many texts, batched by length to save padding, in the order given; dropout off."""
         was_training = self.training
         self.eval()
-        output = torch.zeros(len(texts), self.head.out_features, device=self.head.weight.device)
+        output = torch.zeros(len(several(texts)), self.head.out_features, device=self.head.weight.device)
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         try:
             for start in range(0, len(order), batch_size):

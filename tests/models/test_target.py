@@ -5,6 +5,7 @@ import torch
 
 from nla.errors import ConfigError, DataError
 from nla.models import backbone
+from nla.models.pair import NLA
 from nla.models.target import Target
 
 TEXTS = ["The quick brown fox jumps over the lazy dog.", "Tom", "Tom walks to the harbour."]
@@ -144,3 +145,11 @@ def test_surprisal_is_the_models_own_loss_and_texts_do_not_touch_each_other(targ
             loss = target.model(input_ids=ids, labels=ids).loss
             assert nats == pytest.approx(count * float(loss), rel=1e-4)
     assert target.surprisal([]) == []
+
+
+def test_one_text_is_not_read_as_its_characters(target: Target, nla: NLA) -> None:
+    for read in (target.read, target.surprisal, nla.reconstruct):
+        with pytest.raises(DataError, match=r"'It rains\.' is one text .* put it in a list, \[text\]"):
+            read("It rains.")
+    with pytest.raises(DataError, match="is one text"):
+        nla.score(torch.zeros(9, 32), "It rains.")
