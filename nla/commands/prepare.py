@@ -38,6 +38,7 @@ from nla.data.corpora import streamed
 from nla.data.documents import ReadingPlan
 from nla.data.files import check_fractions
 from nla.data.prepare import Folder, Plan, explain_shards, read_corpus, write_released
+from nla.data.prepare.activations import SPLIT_RULE
 from nla.data.prepare.explanations import estimate
 from nla.data.prepare.folder import Record
 from nla.data.shards.format import Facts
@@ -238,6 +239,7 @@ def made_by(settings: PrepareSettings, layers: list[int], version: str) -> dict[
         "seed": settings.seed,
         "corpus": redacted(settings.corpus),
         "corpus_version": version,
+        "split_rule": SPLIT_RULE,
         "prepare": settings.prepare.model_dump(exclude=set(free)),
     }
 

@@ -1,9 +1,10 @@
-"""Rows of a person's files, one after the other: a folder of UTF-8 texts, Parquet or JSONL. Nothing is held in memory.
+"""Rows of a person's files, one after the other: UTF-8 texts, and tables (Parquet, JSONL, JSON, CSV, TSV).
 
 What is no text is skipped and counted by reason; what may be used for the rest of a document's way is asked of `fault`.
 """
 
 import json
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from nla.data.source import SPLITS, Row
 from nla.errors import ConfigError, DataError, first_line
 from nla.files import no_texts, texts_at
 
-TABLES = (".parquet", ".jsonl")
+TABLES = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
+COMPRESSED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zX": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 ROWS_AT_ONCE = 1024  # of a Parquet file
 
 
@@ -51,16 +53,35 @@ def read_files(path: Path, columns: Columns, skipped: Counter[str]) -> Iterator[
     """Every row, always in the same order. Raises DataError for a file that cannot be read or lacks a column."""
     for file in corpus_files(path):
         name = file.relative_to(path).as_posix() if path.is_dir() else file.name
-        if file.suffix in TABLES:
-            rows = parquet_rows(file, columns.names()) if file.suffix == ".parquet" else _jsonl_rows(file, skipped)
-            yield from named_rows(name, rows, columns, where=file)
+        if file.suffix.lower() in TABLES:
+            yield from named_rows(name, _table_rows(file, columns.names(), skipped), columns, where=file)
             continue
+        content = _bytes(file)
+        packed = next((kind for magic, kind in COMPRESSED.items() if content.startswith(magic)), None)
         try:
-            yield Row(name, file.read_bytes().decode("utf-8-sig"))
+            text = content.decode("utf-8-sig") if packed is None else None
         except UnicodeDecodeError:
-            skipped["not UTF-8"] += 1
-        except OSError as error:
-            raise DataError(f"{file} cannot be read: {error.strerror}; check its permissions") from error
+            text = None
+        if text is None:
+            skipped["not UTF-8" if packed is None else f"{packed} archive: unpack it first"] += 1
+        else:
+            yield Row(name, text)
+
+
+def _table_rows(file: Path, columns: list[str], skipped: Counter[str]) -> Iterator[dict[str, Any]]:
+    kind = file.suffix.lower()
+    if kind == ".parquet":
+        return parquet_rows(file, columns)
+    if kind in (".csv", ".tsv"):
+        return _csv_rows(file, columns, "\t" if kind == ".tsv" else ",")
+    return _jsonl_rows(file, skipped) if kind == ".jsonl" else _json_rows(file, skipped)
+
+
+def _bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}; check its permissions") from error
 
 
 def named_rows(name: str, rows: Iterable[Mapping[str, Any]], columns: Columns, where: object) -> Iterator[Row]:
@@ -70,9 +91,10 @@ def named_rows(name: str, rows: Iterable[Mapping[str, Any]], columns: Columns, w
             if column not in row:
                 raise DataError(no_column(where, column, list(row)))
         given = row[columns.explanation] if columns.explanation is not None else None
+        content = row[columns.text]
         yield Row(
             id=f"{name}:{number}",
-            content=row[columns.text],
+            content=content.removeprefix("\ufeff") if isinstance(content, str) else content,
             origin=None if columns.id is None else str(row[columns.id]),
             explanation=(given.strip() or None) if isinstance(given, str) else None,
         )
@@ -93,6 +115,45 @@ def parquet_rows(file: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
     except (pa.ArrowException, OSError) as error:
         reason = first_line(error)
         raise DataError(f"{file} is not a readable Parquet file ({reason}); write it again or remove it") from error
+
+
+def _csv_rows(file: Path, columns: list[str], separator: str) -> Iterator[dict[str, Any]]:
+    import pyarrow as pa
+    from pyarrow import csv
+
+    try:
+        with csv.open_csv(
+            file,
+            parse_options=csv.ParseOptions(delimiter=separator, newlines_in_values=True),
+            convert_options=csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string())),
+        ) as table:
+            for batch in table:
+                yield from batch.to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        reason = first_line(error)
+        raise DataError(f"{file} is not a readable table ({reason}); write it again, or as JSONL") from error
+
+
+def _json_rows(file: Path, skipped: Counter[str]) -> Iterator[dict[str, Any]]:
+    """A list of objects; one that holds a value a line is read as JSONL."""
+    try:
+        rows = json.loads(_bytes(file).decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        skipped["not UTF-8"] += 1
+        return
+    except (ValueError, RecursionError):
+        yield from _jsonl_rows(file, skipped)
+        return
+    for row in rows if isinstance(rows, list) else [None]:
+        if isinstance(row, dict):
+            yield row
+        else:
+            skipped["not a list of JSON objects"] += 1
+
+
+def normalized(text: str) -> str:
+    """What copies have in common: the same characters (NFKC), cases and white space apart."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def _jsonl_rows(file: Path, skipped: Counter[str]) -> Iterator[dict[str, Any]]:

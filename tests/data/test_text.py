@@ -1,6 +1,8 @@
 """A person's own text: which documents are kept, in which split they are, and the extractive fallback."""
 
+import gzip
 import json
+import unicodedata
 from pathlib import Path
 
 import pyarrow as pa
@@ -51,6 +53,54 @@ def test_bad_documents_are_skipped_and_counted(folder: Path):
         "copy of another document": 1, "lone surrogate": 1, "not a JSON object": 1, "text is not a string": 1,
     }  # fmt: skip
     assert len(everything(corpus)) == 40
+
+
+def test_copies_in_another_form_are_one_document(tmp_path: Path):
+    """As NFC and NFD, with a BOM, with CRLF, with a blank at the end, in capitals: one text, on one side."""
+    text = "Caf\u00e9 and th\u00e9 are drunk at the harbour, \u2460 cup each.\nThen they go home. "
+    forms = {
+        "nfc": text, "nfd": unicodedata.normalize("NFD", text), "bom": "\ufeff" + text,
+        "crlf": text.replace("\n", "\r\n"), "blank": text + " \n", "capitals": text.upper(),
+    }  # fmt: skip
+    for name, form in forms.items():
+        (tmp_path / f"{name}.txt").write_bytes(form.encode())
+    corpus = source(tmp_path)
+    assert len(everything(corpus)) == 1 and corpus.skipped == {"copy of another document": 5}
+    (tmp_path / "other.txt").write_text(text.replace("home", "away"))
+    assert len(everything(source(tmp_path))) == 2
+
+
+def test_a_mark_at_a_beginning_is_no_text(tmp_path: Path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + LONG.encode())
+    (tmp_path / "b.jsonl").write_text(json.dumps({"text": "\ufeffAnother " + LONG}))
+    assert not any(document.text.startswith("\ufeff") for _, document in everything(source(tmp_path)).values())
+
+
+def test_tables_are_read_as_tables(tmp_path: Path):
+    (tmp_path / "a.csv").write_text(f'id,text\n1,"First, {LONG}\nwith a line break."\n2,Second {LONG}\n')
+    (tmp_path / "b.tsv").write_text(f"text\tid\nThird {LONG}\t3\n")
+    (tmp_path / "c.json").write_text(json.dumps([{"text": f"Fourth {LONG}"}, {"text": f"Fifth {LONG}"}, 7]))
+    (tmp_path / "d.JSON").write_text(json.dumps({"text": f"Sixth {LONG}"}) + "\n" + json.dumps({"text": f"7th {LONG}"}))
+    (tmp_path / "e.txt.gz").write_bytes(gzip.compress(LONG.encode() * 9))
+    corpus = source(tmp_path)
+    texts = sorted(document.text for _, document in everything(corpus).values())
+    assert [text.split()[0].strip(",") for text in texts] == [
+        "7th",
+        "Fifth",
+        "First",
+        "Fourth",
+        "Second",
+        "Sixth",
+        "Third",
+    ]
+    assert "with a line break." in texts[2] and not any(text.startswith("id") for text in texts)
+    assert corpus.skipped == {"not a list of JSON objects": 1, "gzip archive: unpack it first": 1}
+    (tmp_path / "f.csv").write_text("body\nno column of that name\n")
+    with pytest.raises(DataError, match=r"f\.csv has no column 'text' but body"):
+        source(tmp_path)
+    (tmp_path / "f.csv").write_text('text\n"never closed\n')
+    with pytest.raises(DataError, match=r"f\.csv is not a readable table"):
+        source(tmp_path)
 
 
 def test_a_document_stays_on_its_side(folder: Path):

@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from nla.data.corpora import to_document
 from nla.data.documents import Prepared, ReadingPlan, collate, prepare
-from nla.data.files import side
+from nla.data.files import normalized, side
 from nla.data.positions import keyed_fraction
 from nla.data.prepare.folder import Folder, Record
 from nla.data.shards import format
@@ -26,6 +26,7 @@ from nla.errors import DataError
 from nla.models.prompts import pad_id
 from nla.models.target import Target
 
+SPLIT_RULE = 2  # changes with the way a document's side is found: by its normalized text, or by its origin
 DOCUMENTS_AT_ONCE = 64  # of a forward pass; the target divides them further by length
 
 
@@ -36,7 +37,7 @@ class Plan:
     Args:
         reading: positions of a document.
         fractions, split_key: the side of a document, by a keyed hash: of `id_column` where there is one, else of the
-            text itself, so that copies under other names stay on one side.
+            text itself, cases and white space apart, so that copies under other names stay on one side.
         documents_per_shard: rows of the corpus behind each shard.
         max_documents: rows of the corpus that are looked at; None: all.
         min_characters, max_characters: shorter texts are skipped, longer ones cut there.
@@ -108,7 +109,7 @@ def _documents(rows: list[Row], target: Target, plan: Plan) -> tuple[list[Prepar
         if note is not None:
             skipped[note] += 1
         if document is not None:
-            key = document.text if document.origin is None else document.origin
+            key = normalized(document.text) if document.origin is None else document.origin
             sides[document.id] = row.split or side(keyed_fraction(plan.split_key, key), plan.fractions)
             documents.append(document)
     found, unread = prepare(documents, target.tokenizer, plan.reading)
