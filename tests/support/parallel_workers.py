@@ -27,6 +27,7 @@ from nla.models.sampling import SamplingParams
 from nla.models.target import Target
 from nla.training.callbacks.checkpointing import Checkpointing, StateFile
 from nla.training.callbacks.rank_failure import RankFailure
+from nla.training.callbacks.summary import Summary
 from nla.training.optim import MuonAdamW
 from nla.training.parallel import whole_pair
 from nla.training.program import resume_point
@@ -130,11 +131,11 @@ def every_stage(rank: int, ranks: int, strategy: str, work: Path, out: Path) -> 
 
 
 def ridge_and_gate(rank: int, ranks: int, strategy: str, work: Path, out: Path) -> None:
-    """The ridge head with the steps after it; and what the gate finds, open or closed."""
+    """The ridge head with the steps after it, a summary of the activations; and what the gate finds, open or closed."""
     pair = NLA.from_pretrained(work / "pair")
     target = Target.from_pretrained(pair.base_model, pair.layer)
     stage = stage_of("reconstructor", pair, target, head_start="ridge")
-    trainer_of(ranks, strategy, out).fit(stage, data_of(target, "warm_start"))
+    trainer_of(ranks, strategy, out, callbacks=[Summary(20)]).fit(stage, data_of(target, "warm_start"))
     if rank == 0:
         pair.save_pretrained(out / "reconstructor")
     figures: list[str] = []

@@ -155,7 +155,8 @@ def test_the_ridge_head_and_the_gate_are_those_of_one_process(work: Path, tmp_pa
         out = tmp_path / strategy
         start(ranks, strategy, work, "ridge_and_gate", out)
         found[strategy] = [json.loads((out / f"gate-{rank}.json").read_text()) for rank in range(ranks)]
-    compare(tmp_path / "one/reconstructor", tmp_path / "ddp/reconstructor")
+    compare(tmp_path / "one/reconstructor", tmp_path / "ddp/reconstructor")  # the summary of the activations too
+    assert (tmp_path / "ddp/reconstructor/verbalizer/activation_summary.safetensors").is_file()
     assert len(found["one"][0]) == 1 and "own" in found["one"][0][0]
     assert found["ddp"][0] == found["one"][0] and found["ddp"][1] in (found["one"][0], [])
 

@@ -3,15 +3,16 @@
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, distributed
 
 from nla.core.records import ActivationBatch
 from nla.core.summary import ActivationSummary
 
 
 class Summary(Callback):
-    """Sums up the first `rows` activations of each stage (this rank's; on resume rank 0's) in `nla.summary`."""
+    """Sums up the first `rows` activations of each stage, of all ranks, in `nla.summary`."""
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
@@ -30,8 +31,17 @@ class Summary(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if isinstance(batch, ActivationBatch) and sum(map(len, self._activations)) < self.rows:
-            self._activations.append(batch.activation.detach().float().cpu())
+            self._activations.append(_of_all_ranks(batch.activation.detach().float().cpu()))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if sum(map(len, self._activations)) > 1:
             pl_module.nla.summary = ActivationSummary.of(torch.cat(self._activations)[: max(2, self.rows)])  # pyright: ignore
+
+
+def _of_all_ranks(activation: Float[Tensor, "batch d_model"]) -> Float[Tensor, "rows d_model"]:
+    """In the order of ranks; every rank then has collected the same, and so has a checkpoint."""
+    if not distributed.is_initialized():
+        return activation
+    parts: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(parts, activation)  # ranks may have different numbers of rows
+    return torch.cat(parts)
