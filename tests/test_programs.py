@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -182,6 +184,14 @@ def executed(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **setting
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
     return "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
+
+
+@pytest.mark.parametrize("program", ["train.py", "evaluate.py"])
+def test_outside_the_environment_one_line_says_what_to_do(program: str) -> None:
+    """-S: without site-packages, as an interpreter that was not set up."""
+    done = subprocess.run([sys.executable, "-S", str(ROOT / program)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stdout == ""
+    assert re.fullmatch(r"no module named '\w+': activate the environment .*\n", done.stderr)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
