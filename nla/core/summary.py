@@ -14,7 +14,8 @@ from torch import Tensor
 from nla.core.objectives import Scale, normalize
 from nla.errors import DataError, ReleaseError, first_line
 
-FILE = "activation_summary.safetensors"
+FILE = "summary/activations.safetensors"  # vLLM and SGLang load every *.safetensors beside the weights
+EARLIER = "activation_summary.safetensors"  # where it was until 2026-12-01
 QUANTILES = (0.001, 0.5, 0.999)
 MARGIN = 2.0  # a norm beyond the outer quantiles by this factor is far off
 SCALE_MARGIN = 10.0  # the same if only the injection scale, a number near the median norm, is known
@@ -47,13 +48,14 @@ class ActivationSummary:
         return self.mean.to(direction.device) + normalize(direction, strength * float(self.norm[1]))
 
     def save(self, folder: Path) -> None:
+        (folder / FILE).parent.mkdir(exist_ok=True)
         save_file({"mean": self.mean, "norm": self.norm, "cosine": self.cosine}, folder / FILE)
 
     @classmethod
     def load(cls, folder: Path, d_model: int) -> "ActivationSummary | None":
         """The summary beside a verbalizer; None if there is none. Raises ReleaseError for one that does not fit."""
-        path = folder / FILE
-        if not path.is_file():
+        path = next((folder / name for name in (FILE, EARLIER) if (folder / name).is_file()), None)
+        if path is None:
             return None
         try:
             tensors = load_file(path)

@@ -22,6 +22,7 @@ from nla.models.pretrained import loading
 from nla.models.pretrained.hub import cached_commit
 from nla.models.pretrained.loading import HALVES
 from nla.models.pretrained.metadata import Metadata, write_metadata
+from nla.models.pretrained.older_names import add_older_names
 from nla.models.prompts import Templates, build_verbalizer_prompt, resolve_marker, several
 from nla.models.reconstructor import Reconstructor
 from nla.models.sampling.params import Backend, SamplingParams
@@ -219,6 +220,7 @@ class NLA(nn.Module):
                 adapted = self.verbalizer.model if half == "verbalizer" else self.reconstructor.body
                 save_adapter(adapted, self.base_model, half_folder)
             getattr(self, half).tokenizer.save_pretrained(half_folder)
+            add_older_names(half_folder, padding_side="right" if half == "reconstructor" else None)
             write_metadata(half_folder, self._metadata(role, stage or self.stage, training))
 
     def _metadata(self, role: str, stage: str | None, training: dict[str, Any] | None) -> Metadata:

@@ -87,7 +87,7 @@ def test_metadata_as_released(saved_nla: Path, nla: NLA, tiny_folder: str):
     }
     other = yaml.safe_load((saved_nla / "reconstructor" / "nla_meta.yaml").read_text())
     assert other["role"] == "ar"
-    assert other["ar"] == {"num_hidden_layers": 1}
+    assert other["critic"] == {"extraction_layer_index": 1}  # the name that the released critic reads
 
 
 def test_no_path_of_this_machine_is_written(nla: NLA, tmp_path: Path, tiny_folder: str):
@@ -108,15 +108,19 @@ def test_verbalizer_is_a_plain_hugging_face_model(saved_nla: Path):
     assert model(tokenizer("a", return_tensors="pt")["input_ids"]).logits.shape[-1] == 320
 
 
-def test_older_spelling_is_read(saved_nla: Path, nla: NLA):
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [("critic", "extraction_layer_index"), ("critic", "num_hidden_layers"), ("ar", "num_hidden_layers")],
+)
+def test_older_spelling_is_read(section: str, key: str, saved_nla: Path, nla: NLA):
     def older(role: str):
         def change(content: dict) -> None:
             content["role"] = role
             templates = content["prompt_templates"]
             content["prompt_templates"] = {"actor": templates["av"], "critic": templates["ar"]}
             layer = content.pop("extraction_layer_index")
-            content.pop("ar", None)
-            content["critic"] = {"extraction_layer_index": layer}
+            content.pop("critic", None)
+            content[section] = {key: layer}  # all mean the layer l, not the number of blocks
 
         return change
 

@@ -40,7 +40,7 @@ def results(work: Path) -> dict[str, Path]:
 def compare(alone: Path, together: Path) -> None:
     """Every weight of two exported pairs."""
     compared = 0
-    for file in alone.glob("*/*.safetensors"):
+    for file in alone.rglob("*.safetensors"):
         expected, measured = load_file(file), load_file(together / file.relative_to(alone))
         assert set(expected) == set(measured)
         for name, weight in expected.items():
@@ -156,7 +156,7 @@ def test_the_ridge_head_and_the_gate_are_those_of_one_process(work: Path, tmp_pa
         start(ranks, strategy, work, "ridge_and_gate", out)
         found[strategy] = [json.loads((out / f"gate-{rank}.json").read_text()) for rank in range(ranks)]
     compare(tmp_path / "one/reconstructor", tmp_path / "ddp/reconstructor")  # the summary of the activations too
-    assert (tmp_path / "ddp/reconstructor/verbalizer/activation_summary.safetensors").is_file()
+    assert (tmp_path / "ddp/reconstructor/verbalizer/summary/activations.safetensors").is_file()
     assert len(found["one"][0]) == 1 and "own" in found["one"][0][0]
     assert found["ddp"][0] == found["one"][0] and found["ddp"][1] in (found["one"][0], [])
 

@@ -28,7 +28,7 @@ KNOWN = {
     "tokens": "injection_char injection_token_id injection_left_neighbor_id injection_right_neighbor_id "
     "critic_suffix_ids",
     "prompt_templates": "av ar actor critic",
-    "critic": "extraction_layer_index",
+    "critic": "extraction_layer_index num_hidden_layers",
     "ar": "num_hidden_layers",
 }
 
@@ -214,7 +214,8 @@ def _layer(path: Path, content: dict[str, Any], extraction: dict[str, Any]) -> i
         "extraction_layer_index": content.get("extraction_layer_index"),
         "extraction.layer_index": extraction.get("layer_index"),
         "critic.extraction_layer_index": critic.get("extraction_layer_index"),
-        "ar.num_hidden_layers": ar.get("num_hidden_layers"),  # the layer l, not the count
+        "critic.num_hidden_layers": critic.get("num_hidden_layers"),  # the layer l, not the count, as in the next
+        "ar.num_hidden_layers": ar.get("num_hidden_layers"),
     }
     layers = {key: _whole(path, key, value, least=0) for key, value in spellings.items() if value is not None}
     return _one(path, "the layer", layers)
@@ -240,7 +241,7 @@ def write_metadata(folder: Path, metadata: Metadata) -> None:
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     if metadata.role == "ar":
-        content["ar"] = {"num_hidden_layers": metadata.layer}
+        content["critic"] = {"extraction_layer_index": metadata.layer}  # what the released critic and others read
     if metadata.parents:
         content["parent_checkpoints"] = list(metadata.parents)
     if metadata.training:
