@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 from timing import ROOT
-from world_table import headline, interval, proven, table, write
+from world_table import brief, headline, interval, proven, table, write
 
 NAME = "smollm2"
 
@@ -31,7 +31,7 @@ def main() -> int:
     m = json.loads((run / "evaluation/metrics.json").read_text(encoding="utf-8"))
     took = f"{arguments.seconds / 60:.0f} minutes with the packages in place, {arguments.peak:.1f} GiB of memory."
     tables = f"{headline(m)}\n\n{claims(m)}\n\n{proven(m)}\n\n{remarks(m, run)}"
-    write(arguments.pages / "README.md", f"{took}\n\n{tables}\n\n{samples(run, 3)}", NAME)
+    write(arguments.pages / "README.md", f"{brief(m)}\n\n{took}\n\n{samples(run, 3)}", NAME)
     write(arguments.pages / "docs/records/results.md", f"{took}\n\n{tables}\n\n{samples(run, 10)}", NAME)
     return 0
 

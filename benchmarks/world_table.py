@@ -33,8 +33,15 @@ def main() -> int:
     evaluations = [json.loads((run / "evaluation/metrics.json").read_text(encoding="utf-8")) for run in arguments.runs]
     took = f"{arguments.seconds:.0f} s with the packages already in place, {arguments.peak:.1f} GiB of memory"
     demo = "\n\n".join(part(evaluations[0]) for part in (headline, texts, proven, remarks))
-    write(pages / "README.md", f"{took}.\n\n{demo}\n\n{samples(arguments.runs[0])}")
-    sections = [f"{took}.", demo, seeds(evaluations), kinds(evaluations, arguments.runs), marks(evaluations, arguments)]
+    write(pages / "README.md", f"{brief(evaluations[0])}\n\n{took}.\n\n{samples(arguments.runs[0], 2)}")
+    sections = [
+        f"{took}.",
+        demo,
+        samples(arguments.runs[0]),
+        seeds(evaluations),
+        kinds(evaluations, arguments.runs),
+        marks(evaluations, arguments),
+    ]
     write(pages / "docs/records/results.md", "\n\n".join(sections))
     return 0
 
@@ -59,6 +66,28 @@ def interval(value: float | None, bounds: list[float] | None, bold: bool = False
         return "–"
     shown = f"**{value:.3f}**" if bold else f"{value:.3f}"
     return shown if bounds is None else f"{shown} ({bounds[0]:.3f} to {bounds[1]:.3f})"
+
+
+def brief(m: dict[str, Any]) -> str:
+    """The few figures of the README."""
+    controls = {
+        about: m["controls"][name] for name, about in CONTROLS.items() if m["controls"][name]["fve"] is not None
+    }
+    about, best = max(controls.items(), key=lambda item: item[1]["fve"])
+    after, before = m["claims"], m["claims"]["warm_start"]
+    chance = after["chance"] or {}
+    return table(
+        [f"{m['n']} activations of {m['documents']} held-out documents", "(95 % interval)"],
+        ["FVE of the explanations", interval(m["fve"], m["fve_ci95"], bold=True)],
+        ["FVE before joint training", interval(m["fve_warm_start"], m["fve_warm_start_ci95"])],
+        [f"FVE of the best control: {about}", interval(best["fve"], best["ci95"])],
+        ["true statements", interval(after["true_share"], after["true_share_ci95"], bold=True)],
+        ["true before joint training", interval(before["true_share"], before["true_share_ci95"])],
+        [
+            "true by chance (the same statements about another document)",
+            interval(chance.get("true_share"), chance.get("true_share_ci95")),
+        ],
+    )
 
 
 def headline(m: dict[str, Any]) -> str:
@@ -118,7 +147,7 @@ def samples(run: Path, count: int = 5) -> str:
     for row in rows[len(rows) // (2 * count) :: len(rows) // count][:count]:
         shown.append(f"> …{row['text'][-110:].strip()}\n>\n> **{row['explanation']}** (cosine {row['cosine']:.2f})")
     return (
-        "Five explanations, each of the activation at the last token of the context shown (evenly spaced rows of\n"
+        f"{count} explanations, each of the activation at the last token of the context shown (evenly spaced rows of\n"
         "`samples.parquet`; statements in them can be wrong):\n\n" + "\n\n".join(shown)
     )
 

@@ -170,7 +170,7 @@ def test_the_tables_of_the_pages_come_from_evaluated_runs(folder: Path) -> None:
     for page in (readme, results):
         assert page.startswith("before\n") and page.endswith("\nafter\n") and "old" not in page
         assert page.count(f"**{metrics['fve']:.3f}**") == 1 and "12 s with the packages" in page
-    assert readme.count("(cosine") == 5
+    assert readme.count("(cosine") == 2 and results.count("(cosine") == 5
     assert f"| FVE, greedy | 0.65 (0.70) | {metrics['fve']:.3f}, {metrics['fve']:.3f} |" in results
 
 
