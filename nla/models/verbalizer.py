@@ -42,6 +42,7 @@ class Verbalizer(nn.Module):
         self.injection_scale = injection_scale
         self.stop_ids = frozenset(stop_ids(model, tokenizer) | {prompt.end_of_turn})
         self.pad_id = pad_id(tokenizer, prompt.end_of_turn)
+        self.vocabulary = _vocabulary(model, tokenizer)
         self.forbidden = forbidden_in_explanations(tokenizer, prompt.marker, reconstructor_template)
         self._gain = input_gain(body(model))
         self._scale_checked = False
@@ -141,7 +142,7 @@ class Verbalizer(nn.Module):
         """
         if len(tokens) % len(activation):
             raise InjectionError(f"{len(tokens)} samples cannot be shared evenly by {len(activation)} activations")
-        logits = head_logits(self.model, self._hidden(activation, tokens, mask))
+        logits = head_logits(self.model, self._hidden(activation, tokens, mask))[:, : self.vocabulary]
         log_probs = -F.cross_entropy(logits, tokens[mask], reduction="none")
         return torch.zeros(tokens.shape, device=tokens.device).masked_scatter(mask, log_probs)
 
@@ -216,6 +217,7 @@ class Verbalizer(nn.Module):
                 pad_id=self.pad_id,
                 seed=seed,
                 first_row=first_row,
+                vocabulary=self.vocabulary,
             )
         finally:
             self.train(was_training)
@@ -224,3 +226,9 @@ class Verbalizer(nn.Module):
     def parse(self, tokens: Int[Tensor, "sample time"], mask: Bool[Tensor, "sample time"]) -> list[str | None]:
         """The explanation of each completion, None if malformed or cut off."""
         return parse_completions(self.tokenizer, tokens, mask, self.stop_ids, self.forbidden)
+
+
+def _vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The number of ids that can be tokens, where the embedding has more rows (Qwen's is padded); None: all can."""
+    count = max(tokenizer.get_vocab().values()) + 1
+    return count if count < model.config.get_text_config(decoder=True).vocab_size else None

@@ -1,10 +1,22 @@
 """Injection, log-probs, sampling, and the reference policy."""
 
+import math
+from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
 import torch
-from support.models import FAMILIES, MARKER, TEMPLATES, sampling_params, seen_by_first_block
+from support.models import (
+    FAMILIES,
+    MARKER,
+    TEMPLATES,
+    VOCAB,
+    make_model,
+    make_tokenizer,
+    sampling_params,
+    seen_by_first_block,
+)
 
 from nla.core.objectives import kl_to_reference, normalize
 from nla.errors import InjectionError
@@ -337,3 +349,30 @@ def test_reference_restores_mode_and_model_after_an_error(trained: Verbalizer):
         reference(0 * vectors(1), *trained.respond(["a"]))
     assert trained.model is before
     assert trained.training
+
+
+@pytest.mark.parametrize("backend", ["engine", "hf"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_ids_that_are_no_tokens_are_never_drawn(backend: str, temperature: float, tmp_path: Path) -> None:
+    """As Qwen's: the embedding has more rows than the tokenizer has tokens. Here the others are the likeliest."""
+    torch.manual_seed(0)
+    model = make_model("llama")
+    model.resize_token_embeddings(VOCAB + 77, mean_resizing=False)
+    head: Any = model.get_output_embeddings()
+    with torch.no_grad():
+        head.weight[VOCAB:] *= 40
+    model.save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    verbalizer, activation = make(str(tmp_path)), vectors(8)
+    assert verbalizer.vocabulary == VOCAB
+    found = verbalizer.sample(activation, sampling_params(4, 20, temperature=temperature, backend=backend))
+    assert found.tokens.numel() > 300 and int(found.tokens.max()) < VOCAB
+    with torch.no_grad():
+        forced = verbalizer(activation, found.tokens, found.mask)
+    assert found.log_probs is not None
+    torch.testing.assert_close(found.log_probs, forced, atol=1e-4, rtol=1e-4)
+    assert float(forced[found.mask].mean()) > -2 * math.log(VOCAB), "the probability is that among tokens"
+
+
+def test_where_every_id_is_a_token_nothing_is_left_out(nla: NLA) -> None:
+    assert nla.verbalizer.vocabulary is None

@@ -89,13 +89,15 @@ def sample(
     pad_id: int,
     seed: int = 0,
     first_row: int = 0,
+    vocabulary: int | None = None,
 ) -> tuple[Int[Tensor, "sample time"], Bool[Tensor, "sample time"], Float[Tensor, "sample time"]]:
     """`params.group_size` answers to each prompt, contiguous: tokens, mask (through the first stop token), log-probs.
 
     Log-probs are those of the sampled tokens under the raw logits at any temperature. `shared` is the number of
     leading tokens that all prompts have in common. `first_row` continues the numbering of rows when a large request is
-    split into chunks. With `params.graphs`, shapes of buffers and batch change by buckets only, and on a GPU the decode
-    step is recorded and replayed (`graphs.py`). Set the model to evaluation mode before.
+    split into chunks. `vocabulary`: ids from there on are no tokens and are never drawn; None: all ids are tokens. With
+    `params.graphs`, shapes of buffers and batch change by buckets only, and on a GPU the decode step is recorded and
+    replayed (`graphs.py`). Set the model to evaluation mode before.
     """
     decoder, device = body(model), prompt_embeddings.device
     batch, length = prompt_embeddings.shape[:2]
@@ -114,7 +116,7 @@ def sample(
     with shared_attention(decoder), prepared(model, dtype):
         prompts = prompt_embeddings if dtype is None else prompt_embeddings.to(dtype)
         hidden, prefixes = prefill(decoder, prompts, samples, shared)
-        logits = head_logits(model, hidden).repeat_interleave(samples, 0)
+        logits = head_logits(model, hidden)[:, :vocabulary].repeat_interleave(samples, 0)
         live = Rows(decoder, rows, length, max_new_tokens, prefixes, static=graphs)
         for number in range(max_new_tokens):
             row, alive = live.row, live.alive
@@ -131,7 +133,7 @@ def sample(
                     break
                 token = token[kept]
             embeddings = embed(decoder, token.unsqueeze(1)).to(prompts.dtype)
-            logits = head_logits(model, live.step(step, embeddings, number))
+            logits = head_logits(model, live.step(step, embeddings, number))[:, :vocabulary]
     time = int(mask.any(0).sum())
     return tokens[:, :time], mask[:, :time], log_probs[:, :time]
 

@@ -22,6 +22,7 @@ def sample(
     pad_id: int,
     seed: int = 0,
     first_row: int = 0,
+    vocabulary: int | None = None,
 ) -> tuple[Int[Tensor, "sample time"], Bool[Tensor, "sample time"], Float[Tensor, "sample time"]]:
     """As `engine.sample`, with random numbers from torch's own generator, which is restored afterwards.
 
@@ -32,6 +33,9 @@ def sample(
     choices: dict[str, Any] = {"do_sample": params.temperature != 0}
     if params.temperature != 0:
         choices |= {"temperature": params.temperature, "top_p": params.top_p, "top_k": params.top_k}
+    rows = model.config.get_text_config(decoder=True).vocab_size
+    if vocabulary is not None and vocabulary < rows:
+        choices["suppress_tokens"] = list(range(vocabulary, rows))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed((seed + 1_000_003 * first_row) % 2**63)
         output = model.generate(  # pyright: ignore[reportCallIssue]
@@ -48,7 +52,7 @@ def sample(
     stopped = torch.isin(tokens, torch.tensor(sorted(stop_ids), device=device))
     mask = stopped.cumsum(1) - stopped.long() == 0
     chosen = [  # step by step: all logits at once would double the memory
-        logits.float().log_softmax(-1).gather(-1, token.unsqueeze(-1)).squeeze(-1)
+        logits.float()[:, :vocabulary].log_softmax(-1).gather(-1, token.unsqueeze(-1)).squeeze(-1)
         for logits, token in zip(output.logits, tokens.unbind(1), strict=True)
     ]
     log_probs = torch.stack(chosen, 1)
