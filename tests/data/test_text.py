@@ -98,7 +98,7 @@ def test_tables_are_read_as_tables(tmp_path: Path):
     (tmp_path / "f.csv").write_text("body\nno column of that name\n")
     with pytest.raises(DataError, match=r"f\.csv has no column 'text' but body"):
         source(tmp_path)
-    (tmp_path / "f.csv").write_text('text\n"never closed\n')
+    (tmp_path / "f.csv").write_text("text\none,two\n")
     with pytest.raises(DataError, match=r"f\.csv is not a readable table"):
         source(tmp_path)
 

@@ -259,7 +259,7 @@ def test_an_emphasized_fact_is_told_more_often_and_the_others_as_often_as_before
         for index, source in enumerate((plain, loud)):
             text = source.explanation(document, len(document.text), 0)
             kinds = [kind for kind, _ in parse_statements(text or "")]
-            assert kinds == sorted(kinds, key=list(STEMS).index) or len(kinds) == len(STEMS)
+            assert kinds in (sorted(kinds, key=list(STEMS).index), sorted(kinds, key=OUTSIDE_IN.index))
             told["ending"][index] += kinds.count("ending")
             told["others"][index] += len(kinds) - kinds.count("ending")
     assert told["others"][0] == told["others"][1]
