@@ -24,12 +24,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", type=Path, help="the run's folder, evaluated")
     parser.add_argument("--seconds", type=float, required=True, help="of `make smollm2` after installation")
-    parser.add_argument("--peak", type=float, required=True, help="memory of `make smollm2`, GiB")
+    parser.add_argument("--peak", type=float, help="memory of `make smollm2`, GiB, where it was measured")
     parser.add_argument("--pages", type=Path, default=ROOT, help="folder of README.md and docs/records/results.md")
     arguments = parser.parse_args()
     run: Path = arguments.run
     m = json.loads((run / "evaluation/metrics.json").read_text(encoding="utf-8"))
-    took = f"{arguments.seconds / 60:.0f} minutes with the packages in place, {arguments.peak:.1f} GiB of memory."
+    memory = "" if arguments.peak is None else f", {arguments.peak:.1f} GiB of memory"
+    took = f"{arguments.seconds / 60:.0f} minutes with the packages in place{memory}."
     tables = f"{headline(m)}\n\n{claims(m)}\n\n{proven(m)}\n\n{remarks(m, run)}"
     write(arguments.pages / "README.md", f"{brief(m)}\n\n{took}\n\n{samples(run, 3)}", NAME)
     write(arguments.pages / "docs/records/results.md", f"{took}\n\n{tables}\n\n{samples(run, 10)}", NAME)

@@ -161,14 +161,14 @@ def test_the_tables_of_the_pages_come_from_evaluated_runs(folder: Path) -> None:
     pages = folder / "pages"
     (pages / "docs/records").mkdir(parents=True)
     for page in ("README.md", "docs/records/results.md"):
-        (pages / page).write_text("before\n<!-- world -->\nold\n<!-- /world -->\nafter\n")
+        (pages / page).write_text("before\n<!-- world -->\nstale\n<!-- /world -->\nafter\n")
     figures = ["--seconds", "12", "--peak", "1.5", "--pages", str(pages)]
     for _ in range(2):  # written anew, not added
         run("benchmarks/world_table.py", "runs/world_smoke", "runs/world_smoke", *figures, cwd=folder)
     readme, results = ((pages / page).read_text() for page in ("README.md", "docs/records/results.md"))
     metrics = json.loads((folder / "runs/world_smoke/evaluation/metrics.json").read_text())
     for page in (readme, results):
-        assert page.startswith("before\n") and page.endswith("\nafter\n") and "old" not in page
+        assert page.startswith("before\n") and page.endswith("\nafter\n") and "stale" not in page
         assert page.count(f"**{metrics['fve']:.3f}**") == 1 and "12 s with the packages" in page
     assert readme.count("(cosine") == 2 and results.count("(cosine") == 5
     assert f"| FVE, greedy | 0.65 (0.70) | {metrics['fve']:.3f}, {metrics['fve']:.3f} |" in results
@@ -179,7 +179,7 @@ def executed(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **setting
     notebook = nbformat.read(ROOT / f"notebooks/{name}.ipynb", as_version=4)
     cell = next(cell for cell in notebook.cells if cell.cell_type == "code")
     for key, value in settings.items():
-        cell.source, count = re.subn(rf"(?m)^{key} = \S+", f"{key} = {value}", cell.source)
+        cell.source, count = re.subn(rf"(?m)^{key} = (?:\"[^\"]*\"|\S+)", lambda _: f"{key} = {value}", cell.source)
         assert count == 1, key
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()

@@ -30,7 +30,7 @@ PUBLIC = {
         "Teacher",
         "TruthTeacher",
     ],
-    "nla.data.world": ["WorldSource"],
+    "nla.data.world": ["ScenesSource", "WorldSource"],
     "nla.evaluation": [
         "Evaluation", "EvaluationData", "EvaluationSettings", "Subject", "evaluate", "read_samples", "read_subject",
         "run",

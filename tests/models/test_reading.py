@@ -85,7 +85,7 @@ def test_the_summary_is_saved_with_the_pair(nla: NLA, tmp_path: Path) -> None:
     path.write_bytes(b"nothing")
     with pytest.raises(ReleaseError, match="cannot be read.*optional"):
         NLA.from_pretrained(tmp_path / "nla")
-    ActivationSummary.of(torch.randn(5, 8)).save(path.parent)
+    ActivationSummary.of(torch.randn(5, 8)).save(tmp_path / "nla/verbalizer")
     with pytest.raises(ReleaseError, match="expected a mean of width 32"):
         NLA.from_pretrained(tmp_path / "nla")
 

@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from nla import files
+
 NOT_SCALING = ("rope_theta", "partial_rotary_factor")
 
 
@@ -21,7 +23,7 @@ def _rewrite(path: Path, change: Any) -> None:
     if path.is_file():
         config = json.loads(path.read_text(encoding="utf-8"))
         change(config)
-        path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        files.write_text(path, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
 
 def _with_rope(config: dict[str, Any]) -> None:
