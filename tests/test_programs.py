@@ -179,7 +179,8 @@ def executed(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **setting
     notebook = nbformat.read(ROOT / f"notebooks/{name}.ipynb", as_version=4)
     cell = next(cell for cell in notebook.cells if cell.cell_type == "code")
     for key, value in settings.items():
-        cell.source, count = re.subn(rf"(?m)^{key} = (?:\"[^\"]*\"|\S+)", lambda _: f"{key} = {value}", cell.source)
+        line = f"{key} = {value}".replace("\\", r"\\")
+        cell.source, count = re.subn(rf"(?m)^{key} = (?:\"[^\"]*\"|\S+)", line, cell.source)
         assert count == 1, key
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
