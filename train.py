@@ -2,18 +2,14 @@
 
 import sys
 
+from nla.errors import outside_environment
+
 try:
     from nla.config.check import check_train
     from nla.config.launch import launch
     from nla.training.program import train
 except ModuleNotFoundError as error:
-    if (error.name or "").startswith("nla."):
-        raise
-    print(
-        f"no module named {error.name!r}: activate the environment (source .venv/bin/activate), or make one "
-        "(make demo, or pip install -e .)",
-        file=sys.stderr,
-    )
+    print(outside_environment(error), file=sys.stderr)
     raise SystemExit(2) from None
 
 if __name__ == "__main__":

@@ -14,6 +14,16 @@ class NLAError(Exception):
         self.details = details
 
 
+def outside_environment(error: ModuleNotFoundError) -> str:
+    """What to do where a package is missing. Raises the error again for a module of our own."""
+    if (error.name or "").startswith("nla."):
+        raise error
+    return (
+        f"no module named {error.name!r}: activate the environment (source .venv/bin/activate), or make one "
+        "(make demo, or pip install -e .)"
+    )
+
+
 class ConfigError(NLAError):
     """A setting that is unknown, of the wrong type, or outside its range."""
 

@@ -97,7 +97,7 @@ def _ratings(
 
 
 def _passage(text: str, note: str, seed: int) -> Passage:
-    """Text and note between marks that neither of them can know."""
+    """Text and note, delimited by tags that depend on both: neither can contain them."""
     mark = f"{keyed_seed('judge', seed, text, note) % 16**8:08x}"
     shown = text[-CHARACTERS:]
     return Passage("", f"[text {mark}]\n{shown}\n[end {mark}]\n[note {mark}]\n{note}\n[end {mark}]")

@@ -29,7 +29,7 @@ FIGURES = {  # numerator and denominator of each text, in the order of the table
 def readability(subject: Subject) -> dict[str, Any]:
     """`explanations`, `warm_start` and, where the source has them, `given`: each figure `{value, ci95}`; `change`.
 
-    A judge's score is not among them: no judge is built in.
+    A judge's rating is another suite, `judged`.
     """
     source, rows = subject.data.source, subject.rows
     vocabulary = {word for document in source.documents("test") for word in _words(document.text)}
