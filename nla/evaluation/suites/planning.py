@@ -9,7 +9,7 @@ Where the closing word is named at the end of the first line, another rhyme is w
 steered by the edit: does the line then close with that word?
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,9 +68,10 @@ def planning(
         "couplets": len(couplets),
         "rhymed": sum(couplet.rhymed for couplet in couplets) / len(couplets),
     }
+    texts = {name: _explained(subject, couplets, asked) for name, asked in places.items()}
     for name, asked in places.items():
-        result[name] = _named(subject, couplets, asked) if asked else None
-    result["edited"] = _edited(subject, couplets, max_new_tokens)
+        result[name] = _named(subject, couplets, asked, texts[name]) if asked else None
+    result["edited"] = _edited(subject, couplets, texts["first_line"], max_new_tokens)
     result["examples"] = [f"{item.prompt.splitlines()[-1]} / {item.second}" for item in couplets[:5]]
     return result
 
@@ -105,14 +106,24 @@ def _write(target: Target, instruction: str, item: Mapping[str, Any], max_new_to
     )
 
 
-def _named(subject: Subject, couplets: list[Couplet], asked: list[tuple[int, int]]) -> dict[str, Any]:
-    target, settings = subject.target, subject.settings
-    ids = [couplets[index].tokens[: place + 1] for index, place in asked]
-    activation = target.read_ids(ids, [[-1]] * len(ids)).activation
-    texts = subject.nla.explain(
+def _explained(subject: Subject, couplets: Sequence[Couplet], asked: Sequence[tuple[int, int]]) -> list[str | None]:
+    """The greedy explanation at each place: a couplet and one of its tokens."""
+    if not asked:
+        return []
+    ids, settings = [couplets[index].tokens[: place + 1] for index, place in asked], subject.settings
+    activation = subject.target.read_ids(ids, [[-1]] * len(ids)).activation
+    found = subject.nla.explain(
         activation, temperature=0.0, max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size
     )
-    said = [words(row[0] or "") for row in texts]
+    return [row[0] for row in found]
+
+
+def _named(
+    subject: Subject, couplets: list[Couplet], asked: list[tuple[int, int]], texts: Sequence[str | None]
+) -> dict[str, Any]:
+    target = subject.target
+    ids = [couplets[index].tokens[: place + 1] for index, place in asked]
+    said = [words(text or "") for text in texts]
     expected = [_next_words(target, row) for row in ids]
     hits = []
     for (index, _), named, following in zip(asked, said, expected, strict=True):
@@ -123,21 +134,17 @@ def _named(subject: Subject, couplets: list[Couplet], asked: list[tuple[int, int
     return shares(subject, hits, [index for index, _ in asked], ("named", "by_chance", "expected"))
 
 
-def _edited(subject: Subject, couplets: list[Couplet], max_new_tokens: int) -> dict[str, Any] | None:
+def _edited(
+    subject: Subject, couplets: list[Couplet], texts: Sequence[str | None], max_new_tokens: int
+) -> dict[str, Any] | None:
     """What becomes of the closing word when the explanation at the first line's end names another one."""
-    target, settings = subject.target, subject.settings
-    ids = [couplet.tokens[: couplet.end] for couplet in couplets]
-    texts = subject.nla.explain(
-        target.read_ids(ids, [[-1]] * len(ids)).activation, temperature=0.0, max_new_tokens=settings.max_new_tokens,
-        batch_size=settings.batch_size,
-    )  # fmt: skip
     rows, hits = [], []
-    for index, (couplet, (text, *_)) in enumerate(zip(couplets, texts, strict=True)):
+    for index, (couplet, text) in enumerate(zip(couplets, texts, strict=True)):
         if text is None or couplet.word not in words(text) or not couplet.others:
             continue
         named = next(word for word in WORD.findall(text) if word.casefold() == couplet.word)
         direction = edit_direction(subject.nla, [text], [replaced(text, named, couplet.others[0])])
-        prompt = SteeredPrompts(target, [ids[index]])
+        prompt = SteeredPrompts(subject.target, [couplet.tokens[: couplet.end]])
         closing = [
             _closing(prompt.continuations(vector, tokens=max_new_tokens, onward=True)[0])
             for vector in (direction, random_direction(direction, subject.seed))
